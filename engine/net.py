@@ -1,0 +1,382 @@
+"""Sockets: the only place that calls ``recv`` and ``send``.
+
+Every call tries the system call first and waits (``trio.lowlevel.wait_readable`` and
+``wait_writable``) only when the kernel says EAGAIN. On this project's machine that costs 48 us of
+CPU per received message where ``trio.SocketStream`` costs 74 us (design notes, performance). The
+same class carries plain text and TLS: TLS is a non-blocking ``ssl.SSLSocket`` over the same
+descriptor, driven by the same two waits.
+
+Cancellation: a cancelled send has sent an unknown part; the stream must then be closed. Timeouts
+are cancel scopes at the call site; nothing here takes a ``timeout``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import trio
+from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
+
+from .errors import ConnectError, ConnectionLost, TlsError
+
+__all__ = ["Listener", "Stream", "TlsFacts", "connect", "open_listener"]
+
+_FAIR_TURNS = 32
+"""Receives that found data at once before the task lets others run (reliability Y2)."""
+
+_IOV_LIMIT = 512
+"""Buffers per ``sendmsg``; the kernel's own limit (IOV_MAX) is 1024."""
+
+_TLS_JOIN = 64 * 1024
+"""Parts up to this many octets are joined into one TLS write: fewer records, one copy."""
+
+Address = tuple[str, int]
+
+
+class TlsFacts(msgspec.Struct, frozen=True, gc=False):
+    """What is known of a TLS session, for records and decisions.
+
+    `verified`: the chain and the name (or address) were checked and passed.
+    `why`: one phrase saying why it is or is not verified.
+    """
+
+    version: str
+    cipher: str
+    verified: bool
+    peer_name: str | None
+    why: str
+
+
+class Stream:
+    """One TCP connection, plain or TLS.
+
+    Not a checkpoint when the kernel answers at once (but every 32nd receive in a row is one).
+    One task may receive while another sends; two tasks must not do the same thing at once.
+    """
+
+    __slots__ = ("_closed", "_sock", "_turns", "local", "peer", "tls")
+
+    def __init__(self, sock: socket.socket, peer: Address, local: Address) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._turns = 0
+        self._closed = False
+        self.peer = peer
+        self.local = local
+        self.tls: TlsFacts | None = None
+
+    async def receive_some(self, limit: int = 65536) -> bytes:
+        """Some bytes, at most `limit`; ``b""`` at the end of the stream.
+
+        Raises: ConnectionLost when the connection was reset or closed on our side.
+        """
+        while True:
+            try:
+                data = self._sock.recv(limit)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                self._turns = 0
+                await self._wait_readable()
+            except ssl.SSLWantWriteError:
+                await self._wait_writable()
+            except OSError as error:
+                raise ConnectionLost(_reason(error)) from None
+            else:
+                self._turns += 1
+                if self._turns >= _FAIR_TURNS:
+                    self._turns = 0
+                    await checkpoint()
+                return data
+
+    def receive_nowait(self, limit: int = 65536) -> bytes | None:
+        """Like `receive_some`, but None when nothing is there now. Never waits."""
+        try:
+            return self._sock.recv(limit)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except OSError as error:
+            raise ConnectionLost(_reason(error)) from None
+
+    async def wait_readable(self) -> None:
+        """Wait until the peer sent something or closed. TLS: the record may be no application data."""
+        sock = self._sock
+        if isinstance(sock, ssl.SSLSocket) and not self._closed and sock.pending():
+            return
+        await self._wait_readable()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`. Raises ConnectionLost."""
+        sock = self._sock
+        try:
+            sent = sock.send(data)
+            if sent == len(data):
+                return
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            sent = 0
+        except OSError as error:
+            raise ConnectionLost(_reason(error)) from None
+        view = memoryview(data)[sent:]
+        while view:
+            try:
+                sent = sock.send(view)
+                view = view[sent:]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await self._wait_writable()
+            except ssl.SSLWantReadError:
+                await self._wait_readable()
+            except OSError as error:
+                raise ConnectionLost(_reason(error)) from None
+
+    async def send_parts(self, parts: Sequence[bytes]) -> None:
+        """Send several buffers in order, in as few system calls as possible, copying none (plain)."""
+        if len(parts) == 1:
+            await self.send_all(parts[0])
+            return
+        if isinstance(self._sock, ssl.SSLSocket):
+            await self._send_parts_tls(parts)
+            return
+        sock = self._sock
+        index = 0
+        count = len(parts)
+        while index < count:
+            group = parts[index : index + _IOV_LIMIT]
+            try:
+                sent = sock.sendmsg(group)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            except OSError as error:
+                raise ConnectionLost(_reason(error)) from None
+            for part in group:
+                if sent < len(part):
+                    break
+                sent -= len(part)
+                index += 1
+            else:
+                continue
+            # A short write: finish the part it stopped in, then go on with the rest.
+            await self.send_all(memoryview(parts[index])[sent:])
+            index += 1
+
+    async def _send_parts_tls(self, parts: Sequence[bytes]) -> None:
+        batch: list[bytes] = []
+        size = 0
+        for part in parts:
+            if size + len(part) > _TLS_JOIN and batch:
+                await self.send_all(b"".join(batch))
+                batch, size = [], 0
+            if len(part) > _TLS_JOIN:
+                await self.send_all(part)
+            else:
+                batch.append(part)
+                size += len(part)
+        if batch:
+            await self.send_all(b"".join(batch))
+
+    async def start_tls(
+        self, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
+    ) -> None:
+        """Do a TLS handshake on this connection; afterwards every byte goes through TLS.
+
+        Raises: TlsError with a text for people; ConnectionLost when the peer went away. The
+        stream is then unusable: close it.
+        """
+        try:
+            sock = context.wrap_socket(
+                self._sock,
+                server_side=server_side,
+                server_hostname=server_hostname,
+                do_handshake_on_connect=False,
+            )
+        except (OSError, ValueError) as error:
+            raise TlsError(f"cannot start TLS: {_reason(error)}", stage="STARTTLS") from None
+        self._sock = sock
+        while True:
+            try:
+                sock.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await self._wait_readable()
+            except ssl.SSLWantWriteError:
+                await self._wait_writable()
+            except ssl.SSLCertVerificationError as error:
+                text = f"certificate not trusted: {error.verify_message or error.reason}"
+                raise TlsError(text, stage="STARTTLS") from None
+            except ssl.SSLError as error:
+                raise TlsError(f"TLS handshake failed: {_reason(error)}", stage="STARTTLS") from None
+            except (OSError, ValueError) as error:
+                raise ConnectionLost(
+                    f"connection lost in the TLS handshake: {_reason(error)}", stage="STARTTLS"
+                ) from None
+        self.tls = _facts(sock, context, server_hostname)
+
+    def close(self) -> None:
+        """Close at once, without a TLS goodbye; wakes every task waiting on this stream. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            if self._sock.fileno() >= 0:
+                notify_closing(self._sock)
+            self._sock.close()
+
+    async def _wait_readable(self) -> None:
+        try:
+            await wait_readable(self._sock)
+        except (trio.ClosedResourceError, ValueError, OSError) as error:
+            raise ConnectionLost(f"connection closed: {error}") from None
+
+    async def _wait_writable(self) -> None:
+        try:
+            await wait_writable(self._sock)
+        except (trio.ClosedResourceError, ValueError, OSError) as error:
+            raise ConnectionLost(f"connection closed: {error}") from None
+
+
+class Listener:
+    """A listening TCP socket."""
+
+    __slots__ = ("_sock", "address")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.address: Address = _address(sock.getsockname())
+
+    async def accept(self) -> Stream:
+        """The next connection.
+
+        Raises: OSError (EMFILE and friends: wait a little and call again), or
+        `trio.ClosedResourceError` when the listener was closed. A peer that left the backlog
+        again (ECONNABORTED) is skipped.
+        """
+        while True:
+            try:
+                sock, peer = self._sock.accept()
+            except BlockingIOError:
+                await wait_readable(self._sock)
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    raise trio.ClosedResourceError("this listener is closed") from None
+                if error.errno != errno.ECONNABORTED:
+                    raise
+            else:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                try:
+                    local = _address(sock.getsockname())
+                except OSError:
+                    sock.close()
+                    continue
+                return Stream(sock, _address(peer), local)
+
+    def close(self) -> None:
+        """Stop listening; a task waiting in `accept` gets `trio.ClosedResourceError`. Idempotent."""
+        if self._sock.fileno() >= 0:
+            notify_closing(self._sock)
+            self._sock.close()
+
+
+def open_listener(host: str, port: int, *, backlog: int = 1024, reuse_port: bool = False) -> Listener:
+    """Bind and listen on an IP address literal. Does not wait.
+
+    Raises: OSError (address in use, no permission, not an address of this host).
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return Listener(sock)
+
+
+async def connect(address: str, port: int, *, source_address: str | None = None) -> Stream:
+    """Connect to an IP address literal, bound to `source_address` if given.
+
+    Raises: ConnectError naming the system's reason.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise ConnectError(_reason(error), stage="connect") from None
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if source_address is not None:
+            try:
+                sock.bind((source_address, 0))
+            except OSError as error:
+                raise ConnectError(
+                    f"cannot bind to source address {source_address}: {_reason(error)}", stage="bind"
+                ) from None
+        try:
+            sock.connect((address, port))
+        except BlockingIOError:
+            await wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, errno.errorcode.get(code, str(code))) from None
+        return Stream(sock, _address(sock.getpeername()), _address(sock.getsockname()))
+    except OSError as error:
+        sock.close()
+        raise ConnectError(_reason(error), stage="connect") from None
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _address(name: Any) -> Address:
+    """(host, port) of a socket name; an IPv4-mapped IPv6 address is given as IPv4."""
+    host = str(name[0])
+    if host.startswith("::ffff:") and "." in host:
+        host = host[7:]
+    return host, int(name[1])
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    if isinstance(error, OSError) and error.errno:
+        # The system's own words, without the "[Errno N]" that means nothing to an operator.
+        return os.strerror(error.errno).lower()
+    return str(error)
+
+
+def _facts(sock: ssl.SSLSocket, context: ssl.SSLContext, name: str | None) -> TlsFacts:
+    cipher = sock.cipher()
+    verified = context.verify_mode == ssl.CERT_REQUIRED and (context.check_hostname or sock.server_side)
+    peer_name: str | None = None
+    if verified:
+        certificate = sock.getpeercert() or {}
+        subject = certificate.get("subject", ())
+        pairs = [pair for group in subject for pair in group]  # type: ignore[union-attr]
+        names = [str(value) for key, value in pairs if key == "commonName"]
+        alternatives = certificate.get("subjectAltName", ())
+        names += [str(value) for _, value in alternatives]  # type: ignore[misc]
+        peer_name = names[0] if names else None
+    if sock.server_side:
+        why = "server side" if not verified else "client certificate verified"
+    elif verified:
+        why = f"chain and name verified for {name}"
+    else:
+        why = "the path does not ask for verification"
+    return TlsFacts(
+        version=sock.version() or "",
+        cipher=cipher[0] if cipher else "",
+        verified=verified,
+        peer_name=peer_name,
+        why=why,
+    )
