@@ -1,0 +1,230 @@
+"""The composition root: the one file that knows every room.
+
+The nested ``async with`` blocks are the start order; leaving them is the stop order; together
+they are the tree of task owners:
+
+    log        first in, last out: everything else may have something to write down
+    spool      committer; holds the directory's lock
+    keys       refreshes secrets
+    router     timer, route finders, outgoing sessions
+    listeners  innermost: nothing is accepted before everything above is ready
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine import __version__, _fast
+from engine.egress.dns import HostsFile, StubResolver, is_local_address
+from engine.egress.resolve import Resolver
+from engine.egress.router import Router, open_router
+from engine.egress.targets import OwnHosts
+from engine.hooks import Hooks
+from engine.ingress import Listeners, open_listeners
+from engine.keys import KeyRing, open_keys
+from engine.log import Log, open_log
+from engine.queues.limits import LocalLimits
+from engine.spool import Spool, open_spool
+
+if TYPE_CHECKING:
+    from policy.load import LoadedPolicy
+    from policy.runtime import Declarations
+
+__all__ = ["Engine", "open_engine", "serve"]
+
+logger = logging.getLogger("posthorn")
+
+DRAIN_INGRESS = 10.0
+"""Seconds a transaction under way has after the first SIGTERM (reliability O9)."""
+
+DRAIN_EGRESS = 60.0
+"""Seconds deliveries past their final dot have after the first SIGTERM (reliability O9)."""
+
+_LAST_RESORT = 15
+"""Seconds after the drain limits before the kernel ends a process that hangs in a system call."""
+
+_GC_THRESHOLDS = (50_000, 50, 100)
+"""Queued messages are freed by reference count; the collector only has to find cycles, rarely."""
+
+
+class Engine:
+    """A running engine, as seen by an embedding program or a test."""
+
+    def __init__(
+        self, log: Log, spool: Spool, keys: KeyRing, router: Router, listeners: Listeners
+    ) -> None:
+        self.log = log
+        self.spool = spool
+        self.keys = keys
+        self.router = router
+        self.listeners = listeners
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where the listeners really listen (a port 0 is resolved)."""
+        return self.listeners.addresses
+
+    async def drain(self, *, ingress: float = DRAIN_INGRESS, egress: float = DRAIN_EGRESS) -> None:
+        """Stop accepting, let what is under way finish within the given seconds."""
+        await self.listeners.drain(ingress)
+        await self.router.drain(egress)
+
+
+@asynccontextmanager
+async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
+    """A running engine for a loaded policy; leaving the block stops it without waiting for mail.
+
+    Raises: policy.PolicyLoadError from `init`, ConfigError, SpoolLocked, OSError (a listener's
+    address). Call `Engine.drain` before leaving for a graceful end.
+    """
+    declarations = await policy.run_init()
+    spool_declaration = declarations.spool
+    if spool_declaration is None:
+        from engine.errors import ConfigError
+
+        raise ConfigError(f"{policy.path}: init defines no spool; call policy.define_spool(path=...) in it")
+    hooks = Hooks(policy.hooks)
+    hostname = _hostname(declarations)
+    begun = time.monotonic()
+    async with open_log(declarations.logs) as log:
+        async with open_spool(
+            spool_declaration.path,
+            segment_size=spool_declaration.segment_size,
+            min_free_space=spool_declaration.min_free_space,
+            min_free_inodes=spool_declaration.min_free_inodes,
+        ) as spool:
+            async with open_keys(callback=hooks.call) as keys:
+                resolver = Resolver(
+                    StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()), hosts=HostsFile()
+                )
+                async with open_router(
+                    spool=spool,
+                    log=log,
+                    hooks=hooks,
+                    keys=keys,
+                    resolver=resolver,
+                    limits=LocalLimits(),
+                    hostname=hostname,
+                ) as router:
+                    found = 0
+                    async for batch in spool.recover():
+                        for recovered in batch:
+                            router.restore(recovered)
+                        found += len(batch)
+                    if found:
+                        logger.info(
+                            "spool %s: %d messages found, read in %.1f s",
+                            spool_declaration.path,
+                            found,
+                            time.monotonic() - begun,
+                        )
+                    async with open_listeners(
+                        declarations.listeners,
+                        hooks=hooks,
+                        spool=spool,
+                        enqueue=router.enqueue,
+                        log=log,
+                        keys=keys,
+                        hostname=hostname,
+                    ) as listeners:
+                        resolver.own = _own_hosts(hostname, declarations, listeners)
+                        yield Engine(log, spool, keys, router, listeners)
+
+
+def _hostname(declarations: Declarations) -> str:
+    for listener in declarations.listeners:
+        if listener.hostname:
+            return listener.hostname
+    return socket.gethostname() or "localhost"
+
+
+def _own_hosts(hostname: str, declarations: Declarations, listeners: Listeners) -> OwnHosts:
+    names = {hostname.lower()} | {
+        listener.hostname.lower() for listener in declarations.listeners if listener.hostname
+    }
+    return OwnHosts(
+        names=frozenset(names), listeners=frozenset(listeners.addresses), is_local=is_local_address
+    )
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as the system lets us have (reliability O4)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard or hard == resource.RLIM_INFINITY:
+        wanted = min(hard, 1 << 20) if hard != resource.RLIM_INFINITY else 1 << 20
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            logger.debug("file descriptors: limit raised from %d to %d", soft, wanted)
+
+
+@contextmanager
+def _tuned_collector() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+async def serve(policy: LoadedPolicy, *, started: Callable[[Engine], None] | None = None) -> None:
+    """Run until SIGTERM or SIGINT, then drain; a second signal leaves at once.
+
+    After the first signal: listeners close, transactions under way have 10 s, deliveries 60 s.
+    Everything that got its 250 is in the spool whatever happens. The process ends within those
+    limits plus 15 s even if a disk or a thread hangs.
+    """
+    logger.info(
+        "Posthorn %s, policy %s, %s hot path", __version__, policy.path, _fast.ACTIVE
+    )
+    if _fast.ACTIVE != "compiled":
+        logger.warning("the compiled hot path is not active; this is several times slower")
+    _raise_file_limit()
+    with _tuned_collector():
+        async with open_engine(policy) as engine:
+            # What was loaded so far lives as long as the process: the collector need not look again.
+            gc.collect()
+            gc.freeze()
+            for host, port in engine.addresses:
+                logger.info("listening on %s", f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            if started is not None:
+                started(engine)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                await anext(signals)
+                queued = engine.router.statistics().queued
+                logger.info("stopping: finishing what is under way (%d messages queued)", queued)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(int(DRAIN_INGRESS + DRAIN_EGRESS) + _LAST_RESORT)
+                async with trio.open_nursery() as nursery:
+
+                    async def second_signal() -> None:
+                        await anext(signals)
+                        logger.info("second signal: leaving at once")
+                        signal.alarm(_LAST_RESORT)
+                        nursery.cancel_scope.cancel()
+
+                    nursery.start_soon(second_signal)
+                    await engine.drain()
+                    nursery.cancel_scope.cancel()
+            counters = engine.router.settler.counters
+            queued = engine.router.statistics().queued
+    signal.alarm(0)
+    logger.info(
+        "stopped: %d delivered, %d bounced, %d expired since the start; %d still queued",
+        counters.delivered,
+        counters.bounced,
+        counters.expired,
+        queued,
+    )

@@ -1,0 +1,335 @@
+"""From a plan to a session that is ready for mail: TCP, greeting, EHLO, TLS, EHLO, AUTH.
+
+Candidates are tried in order until one is ready. What stops a candidate is either a *network*
+trouble (the next one is tried) or a *hold*: the path asks for something this peer does not give
+(verified TLS, AUTH). After all candidates the hold wins, because it is what an operator must know.
+Two things end the dialing at once: a refused login, because repeating a wrong password at every
+MX host locks accounts (reliability C42), and a secret that cannot be had, which is looked for
+before any connection is made.
+
+The credential is sent only inside verified TLS unless the path says otherwise, with one option by
+name for each of the two relaxations, and mail never goes out unauthenticated on a path that
+declares AUTH (egress specification 4, reliability C40).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from engine.errors import (
+    AuthNotOffered,
+    ConnectError,
+    ConnectionLost,
+    HeldError,
+    LoginRefused,
+    NetworkError,
+    PeerTimeout,
+    RemoteProtocolError,
+    SecretUnavailable,
+    TlsError,
+    TlsRequired,
+)
+from engine.keys import Credential, KeyRing
+from engine.net import Stream, connect
+from engine.smtp import AuthDone, ClientSession, Greeting, HelloDone, StartTlsReply, client_mechanism, mask
+
+from .tls import TlsContexts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine.smtp import Event
+    from policy.egress import EgressPath
+
+    from .resolve import Candidate
+
+__all__ = ["Connection", "Dialer", "NoHostReached"]
+
+logger = logging.getLogger("posthorn.egress")
+
+_MECHANISMS = ("PLAIN", "LOGIN")
+"""In order of preference; both send the password as it is, hence only inside TLS."""
+
+_BROKEN_TLS_DEFAULT = 900.0
+"""Seconds a failed handshake is remembered when only the reconnect option is set (egress 3.2)."""
+
+
+class NoHostReached(NetworkError):
+    """No candidate could be made ready; the text lists each with its reason."""
+
+
+class Connection:
+    """A session that is ready for mail, and the facts about it for records."""
+
+    __slots__ = (
+        "address",
+        "auth_mechanism",
+        "client",
+        "credential",
+        "mx_name",
+        "source_address",
+        "stream",
+        "tls_why",
+    )
+
+    def __init__(self, stream: Stream, client: ClientSession, mx_name: str, address: str) -> None:
+        self.stream = stream
+        self.client = client
+        self.mx_name = mx_name
+        self.address = address
+        self.source_address = stream.local[0]
+        self.credential: Credential | None = None
+        self.auth_mechanism = ""
+        self.tls_why = ""
+
+    async def event(self, stage: str, seconds: float) -> Event:
+        """The next protocol event, sending first what the session wants sent.
+
+        Raises: PeerTimeout after `seconds`, ConnectionLost, RemoteProtocolError.
+        """
+        client, stream = self.client, self.stream
+        with trio.move_on_after(seconds):
+            while True:
+                event = client.next_event()
+                parts = client.data_to_send()
+                if parts:
+                    await stream.send_parts(parts)
+                if event is not None:
+                    return event
+                data = await stream.receive_some(8192)
+                if not data:
+                    raise ConnectionLost("the peer closed the connection", stage=stage)
+                client.receive_data(data)
+        raise PeerTimeout(f"no answer within {seconds:g} s", stage=stage)
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What a session is to be like; the same for every candidate."""
+
+    path: EgressPath
+    source_address: str | None
+    ehlo_domain: str
+    credential: Credential | None
+    ca_pem: bytes | None
+    route: bool
+
+
+class Dialer:
+    """Makes sessions. One for the engine; holds the TLS contexts and the memory of broken TLS.
+
+    `is_own`: tells whether a name is this host's own; a peer found by public MX that greets with
+    one is ourselves, a mail loop (reliability N8).
+    """
+
+    def __init__(self, keys: KeyRing, is_own: Callable[[str], bool]) -> None:
+        self._keys = keys
+        self._contexts = TlsContexts()
+        self._broken_tls: dict[tuple[str, int], float] = {}
+        self._is_own = is_own
+
+    async def credential(self, path: EgressPath, *, fresh: bool = False) -> Credential | None:
+        """The path's password, None when the path declares no AUTH. Raises SecretUnavailable."""
+        if path.smtp_auth_plain_username is None or path.smtp_auth_plain_password is None:
+            return None
+        return await self._keys.fetch(path.smtp_auth_plain_password, fresh=fresh)
+
+    async def open(
+        self,
+        candidates: Sequence[Candidate],
+        path: EgressPath,
+        source_address: str | None,
+        ehlo_domain: str,
+        *,
+        route: bool,
+    ) -> Connection:
+        """A session that is ready for MAIL. `route`: an operator named these hosts (a smart host
+        on this machine may well greet with this machine's name).
+
+        Raises: HeldError (TlsRequired, AuthNotOffered, LoginRefused, SecretUnavailable) when the
+        path's demands cannot be met; NoHostReached when the road is bad.
+        """
+        credential = await self.credential(path)
+        ca_pem: bytes | None = None
+        if path.tls_ca is not None and path.enable_tls in ("Required", "Opportunistic"):
+            ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
+        asked = _Asked(path, source_address, ehlo_domain, credential, ca_pem, route)
+        troubles: list[str] = []
+        held: HeldError | None = None
+        for candidate in candidates:
+            where = f"{candidate.name}[{candidate.address}]:{candidate.port}"
+            try:
+                return await self._with_retry(candidate, asked)
+            except (LoginRefused, SecretUnavailable) as error:
+                raise type(error)(f"{where}: {error}") from None
+            except HeldError as error:
+                held = held or type(error)(f"{where}: {error}")
+                troubles.append(f"{where}: {error}")
+            except (NetworkError, RemoteProtocolError) as error:
+                stage = getattr(error, "stage", "")
+                troubles.append(f"{where}: {error}" + (f" ({stage})" if stage else ""))
+            logger.debug("candidate failed: %s", troubles[-1])
+        if held is not None:
+            raise held
+        raise NoHostReached("; ".join(troubles) or "no candidate address", stage="connect")
+
+    async def _with_retry(self, candidate: Candidate, asked: _Asked) -> Connection:
+        """One candidate; again once where a second, different try is due: in clear after a failed
+        opportunistic handshake, or with a secret that was rotated meanwhile."""
+        path, credential = asked.path, asked.credential
+        try:
+            return await self._one(candidate, asked)
+        except TlsError as error:
+            opportunistic = path.enable_tls in ("Opportunistic", "OpportunisticInsecure")
+            if opportunistic and credential is None and self._remember_broken(candidate, path):
+                logger.info(
+                    "%s[%s]: %s; trying again in clear text, as the path allows",
+                    candidate.name,
+                    candidate.address,
+                    error,
+                )
+                return await self._one(candidate, asked)
+            if opportunistic and credential is None:
+                raise
+            raise TlsRequired(str(error)) from None
+        except LoginRefused:
+            # Perhaps the secret was rotated since it was cached: look once more, try a *new* one once.
+            newer = await self.credential(path, fresh=True)
+            if newer is None or credential is None or newer.version == credential.version:
+                raise
+            return await self._one(candidate, msgspec.structs.replace(asked, credential=newer))
+
+    def _remember_broken(self, candidate: Candidate, path: EgressPath) -> bool:
+        """Note a failed handshake if the path wants that; True when a clear-text retry is allowed."""
+        seconds = path.remember_broken_tls
+        retry = path.opportunistic_tls_reconnect_on_failed_handshake
+        if seconds is None and retry:
+            seconds = _BROKEN_TLS_DEFAULT
+        if seconds is not None:
+            now = trio.current_time()
+            if len(self._broken_tls) > 10_000:
+                self._broken_tls = {k: t for k, t in self._broken_tls.items() if t > now}
+            self._broken_tls[candidate.address, candidate.port] = now + seconds
+        return retry
+
+    async def _one(self, candidate: Candidate, asked: _Asked) -> Connection:
+        path = asked.path
+        stream: Stream | None = None
+        with trio.move_on_after(path.connect_timeout):
+            stream = await connect(candidate.address, candidate.port, source_address=asked.source_address)
+        if stream is None:
+            raise ConnectError(f"no connection within {path.connect_timeout:g} s", stage="connect")
+        try:
+            connection = Connection(stream, ClientSession(asked.ehlo_domain), candidate.name, candidate.address)
+            await self._greet(connection, path, asked.route)
+            await self._secure(connection, candidate, path, asked.ca_pem)
+            if asked.credential is not None:
+                await self._log_in(connection, path, asked.credential)
+        except BaseException:
+            stream.close()
+            raise
+        return connection
+
+    async def _greet(self, connection: Connection, path: EgressPath, route: bool) -> None:
+        event = await connection.event("greeting", path.banner_timeout)
+        if not isinstance(event, Greeting):
+            raise RemoteProtocolError(f"expected a greeting, got {event!r}")
+        if event.reply.code != 220:
+            raise NetworkError(f"greeted with {event.reply.line}", stage="greeting")
+        name = event.reply.text.split(" ", 1)[0].lower().rstrip(".")
+        if name and not route and self._is_own(name):
+            raise NetworkError(f"the peer greets with our own name {name}: mail loop", stage="greeting")
+        connection.client.hello()
+        await self._hello(connection, path)
+
+    async def _hello(self, connection: Connection, path: EgressPath) -> None:
+        event = await connection.event("EHLO", path.ehlo_timeout)
+        if not isinstance(event, HelloDone):
+            raise RemoteProtocolError(f"expected a reply to EHLO, got {event!r}")
+        if not event.ok:
+            raise NetworkError(f"EHLO refused: {event.reply.line}", stage="EHLO")
+
+    async def _secure(
+        self, connection: Connection, candidate: Candidate, path: EgressPath, ca_pem: bytes | None
+    ) -> None:
+        mode = path.enable_tls
+        if mode == "Disabled":
+            connection.tls_why = "disabled by the path"
+            return
+        required = mode in ("Required", "RequiredInsecure")
+        verify = mode in ("Required", "Opportunistic")
+        client = connection.client
+        if not required and self._is_broken(candidate):
+            connection.tls_why = "a handshake with this host failed lately; the path allows clear text"
+            return
+        if not client.capabilities.starttls:
+            if required:
+                raise TlsRequired(f"enable_tls is {mode} and the peer does not offer STARTTLS")
+            connection.tls_why = "not offered by the peer"
+            return
+        client.starttls()
+        event = await connection.event("STARTTLS", path.starttls_timeout)
+        if not isinstance(event, StartTlsReply):
+            raise RemoteProtocolError(f"expected a reply to STARTTLS, got {event!r}")
+        if event.reply.code != 220:
+            if required:
+                raise TlsRequired(f"enable_tls is {mode} and STARTTLS was refused: {event.reply.line}")
+            # The session is intact: the peer said no before anything changed.
+            connection.tls_why = f"STARTTLS refused: {event.reply.line}"
+            return
+        context = self._contexts.get(verify=verify, ca_pem=ca_pem)
+        name = path.tls_server_name or candidate.name
+        with trio.move_on_after(path.starttls_timeout) as scope:
+            await connection.stream.start_tls(context, server_hostname=name)
+        if scope.cancelled_caught:
+            raise PeerTimeout(f"TLS handshake not done within {path.starttls_timeout:g} s", stage="STARTTLS")
+        if verify and connection.stream.tls is not None:
+            connection.tls_why = connection.stream.tls.why
+        else:
+            connection.tls_why = f"enable_tls is {mode}: the certificate is not checked"
+        client.tls_established()
+        client.hello()
+        await self._hello(connection, path)
+
+    def _is_broken(self, candidate: Candidate) -> bool:
+        until = self._broken_tls.get((candidate.address, candidate.port))
+        return until is not None and trio.current_time() < until
+
+    async def _log_in(self, connection: Connection, path: EgressPath, credential: Credential) -> None:
+        user = path.smtp_auth_plain_username or ""
+        tls = connection.stream.tls
+        if tls is None and not path.allow_smtp_auth_plain_without_tls:
+            raise TlsRequired(
+                f"credentials for {user!r} are not sent without TLS ({connection.tls_why}); "
+                "allow_smtp_auth_plain_without_tls would permit it"
+            )
+        if tls is not None and not tls.verified and not path.allow_smtp_auth_plain_without_valid_certificate:
+            raise TlsRequired(
+                f"credentials for {user!r} are not sent over TLS whose certificate was not verified "
+                f"({connection.tls_why}); allow_smtp_auth_plain_without_valid_certificate would permit it"
+            )
+        client = connection.client
+        offered = client.capabilities.auth
+        name = next((name for name in _MECHANISMS if name in offered), None)
+        if name is None:
+            listed = " ".join(sorted(offered))
+            raise AuthNotOffered(
+                f"the path needs AUTH as {user!r} and the peer offers "
+                + (f"only {listed}; we can do {' and '.join(_MECHANISMS)}" if listed else "no AUTH")
+            )
+        client.auth(client_mechanism(name, user, credential.secret))
+        event = await connection.event("AUTH", path.auth_timeout)
+        if not isinstance(event, AuthDone):
+            raise RemoteProtocolError(f"expected the end of AUTH, got {type(event).__name__}")
+        if not event.ok:
+            text = mask(event.reply.line, (credential.secret,))
+            if event.reply.is_permanent:
+                raise LoginRefused(f"login as {user!r} refused with AUTH {name}: {text}")
+            error = LoginRefused(f"login as {user!r} not possible now with AUTH {name}: {text}")
+            error.cause = "login-deferred"
+            raise error
+        connection.credential = credential
+        connection.auth_mechanism = name

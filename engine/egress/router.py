@@ -1,0 +1,471 @@
+"""Placing: from a message that is due to the ready queue that will carry it, and the sessions.
+
+`enqueue` (a new message), `restore` (one found in the spool) and the timer all end in `_place`,
+which never waits: a scheduled queue knows its routes, or its messages wait in its line while one
+task works them out (configuration hook, pool and sources, DNS, path hook). Routes are worked out
+again every `refresh_interval`; until the new ones are there the old ones serve.
+
+This file owns the tasks: the timer, the workers that find routes, and the outgoing sessions, each
+behind one barrier, so that a defect met by one message ends one session (reliability O6, Y1).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from engine.errors import HookError, ResolveError
+from engine.queues.limits import Limits
+from engine.queues.ready import ReadyQueue
+from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+
+from . import outcome
+from .dial import Dialer
+from .resolve import Plan, Resolver
+from .routes import NoRouteNow, RouteFinder, Routes
+from .session import Services, Session
+from .settle import Settler
+
+if TYPE_CHECKING:
+    from engine.hooks import Hooks
+    from engine.keys import KeyRing
+    from engine.log import Log
+    from engine.model import Message, QueueName
+    from engine.spool import Handle, Recovered, Spool
+
+__all__ = ["Router", "RouterStatistics", "open_router"]
+
+logger = logging.getLogger("posthorn.egress")
+
+_RUN = 256
+"""Messages taken from the timer in one go, between two checkpoints."""
+
+_CALL_BACK = 32
+"""Messages one scheduled queue may move into a ready queue before the next one's turn."""
+
+_LOOK_AGAIN = 0.005
+"""Seconds after which a backlog that was left to the working sessions is looked at again."""
+
+_ROUTE_PATIENCE = 60.0
+"""Seconds before routes that could not be worked out because of a failing hook are tried again."""
+
+_SWEEP = 60.0
+"""Seconds between two sweeps for idle queues."""
+
+_READY_IDLE = 600.0
+"""Seconds an empty ready queue without sessions is kept."""
+
+
+class RouterStatistics(msgspec.Struct, frozen=True):
+    """A snapshot. `queued`: messages in the engine; of these `timed`, `waiting` and `ready`."""
+
+    queued: int
+    timed: int
+    waiting: int
+    ready: int
+    sessions: int
+    scheduled_queues: int
+    ready_queues: int
+    held: tuple[tuple[str, str], ...]
+
+
+class Router:
+    """See the module. Made by `open_router`."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        spool: Spool,
+        log: Log,
+        hooks: Hooks,
+        keys: KeyRing,
+        resolver: Resolver,
+        limits: Limits,
+        hostname: str,
+        resident_limit: int = 256 * 1024 * 1024,
+        dice: random.Random | None = None,
+    ) -> None:
+        self._nursery = nursery
+        self._timer = Timer()
+        self._timer_wake = trio.Event()
+        self._queues: dict[QueueName, ScheduledQueue] = {}
+        self._ready_wakes: list[tuple[float, int, ReadyQueue]] = []
+        self._serial = itertools.count()
+        self._looked_at: set[ReadyQueue] = set()
+        self._limits = limits
+        self._log = log
+        self._resolver = resolver
+        self._finder = RouteFinder(hooks, resolver, limits)
+        self._finder.refill = self._call_back
+        self._sessions: set[Session] = set()
+        self._count = 0
+        self._resident_limit = resident_limit
+        self._session_prefix = os.urandom(6).hex()
+        self.settler = Settler(spool, log, later=self._later, forget=self._forget, dice=dice)
+        self.services = Services(
+            dialer=Dialer(keys, lambda name: name in resolver.own.names),
+            keys=keys,
+            limits=limits,
+            settler=self.settler,
+            spool=spool,
+            plan=self._plan,
+            hostname=hostname,
+        )
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def enqueue(self, message: Message, body: bytes, handle: Handle) -> None:
+        """A message that was just committed to the spool. Never waits."""
+        queue = self._queue(message.queue)
+        queue.count += 1
+        self._count += 1
+        now = trio.current_time()
+        entry = Queued(message.id, handle, queue, message.created, now, message.size)
+        if message.first_attempt:
+            wait = message.first_attempt - time.time()
+            if wait > 0:
+                entry.due = now + wait
+                self._later(entry)
+                return
+        if self.settler.resident < self._resident_limit and not self.services.draining:
+            self.settler.keep(entry, message, body)
+        self._place(entry, now)
+
+    def restore(self, found: Recovered) -> None:
+        """A message that was found in the spool at the start; due when it was due before."""
+        message = found.message
+        queue = self._queue(message.queue)
+        queue.count += 1
+        self._count += 1
+        due = trio.current_time() + max(0.0, found.due - time.time())
+        entry = Queued(
+            message.id, found.handle, queue, message.created, due, message.size, found.attempts, found.done
+        )
+        self._later(entry)
+
+    def _queue(self, name: QueueName) -> ScheduledQueue:
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = ScheduledQueue(name)
+        return queue
+
+    def _later(self, entry: Queued) -> None:
+        if self._timer.add(entry):
+            self._timer_wake.set()
+
+    def _forget(self, entry: Queued) -> None:
+        queue = entry.queue
+        queue.count -= 1
+        self._count -= 1
+        if not queue.count:
+            queue.idle_since = trio.current_time()
+
+    # -- placing ---------------------------------------------------------------------------------
+
+    def _place(self, entry: Queued, now: float) -> None:
+        queue = entry.queue
+        routes: Routes | None = queue.routes
+        if routes is None or queue.waiting:
+            queue.waiting.append(entry)
+            if routes is None:
+                self._work_out(queue)
+            return
+        if now >= queue.refresh_at:
+            self._work_out(queue)
+        if not self._promote(entry, queue, routes, now):
+            queue.waiting.append(entry)
+
+    def _promote(self, entry: Queued, queue: ScheduledQueue, routes: Routes, now: float) -> bool:
+        """Move a due message into a ready queue; False when every candidate is full."""
+        config = queue.config
+        if config is not None and config.max_message_rate is not None:
+            rate = config.max_message_rate
+            burst = rate.quantity if rate.max_burst is None else rate.max_burst
+            wait = self._limits.rate(f"schedq:{queue.name}", rate.interval, burst, now).take(now)
+            if wait > 0.0:
+                entry.due = now + wait
+                self._later(entry)
+                return True
+        ready = routes.pick()
+        if not ready.put(entry):
+            for other in routes.all():
+                if other.put(entry):
+                    ready = other
+                    break
+            else:
+                for full in routes.all():
+                    full.hungry[queue] = None
+                return False
+        ready.touched = now
+        if ready.hold_cause and entry.message is not None:
+            reply = outcome.internal(451, "4.7.0", f"held: {ready.hold_text}")
+            self.settler.note_held(ready, entry, "Delayed", reply)
+        self._set_to_work(ready, now)
+        return True
+
+    def _call_back(self, ready: ReadyQueue) -> None:
+        """Room again: let the scheduled queues in line move messages in, a few each, in turn."""
+        now = trio.current_time()
+        hungry = ready.hungry
+        while hungry and ready.room() > 0:
+            queue = next(iter(hungry))
+            del hungry[queue]
+            routes: Routes | None = queue.routes
+            if routes is None:
+                continue
+            waiting = queue.waiting
+            for _ in range(_CALL_BACK):
+                if not waiting or not self._promote(waiting[0], queue, routes, now):
+                    break
+                waiting.popleft()
+            if waiting:
+                hungry[queue] = None
+
+    def _set_to_work(self, ready: ReadyQueue, now: float) -> None:
+        """Wake or start as many sessions as the backlog deserves."""
+        if now < ready.retry_at:
+            return
+        if ready.busy_enough():
+            if ready not in self._looked_at:
+                self._looked_at.add(ready)
+                self._wake_at(ready, now + _LOOK_AGAIN)
+            return
+        if ready.wake_one():
+            return
+        while ready.wants_session(now):
+            if not self._start_session(ready, now):
+                return
+
+    def _start_session(self, ready: ReadyQueue, now: float) -> bool:
+        if self.services.draining or not ready.lease.acquire(ready.path.connection_limit):
+            return False
+        spec = ready.path.max_connection_rate
+        if spec is not None:
+            burst = spec.quantity if spec.max_burst is None else spec.max_burst
+            key = f"connection_rate:{ready.lease.name}"
+            wait = self._limits.rate(key, spec.interval, burst, now).take(now)
+            if wait > 0.0:
+                ready.lease.release()
+                ready.retry_at = now + wait
+                self._wake_at(ready, ready.retry_at)
+                return False
+        ready.sessions += 1
+        self._nursery.start_soon(self._session, ready)
+        return True
+
+    def _wake_at(self, ready: ReadyQueue, when: float) -> None:
+        heapq.heappush(self._ready_wakes, (when, next(self._serial), ready))
+        if self._ready_wakes[0][2] is ready:
+            self._timer_wake.set()
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    async def _session(self, ready: ReadyQueue) -> None:
+        """One outgoing session, behind its barrier."""
+        released = False
+
+        def release() -> None:
+            nonlocal released
+            if not released:
+                released = True
+                ready.lease.release()
+                ready.sessions -= 1
+
+        session = Session(self.services, ready, f"{self._session_prefix}{next(self._serial):012x}", release)
+        self._sessions.add(session)
+        try:
+            await session.run()
+        except Exception:
+            logger.exception("session %s of %s failed", session.id, ready.name)
+            ready.connection_failed(trio.current_time())
+        finally:
+            self._sessions.discard(session)
+            release()
+        now = trio.current_time()
+        ready.touched = now
+        if ready.retired:
+            self._scatter(ready)
+        elif ready.entries or ready.hungry:
+            if now < ready.retry_at:
+                self._wake_at(ready, ready.retry_at)
+            else:
+                self._call_back(ready)
+                self._set_to_work(ready, now)
+        # The lease is shared by every ready queue of this source and site.
+        for other in self._finder.sharing(ready.lease):
+            if other is not ready and other.entries:
+                self._set_to_work(other, now)
+
+    async def _plan(self, ready: ReadyQueue) -> Plan:
+        path = ready.path
+        return await self._resolver.plan(
+            ready.site,
+            strategy=path.ip_lookup_strategy,
+            prohibited_hosts=path.prohibited_hosts,
+            skip_hosts=path.skip_hosts,
+            smtp_port=path.smtp_port,
+            remote_port=ready.source.remote_port,
+        )
+
+    def _work_out(self, queue: ScheduledQueue) -> None:
+        if not queue.resolving:
+            queue.resolving = True
+            self._nursery.start_soon(self._find_routes, queue)
+
+    async def _find_routes(self, queue: ScheduledQueue) -> None:
+        """Work out a queue's routes and let its line in; or settle the line if there is no route."""
+        try:
+            found = await self._finder.find(queue)
+        except ResolveError as error:
+            text = f"the destination cannot be resolved now: {error}"
+            found = NoRouteNow(outcome.Outcome("transient", outcome.internal(451, "4.4.3", text)), 0.0)
+        except HookError as error:
+            logger.error("routes for %s: %s", queue.name, error)
+            text = f"the policy failed for this destination: {error}"
+            found = NoRouteNow(outcome.Outcome("held", outcome.internal(451, "4.3.5", text)), _ROUTE_PATIENCE)
+        except Exception:
+            logger.exception("routes for %s", queue.name)
+            text = "internal error, see the diagnostics"
+            found = NoRouteNow(outcome.Outcome("held", outcome.internal(451, "4.3.0", text)), _ROUTE_PATIENCE)
+        finally:
+            queue.resolving = False
+        now = trio.current_time()
+        if isinstance(found, NoRouteNow):
+            if queue.routes is not None and found.outcome.verdict in ("transient", "held"):
+                # What served until now goes on serving; look again soon.
+                queue.refresh_at = now + 10.0
+                return
+            self._swap(queue, None)
+            waiting = queue.waiting
+            while waiting:
+                await self.settler.all_recipients(waiting.popleft(), found.outcome, None)
+            return
+        queue.refresh_at = now + found.lifetime
+        self._swap(queue, found)
+        waiting = queue.waiting
+        while waiting and self._promote(waiting[0], queue, found, now):
+            waiting.popleft()
+
+    def _swap(self, queue: ScheduledQueue, new: Routes | None) -> None:
+        """Give a scheduled queue its new routes; ready queues that nobody uses any more are emptied."""
+        old: Routes | None = queue.routes
+        queue.routes = new
+        for ready in self._finder.replace(queue, old, new):
+            ready.retired = True
+            ready.wake_all()
+            if not ready.sessions:
+                self._scatter(ready)
+
+    def _scatter(self, ready: ReadyQueue) -> None:
+        """The messages of a retired ready queue are placed anew."""
+        now = trio.current_time()
+        for queue in list(ready.hungry):
+            del ready.hungry[queue]
+            routes: Routes | None = queue.routes
+            if routes is not None:
+                for other in routes.all():
+                    other.hungry[queue] = None
+                    self._call_back(other)
+        while (entry := ready.take()) is not None:
+            self._place(entry, now)
+
+    async def run(self) -> None:
+        """The timer: places what is due, starts held and backed-off queues again, sweeps."""
+        next_sweep = trio.current_time() + _SWEEP
+        while True:
+            now = trio.current_time()
+            for entry in self._timer.pop_due(now, _RUN):
+                self._place(entry, now)
+            wakes = self._ready_wakes
+            while wakes and wakes[0][0] <= now:
+                self._look_at(heapq.heappop(wakes)[2], now)
+            if now >= next_sweep:
+                self._sweep(now)
+                next_sweep = now + _SWEEP
+            due = self._timer.next_due()
+            until = next_sweep if due is None else min(due, next_sweep)
+            if wakes:
+                until = min(until, wakes[0][0])
+            if until <= now:
+                await trio.lowlevel.checkpoint()
+                continue
+            if self._timer_wake.is_set():
+                self._timer_wake = trio.Event()
+            with trio.move_on_at(until):
+                await self._timer_wake.wait()
+
+    def _look_at(self, ready: ReadyQueue, now: float) -> None:
+        """A moment noted for this queue has come: the end of a wait, or a backlog left to others."""
+        patient = ready in self._looked_at
+        self._looked_at.discard(ready)
+        if ready.retired or not ready.entries or now < ready.retry_at:
+            return
+        if patient and not ready.wake_one():
+            # The working sessions did not get through it: one more, whatever their pace was.
+            if ready.wants_session(now):
+                self._start_session(ready, now)
+            return
+        self._set_to_work(ready, now)
+
+    def _sweep(self, now: float) -> None:
+        for name, queue in list(self._queues.items()):
+            limit = queue.config.reap_interval if queue.config is not None else 600.0
+            if not queue.count and not queue.resolving and now - queue.idle_since >= limit:
+                del self._queues[name]
+                self._swap(queue, None)
+        for ready in self._finder.sweep(now, _READY_IDLE):
+            logger.debug("ready queue %s is idle and forgotten", ready.name)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    async def drain(self, grace: float) -> None:
+        """Let transactions under way finish, start nothing new; after `grace` seconds break off.
+
+        What was not sent stays in the spool for the next start.
+        """
+        self.services.draining = True
+        for ready in self._finder.ready_queues():
+            ready.wake_all()
+        with trio.move_on_after(grace):
+            while self._sessions:
+                await trio.sleep(0.02)
+        for session in list(self._sessions):
+            session.abort()
+        with trio.move_on_after(1.0):
+            while self._sessions:
+                await trio.sleep(0.01)
+
+    def statistics(self) -> RouterStatistics:
+        """A snapshot of the queues."""
+        ready_queues: Sequence[ReadyQueue] = self._finder.ready_queues()
+        return RouterStatistics(
+            queued=self._count,
+            timed=len(self._timer),
+            waiting=sum(len(queue.waiting) for queue in self._queues.values()),
+            ready=sum(len(ready.entries) for ready in ready_queues),
+            sessions=len(self._sessions),
+            scheduled_queues=len(self._queues),
+            ready_queues=len(ready_queues),
+            held=tuple((ready.name, ready.hold_text) for ready in ready_queues if ready.hold_cause),
+        )
+
+
+@asynccontextmanager
+async def open_router(**parts: object) -> AsyncIterator[Router]:
+    """A running router; leaving the block ends its tasks (call `Router.drain` first)."""
+    async with trio.open_nursery() as nursery:
+        router = Router(nursery, **parts)  # type: ignore[arg-type]
+        nursery.start_soon(router.run)
+        yield router
+        nursery.cancel_scope.cancel()

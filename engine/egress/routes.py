@@ -1,0 +1,246 @@
+"""Routes: which ready queues carry a scheduled queue's mail, worked out from policy and DNS.
+
+One scheduled queue leads to one ready queue per source of its pool. Ready queues are shared by
+every scheduled queue that agrees in source, exact site and the *whole* egress path; nothing less
+may share a connection, or one domain's mail would travel under another's credentials.
+
+Weights of a pool are honoured per (pool, site), not per scheduled queue: with many small queues
+the proportions still hold.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+import trio
+
+from engine.errors import HookError
+from engine.queues.limits import Lease, Limits
+from engine.queues.ready import ReadyQueue
+from engine.queues.scheduled import ScheduledQueue
+from policy.egress import EgressPath, EgressPool, EgressSource, QueueConfig
+
+from . import outcome
+from .outcome import Outcome
+from .resolve import Resolver
+from .site import NoRoute, Site, mx_list_site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.hooks import Hooks
+
+__all__ = ["NoRouteNow", "RouteFinder", "Routes"]
+
+T = TypeVar("T")
+
+UNSPECIFIED = "unspecified"
+"""Name of the built-in pool and source: the kernel chooses the address."""
+
+_DEFINITIONS_KEPT = 4096
+
+
+class NoRouteNow(msgspec.Struct, frozen=True):
+    """There is no way to deliver: the outcome for every message of the queue."""
+
+    outcome: Outcome
+    retry_after: float
+
+
+class Weights:
+    """Smooth weighted round robin: the state of one (pool, site)."""
+
+    __slots__ = ("current",)
+
+    def __init__(self, size: int) -> None:
+        self.current = [0] * size
+
+
+class Routes:
+    """The ready queues of one scheduled queue, with weights. `lifetime`: seconds until refresh."""
+
+    __slots__ = ("_ready", "_state", "_weights", "lifetime")
+
+    def __init__(
+        self, ready: Sequence[ReadyQueue], weights: Sequence[int], state: Weights, lifetime: float
+    ) -> None:
+        self._ready = tuple(ready)
+        self._weights = tuple(weights)
+        self._state = state
+        self.lifetime = lifetime
+
+    def all(self) -> tuple[ReadyQueue, ...]:
+        """Every candidate, in the pool's order."""
+        return self._ready
+
+    def pick(self) -> ReadyQueue:
+        """The candidate whose turn it is."""
+        ready = self._ready
+        if len(ready) == 1:
+            return ready[0]
+        current, weights = self._state.current, self._weights
+        best = 0
+        for i, weight in enumerate(weights):
+            current[i] += weight
+            if current[i] > current[best]:
+                best = i
+        current[best] -= sum(weights)
+        return ready[best]
+
+
+class RouteFinder:
+    """Asks hooks and DNS; owns the ready queues."""
+
+    def __init__(self, hooks: Hooks, resolver: Resolver, limits: Limits) -> None:
+        self._hooks = hooks
+        self._resolver = resolver
+        self._limits = limits
+        self._ready: dict[tuple[EgressSource, str], list[ReadyQueue]] = {}
+        self._users: dict[ReadyQueue, int] = {}
+        self._by_lease: dict[str, set[ReadyQueue]] = {}
+        self._weights: dict[tuple[str, tuple[tuple[str, int], ...], str], Weights] = {}
+        self._definitions: OrderedDict[tuple[str, str], tuple[float, object]] = OrderedDict()
+        self.refill: Callable[[ReadyQueue], None] | None = None
+        """Called by a ready queue that has room again and messages waiting for it."""
+
+    async def find(self, queue: ScheduledQueue) -> Routes | NoRouteNow:
+        """The routes of `queue`; sets its `config`.
+
+        Raises: HookError, ResolveError (ask again later).
+        """
+        name = queue.name
+        config = await self._ask(
+            "get_queue_config", QueueConfig, name.domain, name.tenant, name.campaign, name.routing_domain
+        )
+        queue.config = config = config if config is not None else QueueConfig()
+        pool, entries = await self._pool(config.egress_pool)
+        if not entries:
+            text = f"no sources for {name.route} pool={pool!r} are eligible for selection"
+            return NoRouteNow(Outcome("held", outcome.internal(451, "4.4.4", text)), 60.0)
+        site = await self._site(queue, config)
+        if isinstance(site, NoRoute):
+            reply = outcome.internal(site.code, site.enhanced, site.text)
+            return NoRouteNow(Outcome("permanent" if site.permanent else "transient", reply), 30.0)
+        lifetime = config.refresh_interval
+        ready: list[ReadyQueue] = []
+        for source, _ in entries:
+            path = await self._ask("get_egress_path_config", EgressPath, name.route, source.name, site.name)
+            if path is None:
+                if self._hooks.has("get_egress_path_config"):
+                    raise HookError("get_egress_path_config returned None; return policy.make_egress_path(...)")
+                path = EgressPath()
+            lifetime = min(lifetime, path.refresh_interval)
+            ready.append(self._ready_queue(source, site, path))
+        weights = tuple((source.name, weight) for source, weight in entries)
+        key = (pool, weights, site.key)
+        state = self._weights.get(key)
+        if state is None:
+            state = self._weights[key] = Weights(len(entries))
+        return Routes(ready, [weight for _, weight in entries], state, lifetime)
+
+    async def _ask(self, event: str, kind: type[T], *args: object) -> T | None:
+        answer = await self._hooks.call(event, *args)
+        if answer is None or isinstance(answer, kind):
+            return answer
+        raise HookError(f"{event} returned {type(answer).__name__}; it must return a {kind.__name__}")
+
+    async def _pool(self, name: str) -> tuple[str, list[tuple[EgressSource, int]]]:
+        if name == UNSPECIFIED:
+            return name, [(EgressSource(name=UNSPECIFIED), 1)]
+        pool = await self._definition("get_egress_pool", EgressPool, name)
+        entries: list[tuple[EgressSource, int]] = []
+        for entry in pool.entries:
+            if entry.weight <= 0:
+                continue
+            if entry.name == UNSPECIFIED:
+                entries.append((EgressSource(name=UNSPECIFIED), entry.weight))
+            else:
+                source = await self._definition("get_egress_source", EgressSource, entry.name)
+                entries.append((source, entry.weight))
+        return name, entries
+
+    async def _definition(self, event: str, kind: type[T], name: str) -> T:
+        """A pool or a source by name, cached for its own `ttl`."""
+        now = trio.current_time()
+        found = self._definitions.get((event, name))
+        if found is not None and now < found[0]:
+            return found[1]  # type: ignore[return-value]
+        answer = await self._ask(event, kind, name)
+        if answer is None:
+            raise HookError(f"{event} has no answer for {name!r}; register a hook that returns a {kind.__name__}")
+        self._definitions[event, name] = (now + answer.ttl, answer)  # type: ignore[attr-defined]
+        if len(self._definitions) > _DEFINITIONS_KEPT:
+            self._definitions.popitem(last=False)
+        return answer
+
+    async def _site(self, queue: ScheduledQueue, config: QueueConfig) -> Site | NoRoute:
+        entries = config.mx_list
+        if entries:
+            return mx_list_site(entries)
+        name = queue.name
+        return await self._resolver.site_for(name.route, route=name.routing_domain is not None)
+
+    def _ready_queue(self, source: EgressSource, site: Site, path: EgressPath) -> ReadyQueue:
+        same = self._ready.setdefault((source, site.key), [])
+        for ready in same:
+            if ready.path == path:
+                return ready
+        lease = self._limits.lease(f"connections:{source.name}->{site.name}")
+        ready = ReadyQueue(source, site, path, lease)
+        ready.refill = self.refill
+        same.append(ready)
+        self._users[ready] = 0
+        self._by_lease.setdefault(lease.name, set()).add(ready)
+        return ready
+
+    def replace(self, queue: ScheduledQueue, old: Routes | None, new: Routes | None) -> list[ReadyQueue]:
+        """Count users. Returns the ready queues that lost their last one by a *change* of routes.
+
+        A queue that merely fell idle keeps its ready queue (and its open connections) until the
+        sweep.
+        """
+        before = old.all() if old is not None else ()
+        after = new.all() if new is not None else ()
+        for ready in after:
+            self._users[ready] += 1
+        retired: list[ReadyQueue] = []
+        for ready in before:
+            self._users[ready] -= 1
+            if not self._users[ready] and new is not None:
+                retired.append(ready)
+                self._drop(ready)
+        return retired
+
+    def _drop(self, ready: ReadyQueue) -> None:
+        del self._users[ready]
+        key = (ready.source, ready.site.key)
+        same = self._ready[key]
+        same.remove(ready)
+        if not same:
+            del self._ready[key]
+        sharers = self._by_lease[ready.lease.name]
+        sharers.discard(ready)
+        if not sharers:
+            del self._by_lease[ready.lease.name]
+
+    def sharing(self, lease: Lease) -> tuple[ReadyQueue, ...]:
+        """The ready queues that count their connections together with this lease."""
+        sharers = self._by_lease.get(lease.name)
+        return tuple(sharers) if sharers is not None and len(sharers) > 1 else ()
+
+    def ready_queues(self) -> tuple[ReadyQueue, ...]:
+        """All of them."""
+        return tuple(self._users)
+
+    def sweep(self, now: float, idle: float) -> Iterator[ReadyQueue]:
+        """Forget ready queues that nobody uses and nothing is in; yields each."""
+        for ready in self.ready_queues():
+            unused = not self._users[ready] and not ready.sessions and not ready.entries
+            if unused and now - ready.touched >= idle:
+                self._drop(ready)
+                yield ready
+        if len(self._weights) > _DEFINITIONS_KEPT:
+            self._weights.clear()

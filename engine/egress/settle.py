@@ -1,0 +1,371 @@
+"""Settling: from outcomes to the spool, the record, and the next due time.
+
+The order is fixed (reliability D32): the spool hears of a final result first (handed to the kernel
+before this returns), then the record is written, then the message goes back to the timer or is
+gone. Nothing here waits on the hot path, so nothing can be cancelled in the middle.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from engine.errors import HeldError, MessageUnreadable, SpoolError
+from engine.log import Log, Record
+from engine.queues.ready import ReadyQueue
+from engine.queues.retry import next_attempt
+from engine.queues.scheduled import Queued
+from policy.egress import QueueConfig
+
+from . import outcome
+from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from engine.model import Message
+    from engine.smtp import Reply
+    from engine.spool import Spool
+
+    from .session import Session
+
+__all__ = ["Counters", "Settler"]
+
+logger = logging.getLogger("posthorn.egress")
+
+_DEFAULTS = QueueConfig()
+"""Retry and age rules for messages whose queue has no configuration (its hook fails)."""
+
+_SPOOL_PATIENCE = 60.0
+"""Seconds before a message is looked at again whose bytes could not be read."""
+
+_KIND = {
+    "delivered": "Delivery",
+    "permanent": "Bounce",
+    "transient": "TransientFailure",
+    "uncertain": "TransientFailure",
+    "held": "TransientFailure",
+}
+
+
+class Counters(msgspec.Struct):
+    """Totals since the start, per recipient."""
+
+    delivered: int = 0
+    bounced: int = 0
+    expired: int = 0
+    transient: int = 0
+    held: int = 0
+    uncertain: int = 0
+    unreadable: int = 0
+
+
+class Settler:
+    """Settles recipients. `later(entry)` and `forget(entry)` are the router's."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        log: Log,
+        *,
+        later: Callable[[Queued], None],
+        forget: Callable[[Queued], None],
+        dice: random.Random | None = None,
+    ) -> None:
+        self._spool = spool
+        self._log = log
+        self._later = later
+        self._forget = forget
+        self._dice = dice or random.Random()
+        self._capture = log.capture
+        self.counters = Counters()
+        self.resident = 0
+        """Octets of message bodies held in memory by queued messages."""
+
+    def keep(self, entry: Queued, message: Message, body: bytes) -> None:
+        """Hold envelope and body in memory while the message is worked on."""
+        if entry.body is None:
+            self.resident += entry.size
+        entry.message = message
+        entry.body = body
+
+    def drop(self, entry: Queued) -> None:
+        """Let go of envelope and body; they are in the spool."""
+        if entry.body is not None:
+            self.resident -= entry.size
+        entry.message = None
+        entry.body = None
+
+    # -- the hot path ----------------------------------------------------------------------------
+
+    def settle(
+        self,
+        entry: Queued,
+        indices: Sequence[int],
+        results: Sequence[Outcome],
+        ready: ReadyQueue | None,
+        session: Session | None,
+        *,
+        begun: float = 0.0,
+        last: bool = True,
+    ) -> None:
+        """Settle some recipients of a loaded message.
+
+        `last`: no other transaction of the same message follows at once, so recipients without a
+        final result go back to the timer (or expire) now.
+        """
+        message = entry.message
+        assert message is not None
+        mask = 0
+        counted = False
+        groups: dict[int, tuple[Outcome, list[int]]] = {}
+        for index, result in zip(indices, results, strict=True):
+            verdict = result.verdict
+            if verdict in ("delivered", "permanent"):
+                mask |= 1 << index
+            elif verdict in ("transient", "uncertain"):
+                counted = True
+            found = groups.get(id(result))
+            if found is None:
+                groups[id(result)] = (result, [index])
+            else:
+                found[1].append(index)
+        if mask:
+            entry.done |= mask
+            self._finish(entry, mask)
+        everyone = (1 << len(message.recipients)) - 1
+        due: float | None = 0.0
+        pending = everyone & ~entry.done
+        if pending and last:
+            due = self._next_due(entry, counted, ready)
+        attempts = entry.attempts
+        for result, members in groups.values():
+            self._count(result, len(members))
+            self._record(_KIND.get(result.verdict, "TransientFailure"), entry, message, members, result.reply,
+                         result.command, ready, session, begun, due if last else 0.0, attempts)
+        if not pending:
+            self._gone(entry)
+        elif last:
+            if due is None:
+                self._expire(entry, message, pending, ready)
+            else:
+                self._postpone(entry, due)
+
+    def _count(self, result: Outcome, number: int) -> None:
+        counters, verdict = self.counters, result.verdict
+        if verdict == "delivered":
+            counters.delivered += number
+        elif verdict == "permanent":
+            counters.bounced += number
+        elif verdict == "held":
+            counters.held += number
+        else:
+            counters.transient += number
+            if verdict == "uncertain":
+                counters.uncertain += number
+
+    def _finish(self, entry: Queued, mask: int) -> None:
+        try:
+            self._spool.finish(entry.handle, mask)
+        except SpoolError as error:
+            # The result could not be noted: after a restart the message may be sent again. Say so;
+            # in this process it is settled.
+            logger.error("message %s: its result could not be written: %s", entry.id.hex(), error)
+
+    def _next_due(self, entry: Queued, counted: bool, ready: ReadyQueue | None) -> float | None:
+        """When to try again (monotonic), None when this was the last attempt."""
+        now = trio.current_time()
+        config = entry.queue.config or _DEFAULTS
+        last_moment = now + self._left(entry, config)
+        if not counted:
+            interval = ready.path.hold_interval if ready is not None else 60.0
+            if now >= last_moment:
+                return None
+            return min(now + interval, last_moment)
+        attempts = entry.attempts
+        entry.attempts = attempts + 1
+        return next_attempt(
+            now, last_moment, attempts, config.retry_interval, config.max_retry_interval, self._dice.random()
+        )
+
+    def _left(self, entry: Queued, config: QueueConfig) -> float:
+        """Seconds until the message's last moment; negative when it is past."""
+        wall = time.time()
+        if entry.message is not None and entry.message.expires:
+            return entry.message.expires - wall
+        # A wall clock set back makes the age zero, never negative.
+        return config.max_age - max(0.0, wall - entry.created)
+
+    def _postpone(self, entry: Queued, due: float) -> None:
+        entry.due = due
+        self.drop(entry)
+        try:
+            self._spool.postpone(entry.handle, entry.attempts, time.time() + due - trio.current_time())
+        except SpoolError as error:
+            logger.error("message %s: its next attempt could not be written: %s", entry.id.hex(), error)
+        self._later(entry)
+
+    def _gone(self, entry: Queued) -> None:
+        self.drop(entry)
+        self._forget(entry)
+
+    def _expire(self, entry: Queued, message: Message, pending: int, ready: ReadyQueue | None) -> None:
+        members = [i for i in range(len(message.recipients)) if pending >> i & 1]
+        entry.done |= pending
+        self._finish(entry, pending)
+        self.counters.expired += len(members)
+        age = max(0.0, time.time() - entry.created)
+        reply = outcome.expired(f"given up after {age:.0f} s and {entry.attempts} attempts")
+        self._record("Expiration", entry, message, members, reply, "", ready, None, 0.0, 0.0, entry.attempts)
+        self._gone(entry)
+
+    def _record(
+        self,
+        kind: str,
+        entry: Queued,
+        message: Message,
+        members: list[int],
+        reply: Reply,
+        command: str,
+        ready: ReadyQueue | None,
+        session: Session | None,
+        begun: float,
+        due: float | None,
+        attempts: int,
+    ) -> None:
+        recipients = message.recipients
+        config = entry.queue.config or _DEFAULTS
+        now = time.time()
+        record = Record(
+            type=kind,
+            id=entry.id.hex(),
+            sender=message.sender,
+            recipient=recipients[members[0]] if len(members) == 1 else [recipients[i] for i in members],
+            queue=str(entry.queue.name),
+            size=entry.size,
+            code=reply.code,
+            enhanced_code=reply.enhanced,
+            content=reply.text,
+            command=command,
+            timestamp=now,
+            created=entry.created,
+            num_attempts=attempts,
+            reception_protocol=message.reception_protocol,
+            egress_pool=config.egress_pool,
+        )
+        if ready is not None:
+            record.site = ready.name
+            record.egress_source = ready.source.name
+            record.provider_name = ready.path.provider_name
+        if session is not None:
+            connection = session.connection
+            record.session_id = session.id
+            if connection is not None:
+                record.delivery_protocol = "ESMTP"
+                record.peer_name = connection.mx_name
+                record.peer_addr = connection.address
+                record.source_address = connection.source_address
+                tls = connection.stream.tls
+                record.tls_why = connection.tls_why
+                if tls is not None:
+                    record.tls_cipher = tls.cipher
+                    record.tls_protocol_version = tls.version
+                    record.tls_verified = tls.verified
+                    record.tls_peer_name = tls.peer_name
+                if connection.credential is not None and ready is not None:
+                    record.smtp_auth_user = ready.path.smtp_auth_plain_username
+                    record.smtp_auth_mechanism = connection.auth_mechanism
+        if begun:
+            record.attempt_ms = round((trio.current_time() - begun) * 1000.0, 3)
+        if due:
+            record.next_due = now + due - trio.current_time()
+        if self._capture.wanted:
+            self._capture.fill(record, message.meta, message.prefix, entry.body)
+        self._log.write(record)
+
+    # -- off the hot path ------------------------------------------------------------------------
+
+    async def loaded(self, entry: Queued) -> bool:
+        """Bring the envelope (and body) into memory; False when the message cannot be read."""
+        if entry.message is not None:
+            return True
+        try:
+            message, body = await self._spool.read(entry.handle)
+        except MessageUnreadable as error:
+            self.unreadable(entry, error)
+            return False
+        self.keep(entry, message, body)
+        return True
+
+    async def all_recipients(self, entry: Queued, result: Outcome, ready: ReadyQueue | None) -> None:
+        """One outcome for every recipient that has none yet."""
+        try:
+            if not await self.loaded(entry):
+                return
+        except SpoolError as error:
+            self.unreachable(entry, error)
+            return
+        assert entry.message is not None
+        indices = [i for i in range(len(entry.message.recipients)) if not entry.done >> i & 1]
+        self.settle(entry, indices, [result] * len(indices), ready, None)
+
+    async def whole_queue(self, ready: ReadyQueue, result: Outcome) -> None:
+        """One outcome for everything in the ready queue (egress 6.5, 7.5)."""
+        for _ in range(len(ready.entries)):
+            entry = ready.take()
+            if entry is None:
+                return
+            try:
+                await self.loaded(entry)
+            except SpoolError:
+                pass  # all_recipients meets it again and reports it
+            except BaseException:
+                ready.put_back(entry)
+                raise
+            await self.all_recipients(entry, result, ready)
+
+    async def hold(self, ready: ReadyQueue, entry: Queued, error: HeldError) -> None:
+        """Something stands in the way of the whole ready queue: try nothing before the interval is
+        over, count no attempt, say why in a record of each message. `entry` goes back first."""
+        ready.put_back(entry)
+        first = not ready.hold_cause
+        ready.hold(error.cause, str(error), trio.current_time() + ready.path.hold_interval)
+        logger.warning(
+            "%s is held (%s): %s; next try in %.0f s", ready.name, error.cause, error, ready.path.hold_interval
+        )
+        reply = outcome.internal(451, "4.7.0", f"held: {error}")
+        self.counters.held += 1
+        for waiting in list(ready.entries):
+            kind = "TransientFailure" if waiting is entry else "Delayed"
+            if self._left(waiting, waiting.queue.config or _DEFAULTS) <= 0.0:
+                if await self.loaded(waiting) and waiting in ready.entries:
+                    ready.entries.remove(waiting)
+                    message = waiting.message
+                    assert message is not None
+                    pending = ((1 << len(message.recipients)) - 1) & ~waiting.done
+                    self._expire(waiting, message, pending, ready)
+            elif (first or waiting is entry) and await self.loaded(waiting):
+                self.note_held(ready, waiting, kind, reply)
+
+    def note_held(self, ready: ReadyQueue, entry: Queued, kind: str, reply: Reply) -> None:
+        """A record saying that and why a message waits."""
+        message = entry.message
+        assert message is not None
+        members = [i for i in range(len(message.recipients)) if not entry.done >> i & 1]
+        self._record(kind, entry, message, members, reply, "", ready, None, 0.0, ready.retry_at, entry.attempts)
+
+    def unreadable(self, entry: Queued, error: MessageUnreadable) -> None:
+        """A damaged message was moved to quarantine by the spool; nothing else is touched by it."""
+        logger.error("message %s is quarantined: %s", entry.id.hex(), error)
+        self.counters.unreadable += 1
+        self._gone(entry)
+
+    def unreachable(self, entry: Queued, error: SpoolError) -> None:
+        """The spool cannot be read now: not the message's fault, no attempt; again in a minute."""
+        logger.error("message %s cannot be read now: %s", entry.id.hex(), error)
+        entry.due = trio.current_time() + _SPOOL_PATIENCE
+        self._later(entry)

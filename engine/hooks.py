@@ -1,0 +1,129 @@
+"""Calling the policy's hooks: deadlines, error mapping, and a word when one is slow.
+
+A hook is somebody else's code. It may raise anything, never return, or block the loop; the
+session that asked suffers, nobody else (reliability O6, O7). What comes out of here is a value,
+`policy.Reject`, or `HookError`; and `trio.Cancelled` of course, which is nobody's error.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from policy.hooks import STOP, Hook, HookTable, Reject
+
+from .errors import HookError
+
+__all__ = ["Hooks"]
+
+logger = logging.getLogger("posthorn.hooks")
+
+_SLOW = 0.1
+"""Seconds a plain (not async) hook may hold the loop before it is named in the log (O7)."""
+
+
+class Hooks:
+    """The loaded policy's hooks, ready to call. One object for the engine's life.
+
+    `sync_limit`, `async_limit`: seconds; a plain hook that took longer than the first, or an
+    async hook not done after the second, is an error (defaults 1 s and 30 s, reliability O7).
+    """
+
+    def __init__(self, table: HookTable, *, sync_limit: float = 1.0, async_limit: float = 30.0) -> None:
+        self._table = table
+        self._sync_limit = sync_limit
+        self._async_limit = async_limit
+
+    def has(self, event: str) -> bool:
+        """Whether any hook is registered for `event`."""
+        return bool(self._table.get(event))
+
+    async def call(self, event: str, *args: Any) -> Any:
+        """Ask the hooks of `event` in order; the first answer that is not None wins.
+
+        Returns: the answer, or None when nobody has an opinion (or one returned `policy.STOP`).
+        Raises: policy.Reject as the hook raised it; HookError for everything else.
+        """
+        for hook in self._table.get(event):
+            answer = await self._call_async(hook, args) if hook.is_async else self._call_sync(hook, args)
+            if answer is STOP:
+                return None
+            if answer is not None:
+                return answer
+        return None
+
+    def fast(self, event: str) -> Callable[..., Any] | None:
+        """For the per-message path: one synchronous callable, if every hook of `event` is plain.
+
+        None when there is no hook or one of them is async; then use `has` and `call`.
+        """
+        hooks = self._table.get(event)
+        if not hooks or any(hook.is_async for hook in hooks):
+            return None
+        call = self._call_sync
+        if len(hooks) == 1:
+            only = hooks[0]
+
+            def one(*args: Any) -> Any:
+                answer = call(only, args)
+                return None if answer is STOP else answer
+
+            return one
+
+        def several(*args: Any) -> Any:
+            for hook in hooks:
+                answer = call(hook, args)
+                if answer is STOP:
+                    return None
+                if answer is not None:
+                    return answer
+            return None
+
+        return several
+
+    def _call_sync(self, hook: Hook, args: tuple[Any, ...]) -> Any:
+        begun = time.perf_counter()
+        try:
+            answer = hook.function(*(hook.adapt(args) if hook.adapt is not None else args))
+        except (Reject, trio.Cancelled, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit and bare BaseExceptions of a hook end nobody else
+            raise _hook_error(hook, error) from error
+        took = time.perf_counter() - begun
+        if took > _SLOW:
+            logger.warning("%s: held the event loop for %.0f ms", hook.where, took * 1000)
+            if took > self._sync_limit:
+                raise HookError(f"{hook.where}: {hook.event} took {took:.1f} s, limit {self._sync_limit:g} s")
+        return answer
+
+    async def _call_async(self, hook: Hook, args: tuple[Any, ...]) -> Any:
+        with trio.move_on_after(self._async_limit) as scope:
+            try:
+                return await hook.function(*(hook.adapt(args) if hook.adapt is not None else args))
+            except (Reject, trio.Cancelled, KeyboardInterrupt):
+                raise
+            except BaseExceptionGroup as group:
+                cancelled, rest = group.split(trio.Cancelled)
+                if rest is None:
+                    raise
+                raise _hook_error(hook, rest) from rest
+            except BaseException as error:
+                raise _hook_error(hook, error) from error
+        if scope.cancelled_caught:
+            raise HookError(f"{hook.where}: {hook.event} was not done after {self._async_limit:g} s")
+        raise AssertionError("unreachable")
+
+
+def _hook_error(hook: Hook, error: BaseException) -> HookError:
+    """Names hook, file and line of the innermost frame; the exception's own text may hold mail or
+    secrets, so only its type is repeated. The chained traceback goes to the diagnostics."""
+    line = ""
+    trace = error.__traceback__
+    while trace is not None:
+        line = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return HookError(f"{hook.where}: {hook.event} raised {type(error).__name__} at {line}")

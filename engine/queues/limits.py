@@ -1,0 +1,113 @@
+"""Throttles (GCRA) and leases, counted in this process. Pure: the time is an argument.
+
+The Generic Cell Rate Algorithm keeps one number per throttle, the "theoretical arrival time" at
+which the bucket would be empty again. An event conforms when that time is at most
+``(burst - 1) * interval`` ahead of now; so exactly `burst` events may pass back to back, then one
+each `interval`. Waits are exact, not rounded up to seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+__all__ = ["Lease", "Limits", "LocalLimits", "Rate"]
+
+_SWEEP_ABOVE = 10_000
+"""Idle throttles are swept once the table holds this many."""
+
+
+class Rate:
+    """One throttle: at most `burst` events at once and one each `interval` seconds after that."""
+
+    __slots__ = ("_arrival", "_interval", "_slack")
+
+    def __init__(self, interval: float, burst: int) -> None:
+        self._interval = interval
+        self._slack = (burst - 1) * interval
+        self._arrival = float("-inf")
+
+    def wait(self, now: float) -> float:
+        """Seconds until one event would conform; 0 when it would now. Takes nothing."""
+        return max(0.0, self._arrival - self._slack - now)
+
+    def take(self, now: float) -> float:
+        """Count one event. Returns 0 when it conforms; else the seconds to wait, nothing counted.
+
+        Time going backwards is harmless: it can only lengthen a wait that was promised before.
+        """
+        arrival = self._arrival
+        wait = arrival - self._slack - now
+        if wait > 1e-9:
+            return wait
+        self._arrival = (arrival if arrival > now else now) + self._interval
+        return 0.0
+
+    def give_back(self) -> None:
+        """Undo one `take` whose event did not happen (another limit refused it)."""
+        self._arrival -= self._interval
+
+    def idle(self, now: float) -> bool:
+        """Whether the bucket is full again, so that forgetting it changes nothing."""
+        return self._arrival <= now
+
+
+class Lease:
+    """A counted limit: how many of something are in use under one name."""
+
+    __slots__ = ("__weakref__", "name", "used")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.used = 0
+
+    def acquire(self, limit: int) -> bool:
+        """Take one if fewer than `limit` are in use."""
+        if self.used >= limit:
+            return False
+        self.used += 1
+        return True
+
+    def release(self) -> None:
+        """Give one back."""
+        self.used -= 1
+
+
+class Limits(Protocol):
+    """The seam for what is counted together: in this process, later on a node or in a cluster."""
+
+    def rate(self, key: str, interval: float, burst: int, now: float) -> Rate:
+        """The throttle of that name and those numbers; changed numbers start a fresh bucket.
+
+        Look it up for every use: an idle throttle may be forgotten.
+        """
+        ...
+
+    def lease(self, key: str) -> Lease:
+        """The counter of that name. Stays valid as long as somebody holds it."""
+        ...
+
+
+class LocalLimits:
+    """`Limits` of one process."""
+
+    def __init__(self) -> None:
+        self._rates: dict[tuple[str, float, int], Rate] = {}
+        self._leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
+
+    def rate(self, key: str, interval: float, burst: int, now: float) -> Rate:
+        """See `Limits.rate`."""
+        name = (key, interval, burst)
+        found = self._rates.get(name)
+        if found is None:
+            if len(self._rates) >= _SWEEP_ABOVE:
+                self._rates = {k: rate for k, rate in self._rates.items() if not rate.idle(now)}
+            found = self._rates[name] = Rate(interval, burst)
+        return found
+
+    def lease(self, key: str) -> Lease:
+        """See `Limits.lease`."""
+        found = self._leases.get(key)
+        if found is None:
+            found = self._leases[key] = Lease(key)
+        return found

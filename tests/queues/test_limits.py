@@ -1,0 +1,98 @@
+"""engine/queues/limits.py: throttles never pass more than promised and never starve."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.queues.limits import LocalLimits, Rate
+
+
+def test_exactly_the_burst_passes_back_to_back() -> None:
+    rate = Rate(0.1, 3)
+    assert [rate.take(5.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert rate.take(5.0) == pytest.approx(0.1)
+
+
+def test_a_burst_of_one_is_one() -> None:
+    rate = Rate(10.0, 1)
+    assert rate.take(0.0) == 0.0
+    assert rate.take(0.0) == pytest.approx(10.0)
+    assert rate.take(10.0) == 0.0
+
+
+def test_waits_are_exact_and_below_a_second() -> None:
+    rate = Rate(0.01, 1)
+    rate.take(0.0)
+    assert rate.take(0.0) == pytest.approx(0.01)
+
+
+def test_give_back_undoes_a_take() -> None:
+    rate = Rate(1.0, 1)
+    assert rate.take(0.0) == 0.0
+    rate.give_back()
+    assert rate.take(0.0) == 0.0
+
+
+@given(
+    steps=st.lists(st.floats(0, 3), min_size=1, max_size=200),
+    interval=st.floats(0.01, 5),
+    burst=st.integers(1, 20),
+)
+def test_never_above_the_limit(steps: list[float], interval: float, burst: int) -> None:
+    rate, now, passed = Rate(interval, burst), 0.0, []
+    for step in steps:
+        now += step
+        while rate.take(now) == 0.0:
+            passed.append(now)
+    for i, start in enumerate(passed):
+        for j in range(i, len(passed)):
+            count = j - i + 1
+            assert count <= burst + (passed[j] - start) / interval + 1e-6
+
+
+@given(interval=st.floats(0.01, 5), burst=st.integers(1, 20), taken=st.integers(1, 50))
+def test_never_starves(interval: float, burst: int, taken: int) -> None:
+    rate, now = Rate(interval, burst), 0.0
+    for _ in range(taken):
+        now += rate.take(now) + 1e-9
+    assert rate.take(now + interval) == 0.0
+
+
+def test_time_going_backwards_lets_nothing_extra_through() -> None:
+    rate = Rate(1.0, 2)
+    assert [rate.take(100.0), rate.take(100.0)] == [0.0, 0.0]
+    assert rate.take(50.0) > 0.0
+    assert rate.take(101.0) == 0.0
+
+
+def test_changed_numbers_start_a_fresh_bucket() -> None:
+    limits = LocalLimits()
+    limits.rate("x", 10.0, 1, 0.0).take(0.0)
+    assert limits.rate("x", 10.0, 1, 0.0).take(0.0) > 0
+    assert limits.rate("x", 5.0, 1, 0.0).take(0.0) == 0.0
+
+
+def test_idle_throttles_are_forgotten_busy_ones_kept() -> None:
+    limits = LocalLimits()
+    limits.rate("busy", 1e6, 1, 0.0).take(0.0)
+    for i in range(10_001):
+        limits.rate(f"idle{i}", 1.0, 1, 0.0)
+    assert limits.rate("busy", 1e6, 1, 1.0).take(1.0) > 0
+    assert len(limits._rates) < 10_000
+
+
+def test_a_lease_counts_across_its_holders_and_dies_with_them() -> None:
+    limits = LocalLimits()
+    one, two = limits.lease("a"), limits.lease("a")
+    assert one is two
+    assert one.acquire(1)
+    assert not two.acquire(1)
+    two.release()
+    assert one.acquire(1)
+    del one, two
+    gc.collect()
+    assert limits.lease("a").used == 0
