@@ -1,0 +1,1 @@
+"""Egress: from a queued message to the reply of the next hop."""
