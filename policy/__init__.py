@@ -1,0 +1,59 @@
+"""What should happen to mail: the vocabulary of a Posthorn policy.
+
+A policy is a Python file that says ``import policy`` and registers hooks. See docs/policy.md.
+
+    import policy
+
+    @policy.on("init")
+    def init():
+        policy.define_spool(path="var/spool")
+        policy.configure_local_logs(log_dir="var/log")
+        policy.start_esmtp_listener(listen="127.0.0.1:2525", relay_hosts=["127.0.0.1"])
+
+Nothing here does any I/O or imports the engine, so a policy can be written, type-checked and tested
+anywhere.
+"""
+
+from .egress import (
+    EgressPath,
+    EgressPool,
+    EgressSource,
+    QueueConfig,
+    make_egress_path,
+    make_egress_pool,
+    make_egress_source,
+    make_queue_config,
+)
+from .errors import PolicyError, PolicyLoadError
+from .hooks import STOP, Reject, on
+from .ingress import ListenerDomain, make_listener_domain
+from .keysource import safe_segment
+from .protocols import Address, ConnectionMeta, Message
+from .runtime import configure_local_logs, define_spool, start_esmtp_listener
+from .secret import Secret
+
+__all__ = [
+    "STOP",
+    "Address",
+    "ConnectionMeta",
+    "EgressPath",
+    "EgressPool",
+    "EgressSource",
+    "ListenerDomain",
+    "Message",
+    "PolicyError",
+    "PolicyLoadError",
+    "QueueConfig",
+    "Reject",
+    "Secret",
+    "configure_local_logs",
+    "define_spool",
+    "make_egress_path",
+    "make_egress_pool",
+    "make_egress_source",
+    "make_listener_domain",
+    "make_queue_config",
+    "on",
+    "safe_segment",
+    "start_esmtp_listener",
+]

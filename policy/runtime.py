@@ -1,0 +1,140 @@
+"""What the `init` hook declares: spool, logs and listeners. Records only; the engine acts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, Unpack
+
+import msgspec
+
+from .arguments import ListenerOptions, LogOptions, SpoolOptions
+from .errors import PolicyError, Wrong, caller
+from .ingress import LISTENER, ListenerDeclaration
+from .kinds import Count, Free, Level, Names, Size, Text, Timeout
+from .options import Constructor, NotYet
+from .units import Floor
+
+__all__ = [
+    "Declarations",
+    "LogDeclaration",
+    "SpoolDeclaration",
+    "configure_local_logs",
+    "define_spool",
+    "recording",
+    "start_esmtp_listener",
+]
+
+
+class SpoolDeclaration(msgspec.Struct, frozen=True, kw_only=True):
+    """The spool. `path`: its directory. `name`: what records and metrics call it. `segment_size`: octets.
+    `min_free_space`, `min_free_inodes`: below these new mail is refused for a while."""
+
+    path: Text
+    name: Text = "spool"
+    kind: Literal["LocalDisk"] = "LocalDisk"
+    segment_size: Size = 64 << 20
+    min_free_space: Free = Floor(10.0, 1 << 30)
+    min_free_inodes: Free = Floor(10.0, 100_000)
+
+
+class LogDeclaration(msgspec.Struct, frozen=True, kw_only=True):
+    """One writer of log records.
+
+    `log_dir`: a directory, or ``-`` for lines on standard output. `max_file_size`: uncompressed octets
+    per segment. `max_segment_duration`: seconds, None for no limit. `compression_level`: of zstd, 0 for
+    its default. `back_pressure`: records that may wait for the writer; past it, those who log wait.
+    `meta`, `headers`: what is copied into records; a final ``*`` matches any ending.
+    """
+
+    log_dir: Text
+    max_file_size: Size = 1_000_000_000
+    max_segment_duration: Timeout | None = None
+    compression_level: Level = 0
+    back_pressure: Count = 128_000
+    meta: Names = ()
+    headers: Names = ()
+
+
+class Declarations(msgspec.Struct):
+    """Everything `init` declared."""
+
+    spool: SpoolDeclaration | None = None
+    logs: list[LogDeclaration] = []
+    listeners: list[ListenerDeclaration] = []
+
+
+def _check_spool(spool: SpoolDeclaration) -> None:
+    if spool.segment_size < 1 << 20:
+        raise Wrong("segment_size is below 1MiB")
+
+
+_SPOOL = Constructor(
+    "define_spool",
+    SpoolDeclaration,
+    check=_check_spool,
+    not_yet={
+        "flush": NotYet("a choice of durability; a 250 always means that the message is on disk", (True,)),
+        "rocks_params": NotYet("RocksDB"),
+    },
+)
+_LOGS = Constructor(
+    "configure_local_logs",
+    LogDeclaration,
+    not_yet={
+        "per_record": NotYet("files, templates and filters by kind of record", (None, {})),
+        "filter_event": NotYet("a hook that filters records"),
+        "min_free_space": NotYet("refusing mail when the disk of the logs is full"),
+        "min_free_inodes": NotYet("refusing mail when the disk of the logs is full"),
+    },
+)
+
+_recording: ContextVar[Declarations | None] = ContextVar("declarations", default=None)
+
+
+@contextmanager
+def recording(declarations: Declarations | None) -> Iterator[None]:
+    """While the block runs, declaring functions add to `declarations`; with None they are refused."""
+    token = _recording.set(declarations)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+def _open(function: str) -> Declarations:
+    declarations = _recording.get()
+    if declarations is None:
+        raise PolicyError(f'{function}: may only be called in the hook of @policy.on("init")', caller())
+    return declarations
+
+
+def define_spool(**options: Unpack[SpoolOptions]) -> None:
+    """Where accepted messages are kept. Once, in `init`. Raises: PolicyError."""
+    declarations = _open("define_spool")
+    if declarations.spool is not None:
+        raise PolicyError(
+            f'define_spool: called a second time (the first named "{declarations.spool.path}"); '
+            "one spool holds content and metadata, so call it once",
+            caller(),
+        )
+    declarations.spool = _SPOOL(None, options)
+
+
+def configure_local_logs(**options: Unpack[LogOptions]) -> None:
+    """Where log records go. In `init`; each call adds a writer. Raises: PolicyError."""
+    declarations = _open("configure_local_logs")
+    logs = _LOGS(None, options)
+    if any(other.log_dir == logs.log_dir for other in declarations.logs):
+        raise PolicyError(f'configure_local_logs: log_dir="{logs.log_dir}" is used twice', caller())
+    declarations.logs.append(logs)
+
+
+def start_esmtp_listener(**options: Unpack[ListenerOptions]) -> None:
+    """An address that takes mail by SMTP. In `init`; call it once per address. Raises: PolicyError."""
+    declarations = _open("start_esmtp_listener")
+    listener = LISTENER(None, options)
+    if listener.listen.port and any(other.listen == listener.listen for other in declarations.listeners):
+        raise PolicyError(f'start_esmtp_listener: listen="{listener.listen}" is used twice', caller())
+    declarations.listeners.append(listener)
