@@ -25,6 +25,8 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
+from engine.log import Log, open_log
+from engine.spool import Spool, open_spool
 
 from engine import __version__, _fast
 from engine.egress.dns import HostsFile, StubResolver, is_local_address
@@ -34,9 +36,7 @@ from engine.egress.targets import OwnHosts
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
 from engine.keys import KeyRing, open_keys
-from engine.log import Log, open_log
 from engine.queues.limits import LocalLimits
-from engine.spool import Spool, open_spool
 
 if TYPE_CHECKING:
     from policy.load import LoadedPolicy
@@ -49,9 +49,6 @@ logger = logging.getLogger("posthorn")
 DRAIN_INGRESS = 10.0
 """Seconds a transaction under way has after the first SIGTERM (reliability O9)."""
 
-DRAIN_EGRESS = 60.0
-"""Seconds deliveries past their final dot have after the first SIGTERM (reliability O9)."""
-
 _LAST_RESORT = 15
 """Seconds after the drain limits before the kernel ends a process that hangs in a system call."""
 
@@ -62,9 +59,7 @@ _GC_THRESHOLDS = (50_000, 50, 100)
 class Engine:
     """A running engine, as seen by an embedding program or a test."""
 
-    def __init__(
-        self, log: Log, spool: Spool, keys: KeyRing, router: Router, listeners: Listeners
-    ) -> None:
+    def __init__(self, log: Log, spool: Spool, keys: KeyRing, router: Router, listeners: Listeners) -> None:
         self.log = log
         self.spool = spool
         self.keys = keys
@@ -76,10 +71,10 @@ class Engine:
         """Where the listeners really listen (a port 0 is resolved)."""
         return self.listeners.addresses
 
-    async def drain(self, *, ingress: float = DRAIN_INGRESS, egress: float = DRAIN_EGRESS) -> None:
-        """Stop accepting, let what is under way finish within the given seconds."""
-        await self.listeners.drain(ingress)
-        await self.router.drain(egress)
+    async def drain(self) -> None:
+        """Stop accepting; transactions under way have 10 s, then deliveries `system_shutdown_timeout`."""
+        await self.listeners.drain(DRAIN_INGRESS)
+        await self.router.drain()
 
 
 @asynccontextmanager
@@ -182,13 +177,12 @@ def _tuned_collector() -> Iterator[None]:
 async def serve(policy: LoadedPolicy, *, started: Callable[[Engine], None] | None = None) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal leaves at once.
 
-    After the first signal: listeners close, transactions under way have 10 s, deliveries 60 s.
+    After the first signal: listeners close, transactions under way have 10 s, deliveries the
+    `system_shutdown_timeout` of their path (60 s).
     Everything that got its 250 is in the spool whatever happens. The process ends within those
     limits plus 15 s even if a disk or a thread hangs.
     """
-    logger.info(
-        "Posthorn %s, policy %s, %s hot path", __version__, policy.path, _fast.ACTIVE
-    )
+    logger.info("Posthorn %s, policy %s, %s hot path", __version__, policy.path, _fast.ACTIVE)
     if _fast.ACTIVE != "compiled":
         logger.warning("the compiled hot path is not active; this is several times slower")
     _raise_file_limit()
@@ -206,7 +200,7 @@ async def serve(policy: LoadedPolicy, *, started: Callable[[Engine], None] | Non
                 queued = engine.router.statistics().queued
                 logger.info("stopping: finishing what is under way (%d messages queued)", queued)
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(int(DRAIN_INGRESS + DRAIN_EGRESS) + _LAST_RESORT)
+                signal.alarm(int(DRAIN_INGRESS + engine.router.longest_drain()) + _LAST_RESORT)
                 async with trio.open_nursery() as nursery:
 
                     async def second_signal() -> None:

@@ -93,6 +93,9 @@ class Hooks:
             raise
         except BaseException as error:  # SystemExit and bare BaseExceptions of a hook end nobody else
             raise _hook_error(hook, error) from error
+        complaint = hook.complaint(answer)
+        if complaint is not None:
+            raise HookError(complaint)
         took = time.perf_counter() - begun
         if took > _SLOW:
             logger.warning("%s: held the event loop for %.0f ms", hook.where, took * 1000)
@@ -103,7 +106,7 @@ class Hooks:
     async def _call_async(self, hook: Hook, args: tuple[Any, ...]) -> Any:
         with trio.move_on_after(self._async_limit) as scope:
             try:
-                return await hook.function(*(hook.adapt(args) if hook.adapt is not None else args))
+                answer = await hook.function(*(hook.adapt(args) if hook.adapt is not None else args))
             except (Reject, trio.Cancelled, KeyboardInterrupt):
                 raise
             except BaseExceptionGroup as group:
@@ -115,7 +118,10 @@ class Hooks:
                 raise _hook_error(hook, error) from error
         if scope.cancelled_caught:
             raise HookError(f"{hook.where}: {hook.event} was not done after {self._async_limit:g} s")
-        raise AssertionError("unreachable")
+        complaint = hook.complaint(answer)
+        if complaint is not None:
+            raise HookError(complaint)
+        return answer
 
 
 def _hook_error(hook: Hook, error: BaseException) -> HookError:

@@ -19,6 +19,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import trio
+from engine.smtp import (
+    AuthDone,
+    ClientSession,
+    Greeting,
+    HelloDone,
+    StartTlsReply,
+    client_mechanism,
+    mask,
+)
 
 from engine.errors import (
     AuthNotOffered,
@@ -35,7 +44,6 @@ from engine.errors import (
 )
 from engine.keys import Credential, KeyRing
 from engine.net import Stream, connect
-from engine.smtp import AuthDone, ClientSession, Greeting, HelloDone, StartTlsReply, client_mechanism, mask
 
 from .tls import TlsContexts
 
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.smtp import Event
+
     from policy.egress import EgressPath
 
     from .resolve import Candidate
@@ -223,7 +232,9 @@ class Dialer:
         if stream is None:
             raise ConnectError(f"no connection within {path.connect_timeout:g} s", stage="connect")
         try:
-            connection = Connection(stream, ClientSession(asked.ehlo_domain), candidate.name, candidate.address)
+            connection = Connection(
+                stream, ClientSession(asked.ehlo_domain), candidate.name, candidate.address
+            )
             await self._greet(connection, path, asked.route)
             await self._secure(connection, candidate, path, asked.ca_pem)
             if asked.credential is not None:

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
-
 from engine.smtp import Reply
 
 __all__ = [

@@ -28,6 +28,7 @@ from engine.errors import HookError, ResolveError
 from engine.queues.limits import Limits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+from policy.egress import PROHIBITED
 
 from . import outcome
 from .dial import Dialer
@@ -37,11 +38,13 @@ from .session import Services, Session
 from .settle import Settler
 
 if TYPE_CHECKING:
+    from engine.log import Log
+    from engine.spool import Handle, Recovered, Spool
+
     from engine.hooks import Hooks
     from engine.keys import KeyRing
-    from engine.log import Log
     from engine.model import Message, QueueName
-    from engine.spool import Handle, Recovered, Spool
+    from policy.nets import CidrSet
 
 __all__ = ["Router", "RouterStatistics", "open_router"]
 
@@ -191,8 +194,7 @@ class Router:
         config = queue.config
         if config is not None and config.max_message_rate is not None:
             rate = config.max_message_rate
-            burst = rate.quantity if rate.max_burst is None else rate.max_burst
-            wait = self._limits.rate(f"schedq:{queue.name}", rate.interval, burst, now).take(now)
+            wait = self._limits.rate(f"schedq:{queue.name}", rate.interval, rate.burst, now).take(now)
             if wait > 0.0:
                 entry.due = now + wait
                 self._later(entry)
@@ -252,9 +254,8 @@ class Router:
             return False
         spec = ready.path.max_connection_rate
         if spec is not None:
-            burst = spec.quantity if spec.max_burst is None else spec.max_burst
             key = f"connection_rate:{ready.lease.name}"
-            wait = self._limits.rate(key, spec.interval, burst, now).take(now)
+            wait = self._limits.rate(key, spec.interval, spec.burst, now).take(now)
             if wait > 0.0:
                 ready.lease.release()
                 ready.retry_at = now + wait
@@ -312,8 +313,8 @@ class Router:
         return await self._resolver.plan(
             ready.site,
             strategy=path.ip_lookup_strategy,
-            prohibited_hosts=path.prohibited_hosts,
-            skip_hosts=path.skip_hosts,
+            prohibited_hosts=None if path.prohibited_hosts is PROHIBITED else _texts(path.prohibited_hosts),
+            skip_hosts=_texts(path.skip_hosts),
             smtp_port=path.smtp_port,
             remote_port=ready.source.remote_port,
         )
@@ -429,22 +430,26 @@ class Router:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    async def drain(self, grace: float) -> None:
-        """Let transactions under way finish, start nothing new; after `grace` seconds break off.
+    async def drain(self) -> None:
+        """Let transactions under way finish and start nothing new.
 
-        What was not sent stays in the spool for the next start.
+        A session that is not done after its path's `system_shutdown_timeout` is broken off. What
+        was not sent stays in the spool for the next start.
         """
         self.services.draining = True
+        begun = trio.current_time()
         for ready in self._finder.ready_queues():
             ready.wake_all()
-        with trio.move_on_after(grace):
-            while self._sessions:
-                await trio.sleep(0.02)
-        for session in list(self._sessions):
-            session.abort()
-        with trio.move_on_after(1.0):
-            while self._sessions:
-                await trio.sleep(0.01)
+        while self._sessions:
+            now = trio.current_time()
+            for session in list(self._sessions):
+                if now - begun >= session.shutdown_timeout:
+                    session.abort()
+            await trio.sleep(0.02)
+
+    def longest_drain(self) -> float:
+        """Seconds that `drain` may take now."""
+        return max((session.shutdown_timeout for session in self._sessions), default=0.0)
 
     def statistics(self) -> RouterStatistics:
         """A snapshot of the queues."""
@@ -459,6 +464,10 @@ class Router:
             ready_queues=len(ready_queues),
             held=tuple((ready.name, ready.hold_text) for ready in ready_queues if ready.hold_cause),
         )
+
+
+def _texts(networks: CidrSet) -> tuple[str, ...]:
+    return tuple(str(network) for network in networks.networks)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
@@ -21,7 +21,7 @@ from engine.errors import HookError
 from engine.queues.limits import Lease, Limits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import ScheduledQueue
-from policy.egress import EgressPath, EgressPool, EgressSource, QueueConfig
+from policy.egress import UNSPECIFIED, EgressPath, EgressPool, EgressSource, QueueConfig
 
 from . import outcome
 from .outcome import Outcome
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NoRouteNow", "RouteFinder", "Routes"]
 
-T = TypeVar("T")
-
-UNSPECIFIED = "unspecified"
-"""Name of the built-in pool and source: the kernel chooses the address."""
+_DEFAULT_PATH = EgressPath()
+_DEFAULT_CONFIG = QueueConfig()
+_DEFAULT_SOURCE = EgressSource(name=UNSPECIFIED)
+"""Built in: the kernel chooses the address."""
 
 _DEFINITIONS_KEPT = 4096
 
@@ -102,7 +102,7 @@ class RouteFinder:
         self._users: dict[ReadyQueue, int] = {}
         self._by_lease: dict[str, set[ReadyQueue]] = {}
         self._weights: dict[tuple[str, tuple[tuple[str, int], ...], str], Weights] = {}
-        self._definitions: OrderedDict[tuple[str, str], tuple[float, object]] = OrderedDict()
+        self._definitions: OrderedDict[tuple[str, str], tuple[float, Any]] = OrderedDict()
         self.refill: Callable[[ReadyQueue], None] | None = None
         """Called by a ready queue that has room again and messages waiting for it."""
 
@@ -112,10 +112,10 @@ class RouteFinder:
         Raises: HookError, ResolveError (ask again later).
         """
         name = queue.name
-        config = await self._ask(
-            "get_queue_config", QueueConfig, name.domain, name.tenant, name.campaign, name.routing_domain
+        config: QueueConfig | None = await self._hooks.call(
+            "get_queue_config", name.domain, name.tenant, name.campaign, name.routing_domain
         )
-        queue.config = config = config if config is not None else QueueConfig()
+        queue.config = config = config if config is not None else _DEFAULT_CONFIG
         pool, entries = await self._pool(config.egress_pool)
         if not entries:
             text = f"no sources for {name.route} pool={pool!r} are eligible for selection"
@@ -127,11 +127,11 @@ class RouteFinder:
         lifetime = config.refresh_interval
         ready: list[ReadyQueue] = []
         for source, _ in entries:
-            path = await self._ask("get_egress_path_config", EgressPath, name.route, source.name, site.name)
+            path: EgressPath | None = await self._hooks.call(
+                "get_egress_path_config", name.route, source.name, site.name
+            )
             if path is None:
-                if self._hooks.has("get_egress_path_config"):
-                    raise HookError("get_egress_path_config returned None; return policy.make_egress_path(...)")
-                path = EgressPath()
+                path = _DEFAULT_PATH
             lifetime = min(lifetime, path.refresh_interval)
             ready.append(self._ready_queue(source, site, path))
         weights = tuple((source.name, weight) for source, weight in entries)
@@ -141,43 +141,39 @@ class RouteFinder:
             state = self._weights[key] = Weights(len(entries))
         return Routes(ready, [weight for _, weight in entries], state, lifetime)
 
-    async def _ask(self, event: str, kind: type[T], *args: object) -> T | None:
-        answer = await self._hooks.call(event, *args)
-        if answer is None or isinstance(answer, kind):
-            return answer
-        raise HookError(f"{event} returned {type(answer).__name__}; it must return a {kind.__name__}")
-
     async def _pool(self, name: str) -> tuple[str, list[tuple[EgressSource, int]]]:
         if name == UNSPECIFIED:
-            return name, [(EgressSource(name=UNSPECIFIED), 1)]
-        pool = await self._definition("get_egress_pool", EgressPool, name)
+            return name, [(_DEFAULT_SOURCE, 1)]
+        pool: EgressPool = await self._definition("get_egress_pool", name)
         entries: list[tuple[EgressSource, int]] = []
         for entry in pool.entries:
             if entry.weight <= 0:
                 continue
             if entry.name == UNSPECIFIED:
-                entries.append((EgressSource(name=UNSPECIFIED), entry.weight))
+                entries.append((_DEFAULT_SOURCE, entry.weight))
             else:
-                source = await self._definition("get_egress_source", EgressSource, entry.name)
+                source: EgressSource = await self._definition("get_egress_source", entry.name)
                 entries.append((source, entry.weight))
         return name, entries
 
-    async def _definition(self, event: str, kind: type[T], name: str) -> T:
+    async def _definition(self, event: str, name: str) -> Any:
         """A pool or a source by name, cached for its own `ttl`."""
         now = trio.current_time()
         found = self._definitions.get((event, name))
         if found is not None and now < found[0]:
-            return found[1]  # type: ignore[return-value]
-        answer = await self._ask(event, kind, name)
+            return found[1]
+        answer = await self._hooks.call(event, name)
         if answer is None:
-            raise HookError(f"{event} has no answer for {name!r}; register a hook that returns a {kind.__name__}")
-        self._definitions[event, name] = (now + answer.ttl, answer)  # type: ignore[attr-defined]
+            raise HookError(
+                f'the policy names {name!r} but has no hook; register one with @policy.on("{event}")'
+            )
+        self._definitions[event, name] = (now + answer.ttl, answer)
         if len(self._definitions) > _DEFINITIONS_KEPT:
             self._definitions.popitem(last=False)
         return answer
 
     async def _site(self, queue: ScheduledQueue, config: QueueConfig) -> Site | NoRoute:
-        entries = config.mx_list
+        entries = config.protocol.mx_list
         if entries:
             return mx_list_site(entries)
         name = queue.name

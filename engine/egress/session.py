@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
+from engine.smtp import Finished, GoAhead, QuitDone, Transaction, Unsolicited
 
 from engine import _fast
 from engine.errors import (
@@ -31,14 +32,15 @@ from engine.errors import (
 )
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued
-from engine.smtp import Finished, GoAhead, QuitDone, Transaction, Unsolicited
 
 from . import outcome
 from .dial import Connection, Dialer, NoHostReached
+
 if TYPE_CHECKING:
+    from engine.spool import Spool
+
     from engine.keys import KeyRing
     from engine.queues.limits import Limits
-    from engine.spool import Spool
 
     from .resolve import Plan
     from .settle import Settler
@@ -142,7 +144,9 @@ class Session:
         "id",
     )
 
-    def __init__(self, services: Services, ready: ReadyQueue, session_id: str, release: Callable[[], None]) -> None:
+    def __init__(
+        self, services: Services, ready: ReadyQueue, session_id: str, release: Callable[[], None]
+    ) -> None:
         self._services = services
         self._ready = ready
         self.id = session_id
@@ -292,7 +296,9 @@ class Session:
     async def _fault(self) -> None:
         """A defect of ours met this message: it is retried by the schedule, and counted, so that
         one message that always meets it cannot spin (reliability O6)."""
-        result = outcome.Outcome("transient", outcome.internal(451, "4.3.0", "internal error, see the diagnostics"))
+        result = outcome.Outcome(
+            "transient", outcome.internal(451, "4.3.0", "internal error, see the diagnostics")
+        )
         entry, self._hand = self._hand, None
         if entry is None and self._work is not None:
             entry, self._work = self._work.entry, None
@@ -427,7 +433,9 @@ class Session:
             if obstacle is not None:
                 result = outcome.Outcome("permanent", obstacle)
                 self._hand = None
-                settler.settle(entry, indices + more, [result] * (len(indices) + len(more)), self._ready, self)
+                settler.settle(
+                    entry, indices + more, [result] * (len(indices) + len(more)), self._ready, self
+                )
                 return None
         self._delivered += 1
         self._hand = None
@@ -454,8 +462,7 @@ class Session:
             return 0.0
         now = trio.current_time()
         key = f"max_message_rate:{self._ready.name}"
-        burst = rate.quantity if rate.max_burst is None else rate.max_burst
-        return self._services.limits.rate(key, rate.interval, burst, now).take(now)
+        return self._services.limits.rate(key, rate.interval, rate.burst, now).take(now)
 
     async def _wait_for_rate(self, entry: Queued, wait: float) -> bool:
         """Wait in place for a short time; give the message back and end for a long one."""
@@ -551,9 +558,7 @@ class Session:
             indices = [index for i, index in enumerate(indices) if i not in surplus]
         assert self._connection is not None
         last = not work.more or self._connection.client.closing
-        self._services.settler.settle(
-            work.entry, indices, results, ready, self, begun=work.begun, last=last
-        )
+        self._services.settler.settle(work.entry, indices, results, ready, self, begun=work.begun, last=last)
         ready.finished_one(trio.current_time() - work.begun)
 
     def _broken(self, error: Exception) -> None:
@@ -638,6 +643,11 @@ class Session:
             logger.debug("QUIT to %s answered by %s", connection.address, type(event).__name__)
 
     # -- facts for records -----------------------------------------------------------------------
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """Seconds this session may go on after a drain began (the path's `system_shutdown_timeout`)."""
+        return self._ready.path.system_shutdown_timeout
 
     @property
     def connection(self) -> Connection | None:

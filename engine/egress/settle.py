@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import trio
+from engine.log import Log, Record
 
 from engine.errors import HeldError, MessageUnreadable, SpoolError
-from engine.log import Log, Record
 from engine.queues.ready import ReadyQueue
 from engine.queues.retry import next_attempt
 from engine.queues.scheduled import Queued
@@ -27,9 +27,10 @@ from . import outcome
 from .outcome import Outcome
 
 if TYPE_CHECKING:
-    from engine.model import Message
     from engine.smtp import Reply
     from engine.spool import Spool
+
+    from engine.model import Message
 
     from .session import Session
 
@@ -145,8 +146,19 @@ class Settler:
         attempts = entry.attempts
         for result, members in groups.values():
             self._count(result, len(members))
-            self._record(_KIND.get(result.verdict, "TransientFailure"), entry, message, members, result.reply,
-                         result.command, ready, session, begun, due if last else 0.0, attempts)
+            self._record(
+                _KIND.get(result.verdict, "TransientFailure"),
+                entry,
+                message,
+                members,
+                result.reply,
+                result.command,
+                ready,
+                session,
+                begun,
+                due if last else 0.0,
+                attempts,
+            )
         if not pending:
             self._gone(entry)
         elif last:
@@ -335,7 +347,11 @@ class Settler:
         first = not ready.hold_cause
         ready.hold(error.cause, str(error), trio.current_time() + ready.path.hold_interval)
         logger.warning(
-            "%s is held (%s): %s; next try in %.0f s", ready.name, error.cause, error, ready.path.hold_interval
+            "%s is held (%s): %s; next try in %.0f s",
+            ready.name,
+            error.cause,
+            error,
+            ready.path.hold_interval,
         )
         reply = outcome.internal(451, "4.7.0", f"held: {error}")
         self.counters.held += 1
@@ -356,7 +372,9 @@ class Settler:
         message = entry.message
         assert message is not None
         members = [i for i in range(len(message.recipients)) if not entry.done >> i & 1]
-        self._record(kind, entry, message, members, reply, "", ready, None, 0.0, ready.retry_at, entry.attempts)
+        self._record(
+            kind, entry, message, members, reply, "", ready, None, 0.0, ready.retry_at, entry.attempts
+        )
 
     def unreadable(self, entry: Queued, error: MessageUnreadable) -> None:
         """A damaged message was moved to quarantine by the spool; nothing else is touched by it."""
