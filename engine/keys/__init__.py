@@ -1,0 +1,68 @@
+"""Keys: secrets and certificates by reference, from wherever they live.
+
+A policy holds references (`policy.keysource`); the engine asks the ring when it needs the bytes::
+
+    async with open_keys(call_hook) as ring:
+        credential = await ring.fetch(path.smtp_auth_plain_password)
+
+Passwords, certificates, private keys and CA bundles all come this way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import trio
+
+from policy.keysource import CallbackKey, EnvKey, FileKey, LiteralKey, VaultKey
+
+from .callback import CallbackSource, HookCall
+from .local import EnvSource, FileSource, LiteralSource
+from .ring import MAX_STALE, TTL, WAIT, Credential, KeyRing, KeyStatistics
+from .source import KeySource, SourceFailure
+from .vault import VaultSource
+
+__all__ = [
+    "Credential",
+    "HookCall",
+    "KeyRing",
+    "KeySource",
+    "KeyStatistics",
+    "SourceFailure",
+    "key_sources",
+    "open_keys",
+]
+
+
+def key_sources(call_hook: HookCall | None = None) -> dict[type, KeySource]:
+    """Every kind of reference and what reads it."""
+    return {
+        LiteralKey: LiteralSource(),
+        FileKey: FileSource(),
+        EnvKey: EnvSource(),
+        VaultKey: VaultSource(),
+        CallbackKey: CallbackSource(call_hook),
+    }
+
+
+@asynccontextmanager
+async def open_keys(
+    call_hook: HookCall | None = None,
+    *,
+    sources: Mapping[type, KeySource] | None = None,
+    ttl: float = TTL,
+    max_stale: float = MAX_STALE,
+    wait: float = WAIT,
+    rng: random.Random | None = None,
+) -> AsyncIterator[KeyRing]:
+    """A ring, and the owner of its reading tasks; leaving the block cancels them.
+
+    `call_hook` runs a policy's keysource event. Times in seconds: `ttl` until a value is refreshed,
+    `max_stale` how long an old one serves while its source is out, `wait` how long anybody waits for a read.
+    """
+    async with trio.open_nursery() as nursery:
+        kinds = sources if sources is not None else key_sources(call_hook)
+        yield KeyRing(nursery, kinds, ttl=ttl, max_stale=max_stale, wait=wait, rng=rng)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,130 @@
+"""Key sources of this machine: literal, file, environment."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import stat
+import time
+from collections import OrderedDict
+
+import msgspec
+import trio
+
+from policy.keysource import EnvKey, FileKey, LiteralKey
+from policy.secret import Secret
+
+from .source import MAX_SECRET, SourceFailure
+
+__all__ = ["EnvSource", "FileSource", "LiteralSource"]
+
+_log = logging.getLogger(__name__)
+
+_FILES_KEPT = 1000
+_QUIET_SECONDS = 0.3  # a changed file is read once nobody has written to it for so long
+_QUIET_TRIES = 5
+
+
+class LiteralSource:
+    """`LiteralKey`: the value stands in the policy."""
+
+    fresh_for: float | None = math.inf
+
+    async def read(self, ref: LiteralKey) -> Secret:
+        return ref.data
+
+
+class EnvSource:
+    """`EnvKey`: read from the process environment each time it is fetched."""
+
+    fresh_for: float | None = None
+
+    async def read(self, ref: EnvKey) -> Secret:
+        value = os.environb.get(os.fsencode(ref.variable))
+        if value is None:
+            raise SourceFailure(f"the environment variable {ref.variable} is not set", definite=True)
+        if not value:
+            raise SourceFailure(f"the environment variable {ref.variable} is empty", definite=True)
+        return Secret(value)
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """A file as it was when it was read."""
+
+    signature: tuple[int, int, int]
+    secret: Secret
+
+
+class FileSource:
+    """`FileKey`: the content of a file, without one line end at its end (editors and ``echo`` leave one).
+
+    Read again when modification time, inode or size change, so both an edit in place and an atomic
+    replacement (rename, Kubernetes symbolic links) are seen, within a second of the next use. A file that is
+    being written is left to settle first; an empty one is taken for half written.
+    """
+
+    fresh_for: float | None = 1.0
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._warned: set[str] = set()
+        self._limiter = trio.CapacityLimiter(4)
+
+    async def read(self, ref: FileKey) -> Secret:
+        seen, mode = await trio.to_thread.run_sync(
+            _read_file, ref.path, self._seen.get(ref.path), abandon_on_cancel=True, limiter=self._limiter
+        )
+        self._seen[ref.path] = seen
+        self._seen.move_to_end(ref.path)
+        if len(self._seen) > _FILES_KEPT:
+            self._seen.popitem(last=False)
+        if mode & 0o004 and ref.path not in self._warned and not _only_certificates(seen.secret):
+            if len(self._warned) < _FILES_KEPT:
+                self._warned.add(ref.path)
+            _log.warning("key file %s can be read by every user of this machine: chmod 600", ref.path)
+        return seen.secret
+
+
+def _only_certificates(secret: Secret) -> bool:
+    """Certificates are public; a PEM file of nothing else need not be hidden."""
+    content = secret.reveal()
+    return b"-----BEGIN CERTIFICATE-----" in content and b"PRIVATE KEY" not in content
+
+
+def _read_file(path: str, seen: _Seen | None) -> tuple[_Seen, int]:
+    """Runs in a thread. Gives the file (`seen` itself if unchanged) and its mode."""
+    try:
+        for _ in range(_QUIET_TRIES):
+            # Non-blocking: a FIFO without a writer would hold the thread for ever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with open(descriptor, "rb") as file:
+                before = os.fstat(descriptor)
+                if not stat.S_ISREG(before.st_mode):
+                    raise SourceFailure(f"{path} is not a regular file")
+                if seen is not None and seen.signature == _signature(before):
+                    return seen, before.st_mode
+                age = time.time() - before.st_mtime
+                if seen is not None and 0 <= age < _QUIET_SECONDS:
+                    time.sleep(_QUIET_SECONDS - age)
+                    continue
+                content = file.read(MAX_SECRET + 2)
+                if _signature(os.fstat(descriptor)) != _signature(before):
+                    continue
+            break
+        else:
+            raise SourceFailure(f"{path} is being written to all the time")
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise SourceFailure(f"cannot read {path}: {reason}", definite=missing) from None
+    content = content[:-2] if content.endswith(b"\r\n") else content.removesuffix(b"\n")
+    if not content:
+        raise SourceFailure(f"{path} is empty")
+    if len(content) > MAX_SECRET:
+        raise SourceFailure(f"{path} is larger than {MAX_SECRET} octets")
+    return _Seen(_signature(before), Secret(content)), before.st_mode
+
+
+def _signature(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -1,0 +1,271 @@
+"""The key ring: secrets by reference, fetched once, remembered, refreshed behind the scenes.
+
+A delivery asks `KeyRing.fetch` and never waits longer than `wait`; the code that runs per message asks
+`KeyRing.cached` and never waits at all. How long a value is used (reliability V3):
+
+| age of the value   | what happens                                                                      |
+|--------------------|-----------------------------------------------------------------------------------|
+| up to `ttl`        | used                                                                              |
+| up to `max_stale`  | used, while it is read again in the background; an outage changes nothing         |
+| older              | `SecretUnavailable`                                                               |
+
+A definite "there is no such value" ends the use of an old value too, once it was heard three times over at
+least a minute. A failing source is asked at growing intervals, never twice within a second per secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import msgspec
+import trio
+
+from engine.errors import SecretUnavailable
+from policy.keysource import KeyRef
+from policy.secret import Secret
+
+from .source import MAX_SECRET, KeySource, SourceFailure
+
+__all__ = ["Credential", "KeyRing", "KeyStatistics"]
+
+_log = logging.getLogger(__name__)
+
+TTL = 300.0
+MAX_STALE = 86400.0
+WAIT = 5.0
+LEAST_INTERVAL = 1.0
+"""Seconds between two reads of one secret, whatever is asked (reliability V6)."""
+LONGEST_BACKOFF = 30.0  # so that mail leaves soon after the cause is repaired
+LONGEST_RETRY_AFTER = 300.0
+GONE_TIMES = 3
+GONE_SECONDS = 60.0
+CAPACITY = 10_000
+
+
+class Credential(msgspec.Struct, frozen=True):
+    """A secret with what identifies this version of it.
+
+    `version` is a fingerprint that is good for comparing within this process and for nothing else (keyed
+    with a random key of the process). `fetched` is the monotonic time (`trio.current_time`) of the last
+    successful read.
+    """
+
+    secret: Secret
+    version: str
+    fetched: float
+
+
+class KeyStatistics(msgspec.Struct, frozen=True):
+    """Counts for metrics. `oldest` is the age in seconds of the oldest value that is past its `ttl`."""
+
+    entries: int
+    fetching: int
+    failing: int
+    oldest: float
+    reads: int
+    failures: int
+
+
+class _Entry:
+    """What the ring knows about one reference."""
+
+    __slots__ = (
+        "credential",
+        "failure",
+        "failures",
+        "flight",
+        "fresh_until",
+        "gone",
+        "gone_since",
+        "must_read",
+        "next_try",
+        "started",
+    )
+
+    def __init__(self) -> None:
+        self.credential: Credential | None = None
+        self.fresh_until = -math.inf
+        self.must_read = False
+        self.started = -math.inf
+        self.flight: trio.Event | None = None
+        self.failure = ""
+        self.failures = 0
+        self.next_try = -math.inf
+        self.gone = 0
+        self.gone_since = 0.0
+
+
+class KeyRing:
+    """See the module. Made by `open_keys`, whose block owns the reading tasks."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        sources: Mapping[type, KeySource],
+        *,
+        ttl: float = TTL,
+        max_stale: float = MAX_STALE,
+        wait: float = WAIT,
+        capacity: int = CAPACITY,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._nursery = nursery
+        self._sources = sources
+        self._ttl = ttl
+        self._max_stale = max_stale
+        self._wait = wait
+        self._capacity = capacity
+        self._rng = rng if rng is not None else random.Random()
+        self._fingerprint_key = os.urandom(32)
+        self._entries: OrderedDict[KeyRef, _Entry] = OrderedDict()
+        self._reads = 0
+        self._failures = 0
+
+    def cached(self, ref: KeyRef) -> Credential | None:
+        """The value if it is at hand. Never waits; starts a refresh when the value is past its `ttl`."""
+        entry = self._entries.get(ref)
+        if entry is None or entry.credential is None or entry.must_read:
+            return None
+        self._entries.move_to_end(ref)
+        now = trio.current_time()
+        if now < entry.fresh_until:
+            return entry.credential
+        self._start(ref, entry, now, urgent=False)
+        return self._usable(entry, now)
+
+    async def fetch(self, ref: KeyRef, *, fresh: bool = False) -> Credential:
+        """The value; waits at most `wait` seconds, and only when none is at hand.
+
+        `fresh`: read the source again first, as after a refused login. If it cannot be read now, the value
+        at hand is returned; the caller sees that its `version` is the same.
+
+        Raises: SecretUnavailable naming the reference and the reason, never the secret.
+        Checkpoint: always.
+        """
+        await trio.lowlevel.checkpoint()
+        entry = self._entry(ref)
+        if not (fresh or entry.must_read):
+            credential = self.cached(ref)
+            if credential is not None:
+                return credential
+        urgent = fresh or entry.must_read
+        flight = self._start(ref, entry, trio.current_time(), urgent=urgent)
+        if flight is not None:
+            with trio.move_on_after(self._wait):
+                await flight.wait()
+        now = trio.current_time()
+        credential = self._usable(entry, now)
+        if credential is not None:
+            return credential
+        reason = entry.failure or f"no answer in {self._wait:g} s"
+        if entry.credential is not None:
+            reason += f"; the last value is older than {self._max_stale:g} s"
+        raise SecretUnavailable(f"{ref.name}: {reason}") from None
+
+    def invalidate(self, ref: KeyRef) -> None:
+        """The value may be wrong: the next `fetch` reads it again and waits for that."""
+        entry = self._entries.get(ref)
+        if entry is not None:
+            entry.must_read = True
+
+    def statistics(self) -> KeyStatistics:
+        now = trio.current_time()
+        entries = self._entries.values()
+        ages = [now - e.credential.fetched for e in entries if e.credential and now >= e.fresh_until]
+        return KeyStatistics(
+            entries=len(entries),
+            fetching=sum(entry.flight is not None for entry in entries),
+            failing=sum(entry.failures > 0 for entry in entries),
+            oldest=max(ages, default=0.0),
+            reads=self._reads,
+            failures=self._failures,
+        )
+
+    def _entry(self, ref: KeyRef) -> _Entry:
+        entry = self._entries.get(ref)
+        if entry is None:
+            entry = self._entries[ref] = _Entry()
+            if len(self._entries) > self._capacity:
+                self._entries.popitem(last=False)
+        else:
+            self._entries.move_to_end(ref)
+        return entry
+
+    def _usable(self, entry: _Entry, now: float) -> Credential | None:
+        credential = entry.credential
+        return credential if credential is not None and now - credential.fetched < self._max_stale else None
+
+    def _start(self, ref: KeyRef, entry: _Entry, now: float, *, urgent: bool) -> trio.Event | None:
+        """Begin to read, or join. None: the source is being left alone. `urgent` ignores the back-off."""
+        if entry.flight is None:
+            if now < entry.next_try and not urgent:
+                return None
+            entry.flight = trio.Event()
+            delay = max(0.0, entry.started + LEAST_INTERVAL - now)
+            self._nursery.start_soon(self._read, ref, entry, entry.flight, delay, name=f"read {ref.name}")
+        return entry.flight
+
+    async def _read(self, ref: KeyRef, entry: _Entry, flight: trio.Event, delay: float) -> None:
+        try:
+            await trio.sleep(delay)
+            entry.started = trio.current_time()
+            entry.must_read = False  # before the read: an `invalidate` meanwhile asks for another one
+            self._reads += 1
+            source = self._sources[type(ref)]
+            secret: Secret | None = None
+            with trio.move_on_after(self._wait):
+                secret = await source.read(ref)
+            if secret is None:
+                raise SourceFailure(f"no answer in {self._wait:g} s")
+            if not 0 < len(secret.reveal()) <= MAX_SECRET:
+                raise SourceFailure(f"the value is empty or larger than {MAX_SECRET} octets")
+            self._succeeded(ref, entry, secret, source.fresh_for)
+        except SourceFailure as failure:
+            self._failed(ref, entry, failure)
+        except Exception as error:
+            # A fault of one source is a failure of this secret only. No text: it might hold the secret.
+            self._failed(ref, entry, SourceFailure(f"internal error ({type(error).__name__})"))
+        finally:
+            entry.flight = None
+            flight.set()
+
+    def _succeeded(self, ref: KeyRef, entry: _Entry, secret: Secret, fresh_for: float | None) -> None:
+        now = trio.current_time()
+        digest = hashlib.blake2b(secret.reveal(), key=self._fingerprint_key, digest_size=4)
+        version = digest.hexdigest()
+        if entry.failures:
+            _log.info("%s can be read again", ref.name)
+        elif entry.credential is not None and entry.credential.version != version:
+            _log.info("%s has a new value", ref.name)
+        entry.credential = Credential(secret, version, now)
+        # Spread, so that secrets fetched together are not refreshed together.
+        lifetime = self._ttl * self._rng.uniform(0.9, 1.0) if fresh_for is None else fresh_for
+        entry.fresh_until = now + lifetime
+        entry.failure = ""
+        entry.failures = entry.gone = 0
+        entry.next_try = -math.inf
+
+    def _failed(self, ref: KeyRef, entry: _Entry, failure: SourceFailure) -> None:
+        now = trio.current_time()
+        self._failures += 1
+        if failure.reason != entry.failure:
+            kept = "" if entry.credential is None else "; the last value stays in use"
+            _log.warning("%s cannot be read: %s%s", ref.name, failure.reason, kept)
+        entry.failure = failure.reason
+        entry.failures += 1
+        backoff = min(LEAST_INTERVAL * 2.0 ** min(entry.failures - 1, 16), LONGEST_BACKOFF)
+        backoff = max(backoff, min(failure.retry_after, LONGEST_RETRY_AFTER))
+        entry.next_try = now + backoff * self._rng.uniform(1.0, 1.25)
+        if failure.definite and entry.credential is not None:
+            if entry.gone == 0:
+                entry.gone_since = now
+            entry.gone += 1
+            if entry.gone >= GONE_TIMES and now - entry.gone_since >= GONE_SECONDS:
+                _log.warning("%s is gone; its last value is not used any more", ref.name)
+                entry.credential = None

@@ -1,0 +1,94 @@
+"""What every key source must do. Subclass `KeySourceContract` and give a `subject` fixture."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from engine.keys import KeySource, SourceFailure
+from policy.secret import Secret
+
+__all__ = ["CANARY", "KeySourceContract", "Subject", "assert_no_canary"]
+
+CANARY = "c4n4ry-0f-a-secret"
+
+
+def assert_no_canary(*things: object) -> None:
+    """No text, repr or attribute of these shows the canary, also not reversed into bytes or URL text."""
+    for thing in things:
+        shown = f"{thing!s}\n{thing!r}\n{getattr(thing, '__dict__', '')!r}\n{getattr(thing, 'args', '')!r}"
+        assert CANARY not in shown, "the secret is shown"
+
+
+class Subject:
+    """A source, a reference it can read, and the means to change what is behind it.
+
+    `put` stores a value (None: removes it); None as `put` itself for a source that cannot change.
+    """
+
+    def __init__(
+        self, source: KeySource, ref: Any, put: Callable[[str | None], Awaitable[None]] | None = None
+    ) -> None:
+        self.source = source
+        self.ref = ref
+        self.put = put
+
+
+class KeySourceContract:
+    """The suite. `subject` starts out with `CANARY` as its value."""
+
+    @pytest.fixture
+    def subject(self) -> Subject:
+        raise NotImplementedError
+
+    async def test_reads_the_exact_bytes(self, subject: Subject) -> None:
+        assert await subject.source.read(subject.ref) == Secret(CANARY)
+
+    async def test_reads_again_and_again(self, subject: Subject) -> None:
+        for _ in range(3):
+            assert (await subject.source.read(subject.ref)).reveal() == CANARY.encode()
+
+    async def test_sees_a_new_value(self, subject: Subject) -> None:
+        if subject.put is None:
+            return
+        await subject.source.read(subject.ref)
+        await subject.put(CANARY + "-rotated-ü")
+        assert await subject.source.read(subject.ref) == Secret(CANARY + "-rotated-ü")
+
+    async def test_a_missing_value_is_a_definite_failure(self, subject: Subject) -> None:
+        if subject.put is None:
+            return
+        await subject.put(None)
+        with pytest.raises(SourceFailure) as caught:
+            await subject.source.read(subject.ref)
+        assert caught.value.definite
+        assert caught.value.reason.isprintable() and len(caught.value.reason) < 300
+        assert_no_canary(caught.value)
+
+    async def test_an_empty_value_is_a_failure(self, subject: Subject) -> None:
+        if subject.put is None:
+            return
+        await subject.put("")
+        with pytest.raises(SourceFailure, match="empty"):
+            await subject.source.read(subject.ref)
+
+    async def test_can_be_cancelled(self, subject: Subject) -> None:
+        with trio.fail_after(5):
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await subject.source.read(subject.ref)
+        assert await subject.source.read(subject.ref) == Secret(CANARY)
+
+    async def test_many_at_once(self, subject: Subject) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(subject.source.read, subject.ref)
+
+    def test_says_how_long_a_value_is_fresh(self, subject: Subject) -> None:
+        assert subject.source.fresh_for is None or subject.source.fresh_for >= 1.0
+
+    def test_the_references_name_and_repr_hold_no_secret(self, subject: Subject) -> None:
+        assert_no_canary(subject.ref, subject.ref.name)

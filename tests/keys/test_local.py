@@ -1,0 +1,150 @@
+"""Literal, file and environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.keys.local import EnvSource, FileSource, LiteralSource
+from engine.keys.source import MAX_SECRET, SourceFailure
+from policy.keysource import EnvKey, FileKey, LiteralKey
+from policy.secret import Secret
+from tests.contract.key_source import CANARY, KeySourceContract, Subject
+
+
+class TestLiteral(KeySourceContract):
+    @pytest.fixture
+    def subject(self) -> Subject:
+        return Subject(LiteralSource(), LiteralKey(Secret(CANARY)))
+
+
+class TestEnv(KeySourceContract):
+    @pytest.fixture
+    def subject(self, monkeypatch: pytest.MonkeyPatch) -> Subject:
+        async def put(value: str | None) -> None:
+            if value is None:
+                monkeypatch.delenv("POSTHORN_TEST_KEY")
+            else:
+                monkeypatch.setenv("POSTHORN_TEST_KEY", value)
+
+        monkeypatch.setenv("POSTHORN_TEST_KEY", CANARY)
+        return Subject(EnvSource(), EnvKey("POSTHORN_TEST_KEY"), put)
+
+
+class TestFile(KeySourceContract):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        path = tmp_path / "password"
+
+        async def put(value: str | None) -> None:
+            if value is None:
+                path.unlink()
+            else:
+                path.write_text(value)
+
+        path.write_text(CANARY)
+        path.chmod(0o600)
+        return Subject(FileSource(), FileKey(str(path)), put)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"tiger\n", b"tiger"),
+        (b"tiger\r\n", b"tiger"),
+        (b"tiger\n\n", b"tiger\n"),
+        (b" tiger ", b" tiger "),
+        (b"\xff\x00\x80", b"\xff\x00\x80"),
+        (b"tiger\r", b"tiger\r"),
+    ],
+)
+async def test_one_line_end_is_taken_off(content: bytes, value: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    assert (await FileSource().read(FileKey(str(path)))).reveal() == value
+
+
+async def test_an_unchanged_file_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("tiger")
+    path.chmod(0o600)
+    source = FileSource()
+    first = await source.read(FileKey(str(path)))
+    assert await source.read(FileKey(str(path))) is first
+
+
+async def test_an_atomic_replacement_is_seen_even_with_the_old_time_and_size(tmp_path: Path) -> None:
+    path, new = tmp_path / "password", tmp_path / "new"
+    path.write_text("tiger")
+    new.write_text("puma!")
+    for each in (path, new):
+        each.chmod(0o600)
+        os.utime(each, (1_700_000_000, 1_700_000_000))
+    source = FileSource()
+    assert (await source.read(FileKey(str(path)))).reveal() == b"tiger"
+    new.rename(path)
+    assert (await source.read(FileKey(str(path)))).reveal() == b"puma!"
+
+
+async def test_a_file_that_is_being_written_is_left_to_settle(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("tiger")
+    path.chmod(0o600)
+    source = FileSource()
+    await source.read(FileKey(str(path)))
+    with path.open("w", buffering=1) as file:
+        file.write("half\n")
+        rest = threading.Timer(0.1, file.write, ("whole\n",))
+        rest.start()
+        assert (await source.read(FileKey(str(path)))).reveal() == b"half\nwhole"
+        rest.join()
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, False), (0o600, False)])
+async def test_a_world_readable_file_is_named_once(
+    mode: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "password"
+    path.write_text(CANARY)
+    path.chmod(mode)
+    source = FileSource()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            await source.read(FileKey(str(path)))
+    assert len(caplog.records) == int(warned)
+    assert CANARY not in caplog.text
+    assert str(path) in caplog.text or not warned
+
+
+async def test_a_readable_certificate_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n")
+    path.chmod(0o644)
+    await FileSource().read(FileKey(str(path)))
+    assert not caplog.records
+    path.write_text("-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n")
+    await FileSource().read(FileKey(str(path)))
+    assert len(caplog.records) == 1
+
+
+async def test_what_is_no_readable_file(tmp_path: Path) -> None:
+    fifo, big = tmp_path / "fifo", tmp_path / "big"
+    os.mkfifo(fifo)
+    big.write_bytes(b"x" * (MAX_SECRET + 2))
+    cases = {
+        str(fifo): ("not a regular file", False),
+        str(tmp_path): ("Is a directory", False),
+        str(big): ("larger", False),
+        str(tmp_path / "none"): ("No such file", True),
+        str(big / "below"): ("Not a directory", True),
+    }
+    for path, (says, definite) in cases.items():
+        with pytest.raises(SourceFailure, match=says) as caught:
+            await FileSource().read(FileKey(path))
+        assert caught.value.definite is definite
+        assert path in caught.value.reason
