@@ -1,0 +1,85 @@
+# Everything is made into ./.venv; nothing outside this folder is touched.
+# On Debian: apt-get install python3-venv python3-dev gcc make
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+FAST   := $(wildcard engine/_fast/*.pyx engine/_fast/*.pxd)
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Further arguments for pytest, e.g. make test ARGS="tests/smtp -x"
+ARGS   ?=
+# The policy for `make run`; none: the shipped default
+POLICY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test test-pure test-slow lint format build bench-micro clean
+
+help:
+	@echo "make demo              set up, then watch 1,000 messages go through"
+	@echo "make run POLICY=my.py  run the relay (no POLICY: the shipped default)"
+	@echo "make test              set up, then run the tests (ARGS=... for pytest)"
+	@echo "make test-pure         the byte-handling rooms on the plain Python twin of engine/_fast"
+	@echo "make test-slow         the tests that take minutes"
+	@echo "make lint              formatting, lint, types"
+	@echo "make build             set up and compile; wheel and sdist are made by 'pip wheel .'"
+	@echo "make bench-micro       engine/_fast against its twin, into bench/results"
+	@echo "make clean             remove everything that make made"
+
+demo: $(VENV)/.made-run
+	@$(BIN)/posthorn demo
+
+run: $(VENV)/.made-run
+	@$(BIN)/posthorn run $(POLICY)
+
+test: $(VENV)/.made-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-pure: $(VENV)/.made-dev
+	@POSTHORN_PURE=1 $(BIN)/python -m pytest tests/fast tests/smtp tests/mail $(ARGS)
+
+test-slow: $(VENV)/.made-dev
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.made-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint engine/_fast
+	$(BIN)/mypy
+
+format: $(VENV)/.made-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: $(VENV)/.made-run
+
+bench-micro: $(VENV)/.made-run
+	$(BIN)/python -m bench.micro
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f engine/_fast/*.so engine/_fast/*.c
+	find bench engine policy tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up. Each stamp is made once and again when what it depends on is newer.
+
+$(VENV)/.made-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Posthorn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	         "Try: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "== making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade "pip>=25.1"
+	@touch $@
+
+# The editable install compiles engine/_fast in place; a failure to compile stops here, with the compiler's words.
+$(VENV)/.made-run: $(VENV)/.made-venv pyproject.toml setup.py engine/__init__.py $(FAST)
+	@echo "== installing Posthorn and what it needs, compiling engine/_fast"
+	@$(PIP) install --group build
+	@$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.made-dev: $(VENV)/.made-run pyproject.toml
+	@echo "== installing what tests and lint need"
+	@$(PIP) install --group test --group lint
+	@touch $@

@@ -1,0 +1,32 @@
+"""The compiled part of the build: one extension per idea in ``engine/_fast``.
+
+Everything else is in ``pyproject.toml``. There is no silent fall-back: when a module does not
+compile, the build fails (``posthorn`` would still be right without it, but several times slower,
+and nobody would know why).
+"""
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+IDEAS = ("commands", "replies", "data", "bodies")
+
+extensions = [
+    Extension(
+        f"engine._fast.{name}",
+        [f"engine/_fast/{name}.pyx"],
+        extra_compile_args=["-O3", "-Wall", "-Wno-unused-function"],
+    )
+    for name in IDEAS
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "embedsignature": False,
+            "binding": True,
+        },
+    )
+)

@@ -1,0 +1,28 @@
+"""System programs that some tests need: found, or the test says which package has them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+__all__ = ["need"]
+
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+"""Daemons lie in sbin, which an ordinary user's PATH may lack."""
+
+
+def need(program: str, package: str) -> str:
+    """The path of `program`. Without it the test is skipped, naming the Debian `package`.
+
+    With ``CI=true`` in the environment a missing program fails the test: there the packages of
+    ``tests/system-packages.txt`` are installed, and a skip would hide that they are not.
+    """
+    path = shutil.which(program, path=_PATH)
+    if path is not None:
+        return path
+    text = f"needs {program}: install the Debian package {package}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{text} (tests/system-packages.txt)", pytrace=False)
+    pytest.skip(text)
