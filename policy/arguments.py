@@ -128,7 +128,6 @@ class QueueConfigOptions(TypedDict, total=False):
     reap_interval: _Duration
     refresh_strategy: Literal["Ttl"]
     refresh_interval: _Duration
-    provider_name: str | None
 
 
 class ListenerDomainOptions(TypedDict, total=False):

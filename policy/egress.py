@@ -9,8 +9,7 @@ anything.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from ipaddress import ip_network
-from typing import Annotated, Any, Literal, TypeAlias, Unpack
+from typing import Annotated, Any, Literal, TypeAlias, Unpack, overload
 
 import msgspec
 
@@ -32,7 +31,7 @@ from .kinds import (
     Text,
     Timeout,
 )
-from .nets import CidrSet, MxEntry, parse_mx
+from .nets import CidrSet, MxEntry, parse_cidr_set, parse_mx
 from .options import Constructor, Kind, NotYet, Table, kinds_of
 from .units import Limit
 
@@ -62,18 +61,8 @@ LookupStrategy: TypeAlias = Literal["Ipv4Only", "Ipv6Only", "Ipv4AndIpv6", "Ipv6
 UNSPECIFIED = "unspecified"
 """Name of the built-in pool and of its one source; no hook is asked about them."""
 
-PROHIBITED = CidrSet(
-    tuple(
-        map(
-            ip_network,
-            (
-                *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"),
-                *("::/128", "::1/128", "fe80::/10", "ff00::/8"),
-            ),
-        )
-    )
-)
-"""Addresses a stranger's DNS may not send us to: ourselves, link-local, multicast, reserved."""
+PROHIBITED = parse_cidr_set(["127.0.0.0/8", "0.0.0.0", "::1", "::"])
+"""The default of `prohibited_hosts`: this machine itself."""
 
 
 class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,7 +244,6 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     reap_interval: Timeout = 600.0
     refresh_strategy: Literal["Ttl"] = "Ttl"
     refresh_interval: Timeout = 60.0
-    provider_name: Text | None = None
 
 
 def _check_path(path: EgressPath) -> None:
@@ -318,6 +306,7 @@ _QUEUE = Constructor(
     not_yet={
         "strategy": NotYet("the data structure of a scheduled queue", ()),
         "timerwheel_tick_interval": NotYet("the data structure of a scheduled queue"),
+        "provider_name": NotYet("a label for metrics of scheduled queues"),
         "shrink_policy": NotYet("what leaves memory while a message waits", (None, [])),
     },
 )
@@ -334,16 +323,20 @@ def make_egress_path(
     return _PATH(mapping, options)
 
 
-def make_egress_source(
-    mapping: Mapping[str, Any] | None = None, /, **options: Unpack[EgressSourceOptions]
-) -> EgressSource:
+@overload
+def make_egress_source(**options: Unpack[EgressSourceOptions]) -> EgressSource: ...
+@overload
+def make_egress_source(mapping: Mapping[str, Any], /, **options: Any) -> EgressSource: ...
+def make_egress_source(mapping: Mapping[str, Any] | None = None, /, **options: Any) -> EgressSource:
     """The local end of connections; what the `get_egress_source` hook returns. Raises: PolicyError."""
     return _SOURCE(mapping, options)
 
 
-def make_egress_pool(
-    mapping: Mapping[str, Any] | None = None, /, **options: Unpack[EgressPoolOptions]
-) -> EgressPool:
+@overload
+def make_egress_pool(**options: Unpack[EgressPoolOptions]) -> EgressPool: ...
+@overload
+def make_egress_pool(mapping: Mapping[str, Any], /, **options: Any) -> EgressPool: ...
+def make_egress_pool(mapping: Mapping[str, Any] | None = None, /, **options: Any) -> EgressPool:
     """Sources and their weights; what the `get_egress_pool` hook returns. Raises: PolicyError."""
     return _POOL(mapping, options)
 

@@ -188,6 +188,9 @@ class Limit(int):
         # A refreshed path must differ from the old one when only `local` changed.
         return int.__eq__(self, other) is True and (not isinstance(other, Limit) or self.local == other.local)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return int.__hash__(self)
 

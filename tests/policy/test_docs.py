@@ -1,0 +1,199 @@
+"""The documentation says what the code does: options, defaults, events, examples."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+import policy
+from policy import egress, ingress, runtime
+from policy.egress import SmtpProtocol
+from policy.hooks import EVENTS
+from policy.ingress import TraceHeaders
+from policy.load import load_policy
+from policy.nets import CidrSet
+from policy.options import Constructor
+from policy.units import format_duration, format_size
+
+ROOT = Path(__file__).parents[2]
+PATHS = (ROOT / "docs" / "egress-paths.md").read_text()
+POLICY = (ROOT / "docs" / "policy.md").read_text()
+
+CONSTRUCTORS: dict[str, Constructor[Any]] = {
+    constructor.name: constructor
+    for module in (egress, ingress, runtime)
+    for constructor in vars(module).values()
+    if isinstance(constructor, Constructor)
+}
+FOUR = ("make_egress_path", "make_egress_source", "make_egress_pool", "make_queue_config")
+
+
+def sections(text: str, mark: str) -> dict[str, str]:
+    """Heading (without backquotes) -> what stands below it."""
+    parts = re.split(rf"^{mark} (.+)$", text, flags=re.MULTILINE)[1:]
+    headings = [heading.strip("`") for heading in parts[::2]]
+    assert len(headings) == len(set(headings)), "a heading stands twice"
+    return dict(zip(headings, parts[1::2], strict=True))
+
+
+def default_text(constructor: Constructor[Any], option: str) -> str:
+    """How the documents write a default."""
+    field = next(f for f in msgspec.structs.fields(constructor.struct) if f.name == option)  # type: ignore[arg-type]
+    if field.required:
+        return "required"
+    required = {name: "x" for name in constructor.table.required}
+    value = getattr(constructor.struct(**required), option)
+    if value is None:
+        return "none"
+    if value in ((), {}) or (isinstance(value, CidrSet) and not value):
+        return "empty"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if isinstance(value, float):
+        return f"`{format_duration(value)}`"
+    if isinstance(value, SmtpProtocol):
+        return '`{"smtp": {}}`'
+    if isinstance(value, TraceHeaders):
+        return '`{"received_header": True}`'
+    if type(value) is int and value and not value % 65536:
+        return f"`{format_size(value)}`"
+    return f"`{value}`"
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_every_option_of_the_four_has_its_heading(name: str) -> None:
+    constructor = CONSTRUCTORS[name]
+    headings = sections(sections(PATHS, "##")[name], "####")
+    assert headings.keys() == {*constructor.table.kinds, *constructor.table.not_yet}
+    for option in constructor.table.kinds:
+        text = headings[option]
+        found = re.search(r"^Unit: (.+?)\. Default: (.+?)\. Enforced: (.+)\.$", text, re.MULTILINE)
+        assert found, f"{name}.{option}: no line `Unit: ... Default: ... Enforced: ...`"
+        assert found[2] == default_text(constructor, option), f"{name}.{option}"
+        for file in re.findall(r"`(.+?)`", found[3]):
+            assert option in (ROOT / file).read_text(), f"{name}.{option} is not enforced in {file}"
+    for option, later in constructor.table.not_yet.items():
+        off = [value for value in later.off if value is not None]
+        accepted = f" Accepted: `{off[0]}`." if off else ""
+        assert headings[option].strip().startswith(f"Not supported yet: {later.what}.{accepted}"), (
+            f"{name}.{option}"
+        )
+
+
+@pytest.mark.parametrize("name", ["define_spool", "configure_local_logs", "start_esmtp_listener"])
+def test_every_option_of_init_is_in_its_table(name: str) -> None:
+    constructor = CONSTRUCTORS[name]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", sections(POLICY, "###")[name], re.MULTILINE)
+    assert [option for option, _ in rows if option not in constructor.table.kinds] == []
+    assert dict(rows) == {option: default_text(constructor, option) for option in constructor.table.kinds}
+
+
+def test_what_a_listener_does_not_know_yet_is_listed() -> None:
+    (listed,) = re.findall(r"Not supported yet, and refused: ([^.]+)\.", POLICY)
+    assert set(re.findall(r"`(\w+)`", listed)) == CONSTRUCTORS["start_esmtp_listener"].table.not_yet.keys()
+
+
+def test_the_options_of_a_listener_domain() -> None:
+    (text,) = re.findall(r"`make_listener_domain` knows ([^.]+)\.", POLICY)
+    constructor = CONSTRUCTORS["make_listener_domain"]
+    assert set(re.findall(r"`(\w+)`", text)) - {"False"} == {
+        *constructor.table.kinds,
+        *constructor.table.not_yet,
+    }
+
+
+def test_the_table_of_events() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (single|chain) \| (.+?) \|$", POLICY, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(EVENTS)
+    for name, arguments, kind, answer in rows:
+        event = EVENTS[name]
+        assert arguments.strip("`") == ", ".join(event.names)
+        assert kind == event.kind
+        assert answer == (event.right or "not looked at")
+
+
+def examples() -> Iterator[Any]:
+    for name in ("policy.md", "egress-paths.md"):
+        blocks = re.findall(
+            r"^```python\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL
+        )
+        for number, block in enumerate(blocks):
+            yield pytest.param(block, id=f"{name}-{number}")
+
+
+@pytest.mark.parametrize("block", [*examples()])
+def test_every_example_loads_and_its_hooks_answer(block: str, tmp_path: Path) -> None:
+    first = re.search(r"^```python\n(.*?)^```$", POLICY, re.MULTILINE | re.DOTALL)
+    assert first
+    (tmp_path / "mypolicy.py").write_text(first[1])
+    file = tmp_path / "example.py"
+    file.write_text(block)
+    loaded = load_policy(file)
+    trio.run(loaded.run_init)
+    for hook in loaded.hooks.hooks:
+        arguments = {
+            "get_queue_config": ("slow.example", "news", None, None),
+            "get_egress_pool": ("bulk",),
+            "get_egress_source": ("ip-1",),
+            "get_egress_path_config": ("relay.example", "ip-1", "mx.relay.example"),
+            "get_listener_domain": ("customer.example", "127.0.0.1:2525", None),
+            "smtp_server_auth_plain": ("scott", "scott", policy.Secret("tiger"), None),
+        }.get(hook.event)
+        if arguments is None:
+            continue
+        answer = hook.function(*(hook.adapt(arguments) if hook.adapt else arguments))
+        if hook.is_async:
+            answer = trio.run(_result, answer)
+        assert answer is not None
+        assert hook.complaint(answer) is None
+    module = next(
+        module for name, module in list(sys.modules.items()) if getattr(module, "__file__", "") == str(file)
+    )
+    for name, test in list(vars(module).items()):
+        if name.startswith("test_"):
+            test()
+    load_policy(None)
+
+
+async def _result(coroutine: Any) -> Any:
+    return await coroutine
+
+
+def test_the_error_shown_is_the_error_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = re.findall(r"^```text\n(.*?)\n```$", POLICY, re.MULTILINE)
+    lines = [
+        "import policy",
+        "",
+        "@policy.on('init')",
+        "def init():",
+        "    policy.define_spool(path='x')",
+        "",
+    ]
+    (tmp_path / "mypolicy.py").write_text(
+        "\n".join([*lines, "    policy.start_esmtp_listener(relay_host=[])"])
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(policy.PolicyLoadError) as caught:
+        trio.run(load_policy("mypolicy.py").run_init)
+    assert str(caught.value) == shown
+    load_policy(None)
+
+
+def test_links_lead_somewhere() -> None:
+    for text in (PATHS, POLICY):
+        for target, anchor in re.findall(r"\]\(([\w.-]+)(?:#([\w-]+))?\)", text):
+            if target == "keysources.md" and not (ROOT / "docs" / target).exists():
+                continue
+            page = (ROOT / "docs" / target).read_text()
+            if anchor:
+                slugs = [
+                    h.lower().replace(" ", "-").replace("`", "") for h in re.findall(r"^#+ (.+)$", page, re.M)
+                ]
+                assert anchor in slugs

@@ -1,0 +1,161 @@
+"""Every form of key source, every wrong form, and that no value is ever shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import policy
+from policy.keysource import (
+    CallbackKey,
+    EnvKey,
+    FileKey,
+    KeyRef,
+    LiteralKey,
+    VaultKey,
+    parse_key,
+    safe_segment,
+)
+from policy.secret import Secret
+
+CANARY = "canary-77aa"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "name"),
+    [
+        ("/etc/key", FileKey("/etc/key"), "file:/etc/key"),
+        ({"file": "key.pem"}, FileKey("key.pem"), "file:key.pem"),
+        ({"key_data": "tiger"}, LiteralKey(Secret("tiger")), "literal"),
+        ({"key_data": b"tiger"}, LiteralKey(Secret("tiger")), "literal"),
+        ({"key_data": Secret("tiger")}, LiteralKey(Secret("tiger")), "literal"),
+        ({"env": "PASSWORD"}, EnvKey("PASSWORD"), "env:PASSWORD"),
+        (
+            {"vault_mount": "secret", "vault_path": "smtp-auth/local"},
+            VaultKey("secret", "smtp-auth/local"),
+            "vault:secret/smtp-auth/local#key",
+        ),
+        (
+            {
+                "vault_mount": "kv/team",
+                "vault_path": "a",
+                "vault_key": "password",
+                "vault_address": "https://vault.example:8200/",
+                "vault_token": "t",
+                "kv_version": 1,
+                "vault_namespace": "/team/",
+                "vault_ca": "/etc/ca.pem",
+            },
+            VaultKey(
+                "kv/team",
+                "a",
+                "password",
+                "https://vault.example:8200",
+                Secret("t"),
+                1,
+                "team",
+                "/etc/ca.pem",
+            ),
+            "vault:kv/team/a#password",
+        ),
+        (
+            {"event_name": "ask", "event_args": ["a", 1, None]},
+            CallbackKey("ask", ("a", 1, None)),
+            "callback:ask",
+        ),
+        ({"event_name": "ask"}, CallbackKey("ask"), "callback:ask"),
+    ],
+)
+def test_forms(value: Any, expected: KeyRef, name: str) -> None:
+    ref = parse_key(value)
+    assert ref == expected
+    assert ref.name == name
+    assert parse_key(ref) is ref
+    assert hash(ref) == hash(parse_key(value))
+
+
+def test_none_means_left_out_in_vault_options() -> None:
+    key = parse_key({"vault_mount": "s", "vault_path": "p", "vault_token": None, "kv_version": None})
+    assert key == VaultKey("s", "p")
+
+
+def test_callback_arguments_are_a_copy_and_hash_by_value() -> None:
+    arguments = ["example.com", {"b": [1], "a": 2}]
+    key = parse_key({"event_name": "ask", "event_args": arguments})
+    twin = parse_key({"event_name": "ask", "event_args": ["example.com", {"a": 2, "b": [1]}]})
+    arguments.append("more")
+    assert isinstance(key, CallbackKey)
+    assert key.event_args == ("example.com", {"b": [1], "a": 2})
+    assert key == twin
+    assert hash(key) == hash(twin)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "a NoneType is no key source"),
+        (5, "a int is no key source"),
+        ("", '"file" is empty'),
+        ("a\nb", "control character"),
+        ({}, "no key source"),
+        ({1: "x"}, "no key source"),
+        ({"vault_mont": CANARY}, 'did you mean "vault_mount"'),
+        ({"vault_path": CANARY}, '"vault_mount" is missing beside "vault_path"'),
+        ({"vault_mount": CANARY}, '"vault_path" is missing'),
+        ({"key_data": CANARY, "file": "x"}, "two different kinds"),
+        ({"key_data": CANARY, "extra": "x"}, 'unknown key "extra" beside "key_data"; known are "key_data"'),
+        ({"key_data": ""}, '"key_data" is empty'),
+        ({"key_data": [CANARY]}, "not a list"),
+        ({"file": ["x"]}, "not a list"),
+        ({"env": "A=B"}, 'without "="'),
+        ({"vault_mount": "s", "vault_path": "a/../b"}, '"vault_path" has a segment'),
+        ({"vault_mount": "s", "vault_path": "a/./b"}, '"vault_path" has a segment'),
+        ({"vault_mount": "s", "vault_path": "a%2fb"}, '"vault_path" has a segment'),
+        ({"vault_mount": "s", "vault_path": "a?b"}, '"vault_path" has a segment'),
+        ({"vault_mount": "s", "vault_path": "a#b"}, '"vault_path" has a segment'),
+        ({"vault_mount": "s", "vault_path": "a\\b"}, '"vault_path" has a segment'),
+        ({"vault_mount": "s", "vault_path": "a\x00b"}, "control character"),
+        ({"vault_mount": "s", "vault_path": "smtp-auth/"}, "empty segment"),
+        ({"vault_mount": "s//t", "vault_path": "p"}, '"vault_mount" has an empty segment'),
+        (
+            {"vault_mount": "s", "vault_path": "p", "vault_namespace": "a/.."},
+            '"vault_namespace" has a segment',
+        ),
+        ({"vault_mount": "s", "vault_path": "p", "vault_address": "vault:8200"}, "is no URL"),
+        ({"vault_mount": "s", "vault_path": "p", "vault_address": f"https://u:{CANARY}@v"}, "holds a user"),
+        ({"vault_mount": "s", "vault_path": "p", "vault_address": "https://v:x"}, "is no URL"),
+        ({"vault_mount": "s", "vault_path": "p", "kv_version": 3}, "is 1 or 2"),
+        ({"vault_mount": "s", "vault_path": "p", "kv_version": True}, "is 1 or 2"),
+        (
+            {"vault_mount": "s", "vault_path": "p", "vault_token": f"{CANARY}\n"},
+            '"vault_token" holds a control',
+        ),
+        ({"event_name": "ask", "event_args": CANARY}, '"event_args" is a list'),
+        ({"event_name": "ask", "event_args": [object()]}, "other than JSON values"),
+    ],
+)
+def test_wrong_forms(value: Any, says: str) -> None:
+    with pytest.raises(policy.PolicyError) as caught:
+        parse_key(value, "make_egress_path: smtp_auth_plain_password")
+    text = str(caught.value)
+    assert says in text
+    assert "make_egress_path: smtp_auth_plain_password: " in text
+    assert CANARY not in text
+    assert __file__ in text
+
+
+def test_nothing_of_a_reference_shows_a_secret() -> None:
+    literal = parse_key({"key_data": CANARY})
+    vault = parse_key({"vault_mount": "s", "vault_path": "p", "vault_token": CANARY})
+    callback = parse_key({"event_name": "ask", "event_args": [CANARY]})
+    for ref in (literal, vault, callback):
+        assert CANARY not in f"{ref} {ref!r} {[ref]} {ref.name}"
+
+
+def test_one_safe_segment() -> None:
+    assert safe_segment("example.com") == "example.com"
+    assert safe_segment("[10.0.0.1]") == "[10.0.0.1]"
+    for wrong in ("", "a/b", "..", ".", "a%b", "a?b", "a#b", "a\x7fb", "a\nb"):
+        with pytest.raises(policy.PolicyError):
+            safe_segment(wrong)
