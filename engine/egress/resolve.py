@@ -321,6 +321,7 @@ class Resolver:
         """Addresses by host, or the text of the failure. Hosts beyond the query limit are missing."""
         found: dict[MxHost, list[str] | str] = {}
         wanted: list[MxHost] = []
+        ready: list[MxHost] = []
         budget = QUERY_LIMIT
         kinds = [kind for group in _FAMILIES[strategy] for kind in group]
         for host in order:
@@ -328,7 +329,9 @@ class Resolver:
                 found[host] = [host.host]
                 continue
             price = sum(not self._addresses.known((host.host, kind)) for kind in kinds)
-            if price <= budget:
+            if not price:
+                ready.append(host)
+            elif price <= budget:
                 budget -= price
                 wanted.append(host)
 
@@ -339,13 +342,13 @@ class Resolver:
                 found[host] = str(error)
 
         with trio.move_on_after(PLAN_SECONDS):
-            if len(wanted) == 1:
-                await look(wanted[0])
-            elif wanted:
+            for host in ready:
+                await look(host)
+            if wanted:
                 async with trio.open_nursery() as nursery:
                     for host in wanted:
                         nursery.start_soon(look, host)
-        for host in wanted:
+        for host in (*ready, *wanted):
             found.setdefault(host, f"DNS lookup of {host.host} took longer than {PLAN_SECONDS:g} s")
         return found
 

@@ -2,7 +2,7 @@
 
 A policy holds references (`policy.keysource`); the engine asks the ring when it needs the bytes::
 
-    async with open_keys(call_hook) as ring:
+    async with open_keys(callback) as ring:
         credential = await ring.fetch(path.smtp_auth_plain_password)
 
 Passwords, certificates, private keys and CA bundles all come this way.
@@ -36,20 +36,20 @@ __all__ = [
 ]
 
 
-def key_sources(call_hook: HookCall | None = None) -> dict[type, KeySource]:
+def key_sources(callback: HookCall | None = None) -> dict[type, KeySource]:
     """Every kind of reference and what reads it."""
     return {
         LiteralKey: LiteralSource(),
         FileKey: FileSource(),
         EnvKey: EnvSource(),
         VaultKey: VaultSource(),
-        CallbackKey: CallbackSource(call_hook),
+        CallbackKey: CallbackSource(callback),
     }
 
 
 @asynccontextmanager
 async def open_keys(
-    call_hook: HookCall | None = None,
+    callback: HookCall | None = None,
     *,
     sources: Mapping[type, KeySource] | None = None,
     ttl: float = TTL,
@@ -59,10 +59,11 @@ async def open_keys(
 ) -> AsyncIterator[KeyRing]:
     """A ring, and the owner of its reading tasks; leaving the block cancels them.
 
-    `call_hook` runs a policy's keysource event. Times in seconds: `ttl` until a value is refreshed,
-    `max_stale` how long an old one serves while its source is out, `wait` how long anybody waits for a read.
+    `callback` runs a policy's keysource event: ``await callback(event_name, *event_args)``. Times in
+    seconds: `ttl` until a value is refreshed, `max_stale` how long an old one serves while its source is
+    out, `wait` how long anybody waits for a read.
     """
     async with trio.open_nursery() as nursery:
-        kinds = sources if sources is not None else key_sources(call_hook)
+        kinds = sources if sources is not None else key_sources(callback)
         yield KeyRing(nursery, kinds, ttl=ttl, max_stale=max_stale, wait=wait, rng=rng)
         nursery.cancel_scope.cancel()

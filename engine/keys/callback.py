@@ -13,8 +13,8 @@ from .source import SourceFailure
 
 __all__ = ["CallbackSource", "HookCall"]
 
-HookCall = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
-"""Runs the policy's handler of an event with these positional arguments."""
+HookCall = Callable[..., Awaitable[Any]]
+"""Runs the policy's handler: ``await call(event_name, *event_args)``."""
 
 
 class CallbackSource:
@@ -29,7 +29,7 @@ class CallbackSource:
         if self._call is None:
             raise SourceFailure("there is no policy to ask")
         try:
-            value = await self._call(ref.event_name, ref.event_args)
+            value = await self._call(ref.event_name, *ref.event_args)
         except (Exception, SystemExit) as error:
             # Only the kind and the place: what a hook puts into an exception may be the secret itself.
             raise SourceFailure(f"the hook {ref.event_name} raised {_kind_and_place(error)}") from None

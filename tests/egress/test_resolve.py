@@ -314,6 +314,13 @@ async def test_preferences_stay_in_order_and_equals_are_shuffled() -> None:
     assert len(orders) > 10
 
 
+async def test_the_addresses_of_one_host_are_shuffled_too() -> None:
+    found = resolver({"many.example": {"A": [f"198.51.100.{i}" for i in range(5)]}})
+    target = await site(found, "many.example")
+    orders = {tuple(addresses((await found.plan(target)).candidates)) for _ in range(20)}
+    assert len(orders) > 10
+
+
 async def test_both_families_of_a_host_are_candidates_with_the_hosts_name() -> None:
     found = resolver()
     plan = await found.plan(await site(found, "example.com"))
@@ -471,6 +478,11 @@ async def test_limits_of_one_plan() -> None:
     plan = await found.plan(target)
     assert len(plan.candidates) == 10
     assert dns.asked.total() <= 20
+    used: set[str] = set()
+    for seed in range(10):
+        found = Resolver(StaticDns(zones), rng=random.Random(seed))
+        used.update(each.host for each in (await found.plan(target)).candidates)
+    assert len(used) > 30
 
 
 async def test_a_plan_takes_at_most_30_seconds(autojump_clock: MockClock) -> None:

@@ -20,7 +20,7 @@ class TestCallback(KeySourceContract):
     def subject(self) -> Subject:
         value: list[str | None] = [CANARY]
 
-        async def call(event: str, args: tuple[Any, ...]) -> Any:
+        async def call(event: str, *args: Any) -> Any:
             await trio.lowlevel.checkpoint()
             assert (event, args) == ("my_keys", ("a", 1))
             return value[0]
@@ -33,7 +33,7 @@ class TestCallback(KeySourceContract):
 
 @pytest.mark.parametrize("value", [b"tiger", "tiger", Secret("tiger")])
 async def test_text_bytes_and_secrets_are_values(value: object) -> None:
-    async def call(event: str, args: tuple[Any, ...]) -> Any:
+    async def call(event: str, *args: Any) -> Any:
         return value
 
     assert await CallbackSource(call).read(CallbackKey("e")) == Secret("tiger")
@@ -41,7 +41,7 @@ async def test_text_bytes_and_secrets_are_values(value: object) -> None:
 
 @pytest.mark.parametrize("value", [1, ["tiger"], {"key": "tiger"}, b"", Secret(b"")])
 async def test_anything_else_is_not(value: object) -> None:
-    async def call(event: str, args: tuple[Any, ...]) -> Any:
+    async def call(event: str, *args: Any) -> Any:
         return value
 
     with pytest.raises(SourceFailure, match="hook e gave") as caught:
@@ -68,7 +68,7 @@ def _wrapped() -> HookError:
     ],
 )
 async def test_a_raising_hook_is_named_by_kind_and_place_only(error: BaseException, says: str) -> None:
-    async def call(event: str, args: tuple[Any, ...]) -> Any:
+    async def call(event: str, *args: Any) -> Any:
         raise error
 
     with pytest.raises(SourceFailure, match=says) as caught:

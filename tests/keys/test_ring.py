@@ -215,6 +215,16 @@ async def outcome_fresh(keys: KeyRing) -> None:
     await keys.fetch(ONE, fresh=True)
 
 
+async def test_the_pause_between_two_reads_counts_as_waiting(autojump_clock: MockClock) -> None:
+    source = FakeSource()
+    async with ring(source) as keys:
+        await keys.fetch(ONE)
+        source.seconds = 1000
+        start = trio.current_time()
+        assert await outcome(keys, fresh=True) == CANARY
+        assert trio.current_time() - start == pytest.approx(5)
+
+
 async def test_fresh_ignores_the_back_off_and_falls_back_on_the_old_value(autojump_clock: MockClock) -> None:
     source = FakeSource()
     async with ring(source) as keys:
@@ -254,6 +264,18 @@ async def test_a_value_that_is_gone_ends_after_three_answers_over_a_minute(autoj
             await trio.sleep(0.5)
         assert 60 <= trio.current_time() - start <= 130
         assert len(source.reads) - asked >= 3
+        assert "nothing there" in await outcome(keys)
+
+
+async def test_two_answers_are_not_enough_however_far_apart(autojump_clock: MockClock) -> None:
+    source = FakeSource()
+    async with ring(source) as keys:
+        await keys.fetch(ONE)
+        source.value = GONE
+        for waited in (301, 3600, 3600):
+            await trio.sleep(waited)
+            assert await outcome(keys) == CANARY
+        await trio.sleep(1)
         assert "nothing there" in await outcome(keys)
 
 

@@ -1,0 +1,63 @@
+"""The examples of docs/keysources.md are what the code takes and says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.keys import key_sources, local, vault
+from policy.keysource import VaultKey, parse_key, read_key
+from policy.load import load_policy
+
+PAGE = Path(__file__).parents[2] / "docs" / "keysources.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "@policy.on" not in block])
+def test_assignments_are_key_sources(block: str) -> None:
+    names: dict[str, object] = {}
+    exec(block, names)
+    found = {name: value for name, value in names.items() if name.startswith(("smtp_auth", "tls_"))}
+    assert found
+    for name, value in found.items():
+        parse_key(value, name)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "@policy.on" in block])
+def test_policies_load_and_their_paths_are_made(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "example.py"
+    path.write_text(block)
+    (hook,) = load_policy(str(path)).hooks.get("get_egress_path_config")
+    assert hook.function("relay.example", "unspecified", "site").smtp_auth_plain_password is not None
+
+
+def test_every_form_of_the_table_with_its_name() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (?:`([^`]+)`|the same) \|$", TEXT, re.MULTILINE)
+    forms = [(eval(form), name) for form, name in rows if form[0] in '{"']
+    assert len(forms) == 6
+    kinds = set()
+    for value, name in forms:
+        ref = read_key(value)
+        kinds.add(type(ref))
+        assert not name or ref.name == name
+    assert kinds == set(key_sources())
+
+
+def test_every_vault_key_is_in_its_table() -> None:
+    table = re.findall(r"^\| `(vault_\w+|kv_version)` \|", TEXT, re.MULTILINE)
+    fields = {name if name == "kv_version" else f"vault_{name}" for name in VaultKey.__struct_fields__}
+    assert set(table) == fields
+
+
+def test_the_reasons_are_those_of_the_code() -> None:
+    code = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (vault, local))
+    section = TEXT.partition("### What Vault's answers mean")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    reasons = [each for row in rows for each in row.split("`, `")]
+    assert len(reasons) > 10
+    for reason in reasons:
+        words = re.split(r"HOST|\.\.\.|\(\d+|sealed|\"key\"|:", reason.strip("`"))[0].strip()
+        assert words in code, reason
