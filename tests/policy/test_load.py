@@ -137,7 +137,8 @@ def test_async_init_and_pre_init(write: Write) -> None:
 def test_a_policy_without_init_declares_nothing(write: Write) -> None:
     declared = init(load_policy(write("")))
     assert declared.spool is None
-    assert declared.logs == declared.listeners == []
+    assert not declared.logs
+    assert not declared.listeners
 
 
 def test_a_file_called_policy_beside_its_modules(write: Write) -> None:
@@ -270,6 +271,14 @@ def test_errors_in_a_module_beside_it_name_that_module(write: Write) -> None:
     broken = write("x = (\n", "broken_beside.py")
     path = write("import broken_beside\n")
     assert failure(path).where == f"{broken}:1"
+
+
+def test_no_module_beside_it_takes_the_place_of_an_installed_one(write: Write) -> None:
+    sys.modules.pop("colorsys", None)
+    write("raise AssertionError('imported instead of the standard library')\n", "colorsys.py")
+    path = write("import colorsys\ncolorsys.rgb_to_hsv(0, 0, 0)\n")
+    load_policy(path)
+    assert sys.path[-1] == str(path.parent)
 
 
 def test_a_hidden_module_is_explained(write: Write) -> None:

@@ -117,6 +117,6 @@ def test_wrong_smart_hosts(entry: Any) -> None:
 
 def test_host_names() -> None:
     assert parse_host("Ärger.example") == "ärger.example"
-    for wrong in ("a\u2028b", "a\x85b", "1.2.3.4", "", ".", "a@b", "a/b"):
+    for wrong in ("a\u2028b", "a\x85b", "1.2.3.4", "", ".", "a@b", "a/b", ".".join(["x" * 50] * 6)):
         with pytest.raises(ValueError):
             parse_host(wrong)

@@ -105,7 +105,7 @@ def test_misspelt_option() -> None:
 
 
 def test_small_tables_are_listed() -> None:
-    text = failure(lambda: policy.make_egress_pool(name="x", zzz=1))  # type: ignore[call-arg]
+    text = failure(lambda: policy.make_egress_pool(name="x", zzz=1))  # type: ignore[call-overload]
     assert 'unknown option "zzz"; known are "name", "entries", "ttl"' in text
 
 
@@ -117,7 +117,7 @@ def test_the_value_of_a_secret_option_is_not_shown() -> None:
             )
         )
         assert "tiger" not in text
-    later = failure(lambda: policy.make_egress_source(name="x", socks5_proxy_password="tiger"))  # type: ignore[call-arg]
+    later = failure(lambda: policy.make_egress_source(name="x", socks5_proxy_password="tiger"))  # type: ignore[call-overload]
     misspelt = failure(lambda: policy.make_egress_path(smtp_auth_plain_pasword="tiger"))  # type: ignore[call-arg]
     assert "tiger" not in later + misspelt
 
@@ -135,7 +135,7 @@ def test_long_values_are_cut() -> None:
 
 
 def test_missing_option() -> None:
-    text = failure(lambda: policy.make_egress_source())  # type: ignore[call-arg]
+    text = failure(lambda: policy.make_egress_source())  # type: ignore[call-overload]
     assert 'option "name" is missing; right would be text on one line' in text
 
 
