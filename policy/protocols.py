@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 __all__ = ["Address", "ConnectionMeta", "Message"]
@@ -39,7 +40,11 @@ class ConnectionMeta(Protocol):
         ...
 
     def set_meta(self, name: str, value: Any) -> None:
-        """Set one value: anything that JSON can hold."""
+        """Set one value: anything that JSON can hold. Raises: TypeError, ValueError."""
+        ...
+
+    def del_meta(self, name: str) -> None:
+        """Forget one value; nothing happens when there is none."""
         ...
 
 
@@ -55,27 +60,31 @@ class Message(Protocol):
         ...
 
     def set_sender(self, sender: str) -> None:
-        """Replace the reverse-path; ``""`` for the null one."""
+        """Replace the reverse-path; ``""`` for the null one. Raises: ValueError."""
         ...
 
-    def recipient(self) -> Address | list[Address]:
+    def recipient(self) -> Address | Sequence[Address]:
         """The forward-path; a list when there are several."""
         ...
 
-    def recipient_list(self) -> list[Address]:
+    def recipient_list(self) -> Sequence[Address]:
         """The forward-paths, always a list."""
         ...
 
     def set_recipient(self, recipient: str | list[str]) -> None:
-        """Replace the forward-paths."""
+        """Replace the forward-paths: one address, or several. Raises: ValueError."""
         ...
 
     def get_meta(self, name: str) -> Any:
-        """The value, or None. `queue`, `tenant`, `campaign` and `routing_domain` choose the queue."""
+        """The value, or None. `tenant`, `campaign` and `routing_domain` choose the queue."""
         ...
 
     def set_meta(self, name: str, value: Any) -> None:
-        """Set one value: anything that JSON can hold."""
+        """Set one value: anything that JSON can hold. Raises: TypeError, ValueError."""
+        ...
+
+    def del_meta(self, name: str) -> None:
+        """Forget one value; nothing happens when there is none."""
         ...
 
     def queue_name(self) -> str:
@@ -102,16 +111,21 @@ class Message(Protocol):
         """Name and decoded value of every field, in order."""
         ...
 
-    def prepend_header(self, name: str, value: str) -> None:
-        """Add a field above all others."""
+    def prepend_header(self, name: str, value: str, *, utf8: bool = False) -> None:
+        """Add a field above all others.
+
+        What is not ASCII becomes RFC 2047 encoded words, or stays UTF-8 with `utf8`; the message then
+        needs SMTPUTF8 on its way. Raises: ValueError for a control character in name or value.
+        """
         ...
 
-    def append_header(self, name: str, value: str) -> None:
-        """Add a field below all others."""
+    def append_header(self, name: str, value: str, *, utf8: bool = False) -> None:
+        """Add a field below all others; otherwise as `prepend_header`."""
         ...
 
-    def set_header(self, name: str, value: str) -> None:
-        """Replace the first field of that name and remove the others; append it when there is none."""
+    def set_header(self, name: str, value: str, *, utf8: bool = False) -> None:
+        """Replace the first field of that name where it stands and remove the others; append it when
+        there is none. Otherwise as `prepend_header`."""
         ...
 
     def remove_all_named_headers(self, name: str) -> None:
