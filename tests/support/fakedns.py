@@ -98,10 +98,8 @@ class StaticDns:
 @asynccontextmanager
 async def serve_dns(zones: Zones, *, port: int = 0) -> AsyncIterator[str]:
     """A DNS server on 127.0.0.1 by UDP and TCP; gives its ``address:port``. Long answers come by TCP only."""
-    udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
-    await udp.bind(("127.0.0.1", port))
+    udp, listeners = await _bind_both(port)
     port = udp.getsockname()[1]
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
 
     async def datagrams() -> None:
         while True:
@@ -130,6 +128,20 @@ async def serve_dns(zones: Zones, *, port: int = 0) -> AsyncIterator[str]:
                 yield f"127.0.0.1:{port}"
             finally:
                 nursery.cancel_scope.cancel()
+
+
+async def _bind_both(port: int) -> tuple[trio.socket.SocketType, list[trio.SocketListener]]:
+    """The same port for UDP and TCP; with port 0 another one is tried when TCP's is taken."""
+    for left in range(19, -1, -1):
+        udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+        try:
+            await udp.bind(("127.0.0.1", port))
+            return udp, await trio.open_tcp_listeners(udp.getsockname()[1], host="127.0.0.1")
+        except OSError:
+            udp.close()
+            if port or not left:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _respond(zones: Zones, wire: bytes, limit: int) -> bytes | None:

