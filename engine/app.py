@@ -25,8 +25,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
-from engine.log import Log, open_log
-from engine.spool import Spool, open_spool
 
 from engine import __version__, _fast
 from engine.egress.dns import HostsFile, StubResolver, is_local_address
@@ -36,7 +34,9 @@ from engine.egress.targets import OwnHosts
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
 from engine.keys import KeyRing, open_keys
+from engine.log import Log, open_log
 from engine.queues.limits import LocalLimits
+from engine.spool import Spool, open_spool
 
 if TYPE_CHECKING:
     from policy.load import LoadedPolicy
@@ -93,49 +93,51 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
     hooks = Hooks(policy.hooks)
     hostname = _hostname(declarations)
     begun = time.monotonic()
-    async with open_log(declarations.logs) as log:
-        async with open_spool(
+    async with (
+        open_log(declarations.logs) as log,
+        open_spool(
             spool_declaration.path,
             segment_size=spool_declaration.segment_size,
             min_free_space=spool_declaration.min_free_space,
             min_free_inodes=spool_declaration.min_free_inodes,
-        ) as spool:
-            async with open_keys(callback=hooks.call) as keys:
-                resolver = Resolver(
-                    StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()), hosts=HostsFile()
+        ) as spool,
+        open_keys(callback=hooks.call) as keys,
+    ):
+        resolver = Resolver(
+            StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()), hosts=HostsFile()
+        )
+        async with open_router(
+            spool=spool,
+            log=log,
+            hooks=hooks,
+            keys=keys,
+            resolver=resolver,
+            limits=LocalLimits(),
+            hostname=hostname,
+        ) as router:
+            found = 0
+            async for batch in spool.recover():
+                for recovered in batch:
+                    router.restore(recovered)
+                found += len(batch)
+            if found:
+                logger.info(
+                    "spool %s: %d messages found, read in %.1f s",
+                    spool_declaration.path,
+                    found,
+                    time.monotonic() - begun,
                 )
-                async with open_router(
-                    spool=spool,
-                    log=log,
-                    hooks=hooks,
-                    keys=keys,
-                    resolver=resolver,
-                    limits=LocalLimits(),
-                    hostname=hostname,
-                ) as router:
-                    found = 0
-                    async for batch in spool.recover():
-                        for recovered in batch:
-                            router.restore(recovered)
-                        found += len(batch)
-                    if found:
-                        logger.info(
-                            "spool %s: %d messages found, read in %.1f s",
-                            spool_declaration.path,
-                            found,
-                            time.monotonic() - begun,
-                        )
-                    async with open_listeners(
-                        declarations.listeners,
-                        hooks=hooks,
-                        spool=spool,
-                        enqueue=router.enqueue,
-                        log=log,
-                        keys=keys,
-                        hostname=hostname,
-                    ) as listeners:
-                        resolver.own = _own_hosts(hostname, declarations, listeners)
-                        yield Engine(log, spool, keys, router, listeners)
+            async with open_listeners(
+                declarations.listeners,
+                hooks=hooks,
+                spool=spool,
+                enqueue=router.enqueue,
+                log=log,
+                keys=keys,
+                hostname=hostname,
+            ) as listeners:
+                resolver.own = _own_hosts(hostname, declarations, listeners)
+                yield Engine(log, spool, keys, router, listeners)
 
 
 def _hostname(declarations: Declarations) -> str:
@@ -183,6 +185,8 @@ async def serve(policy: LoadedPolicy, *, started: Callable[[Engine], None] | Non
     limits plus 15 s even if a disk or a thread hangs.
     """
     logger.info("Posthorn %s, policy %s, %s hot path", __version__, policy.path, _fast.ACTIVE)
+    for note in policy.notes:
+        logger.warning("policy: %s", note)
     if _fast.ACTIVE != "compiled":
         logger.warning("the compiled hot path is not active; this is several times slower")
     _raise_file_limit()

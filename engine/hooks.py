@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from policy.errors import PolicyError
 from policy.hooks import STOP, Hook, HookTable, Reject
 
 from .errors import HookError
@@ -110,7 +111,7 @@ class Hooks:
             except (Reject, trio.Cancelled, KeyboardInterrupt):
                 raise
             except BaseExceptionGroup as group:
-                cancelled, rest = group.split(trio.Cancelled)
+                _, rest = group.split(trio.Cancelled)
                 if rest is None:
                     raise
                 raise _hook_error(hook, rest) from rest
@@ -126,10 +127,12 @@ class Hooks:
 
 def _hook_error(hook: Hook, error: BaseException) -> HookError:
     """Names hook, file and line of the innermost frame; the exception's own text may hold mail or
-    secrets, so only its type is repeated. The chained traceback goes to the diagnostics."""
+    secrets, so only its type is repeated (a PolicyError's never does). The chained traceback goes to
+    the diagnostics."""
     line = ""
     trace = error.__traceback__
     while trace is not None:
         line = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return HookError(f"{hook.where}: {hook.event} raised {type(error).__name__} at {line}")
+    text = f": {error.problem}" if isinstance(error, PolicyError) else ""
+    return HookError(f"{hook.where}: {hook.event} raised {type(error).__name__} at {line}{text}")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from engine.cli.show import Screen
 __all__ = ["demo"]
 
 USER = "scott"
-PASSWORD = "tiger"  # noqa: S105 - the documented demo credentials of a throw-away next hop
+PASSWORD = "tiger"
 
 POLICY = '''\
 """The first example of the documentation, ready to run against the demo's next hop."""
@@ -229,18 +230,16 @@ def _read_records(log: Path) -> list[dict[str, Any]]:
 def _summary(
     records: list[dict[str, Any]], accepted: int, submitted: float, where: Path, screen: Screen
 ) -> int:
-    received = {r["id"]: r["timestamp"] for r in records if r["type"] == "Reception"}
+    received = {r["id"]: _when(r) for r in records if r["type"] == "Reception"}
     deliveries = [r for r in records if r["type"] == "Delivery"]
-    delays = sorted(
-        max(0.0, r["timestamp"] - received[r["id"]]) * 1000 for r in deliveries if r["id"] in received
-    )
+    delays = sorted(max(0.0, _when(r) - received[r["id"]]) * 1000 for r in deliveries if r["id"] in received)
     failures = [r for r in records if r["type"] in ("TransientFailure", "Bounce", "Expiration")]
     rows = [
         ("accepted", f"{accepted:,} messages, each with a 250 after the sync that covers it"),
         ("delivered", f"{len(deliveries):,}" + (f"; {len(failures)} failures" if failures else "")),
     ]
     if deliveries:
-        span = max(r["timestamp"] for r in deliveries) - min(received.values(), default=0.0)
+        span = max(map(_when, deliveries)) - min(received.values(), default=0.0)
         rows.append(
             (
                 "rate",
@@ -267,6 +266,11 @@ def _summary(
         ],
     )
     return 0 if len(deliveries) == accepted else 1
+
+
+def _when(record: dict[str, Any]) -> float:
+    """When it happened, in Unix seconds with their fraction."""
+    return datetime.fromisoformat(record["event_time"]).timestamp()
 
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -28,7 +28,6 @@ from engine.errors import HookError, ResolveError
 from engine.queues.limits import Limits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued, ScheduledQueue, Timer
-from policy.egress import PROHIBITED
 
 from . import outcome
 from .dial import Dialer
@@ -38,13 +37,11 @@ from .session import Services, Session
 from .settle import Settler
 
 if TYPE_CHECKING:
-    from engine.log import Log
-    from engine.spool import Handle, Recovered, Spool
-
     from engine.hooks import Hooks
     from engine.keys import KeyRing
+    from engine.log import Log
     from engine.model import Message, QueueName
-    from policy.nets import CidrSet
+    from engine.spool import Handle, Recovered, Spool
 
 __all__ = ["Router", "RouterStatistics", "open_router"]
 
@@ -313,8 +310,8 @@ class Router:
         return await self._resolver.plan(
             ready.site,
             strategy=path.ip_lookup_strategy,
-            prohibited_hosts=None if path.prohibited_hosts is PROHIBITED else _texts(path.prohibited_hosts),
-            skip_hosts=_texts(path.skip_hosts),
+            prohibited_hosts=path.prohibited_hosts,
+            skip_hosts=path.skip_hosts,
             smtp_port=path.smtp_port,
             remote_port=ready.source.remote_port,
         )
@@ -464,10 +461,6 @@ class Router:
             ready_queues=len(ready_queues),
             held=tuple((ready.name, ready.hold_text) for ready in ready_queues if ready.hold_cause),
         )
-
-
-def _texts(networks: CidrSet) -> tuple[str, ...]:
-    return tuple(str(network) for network in networks.networks)
 
 
 @asynccontextmanager

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
-from engine.smtp import Finished, GoAhead, QuitDone, Transaction, Unsolicited
 
 from engine import _fast
 from engine.errors import (
@@ -32,15 +31,15 @@ from engine.errors import (
 )
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued
+from engine.smtp import Finished, GoAhead, QuitDone, Transaction, Unsolicited
 
 from . import outcome
 from .dial import Connection, Dialer, NoHostReached
 
 if TYPE_CHECKING:
-    from engine.spool import Spool
-
     from engine.keys import KeyRing
     from engine.queues.limits import Limits
+    from engine.spool import Spool
 
     from .resolve import Plan
     from .settle import Settler
@@ -382,9 +381,8 @@ class Session:
         settler = self._services.settler
         self._hand = entry
         wait = self._throttle()
-        if wait > 0.0:
-            if not await self._wait_for_rate(entry, wait):
-                return None
+        if wait > 0.0 and not await self._wait_for_rate(entry, wait):
+            return None
         message, body = entry.message, entry.body
         if message is None or body is None:
             try:
@@ -503,10 +501,9 @@ class Session:
                     if not early:
                         raise ConnectionLost("the peer closed the connection", stage=self._stage())
                     connection.client.receive_data(early)
-                    if connection.client.refused_early:
-                        raise RemoteProtocolError(
-                            f"refused while the message was being sent: {connection.client.refused_early.line}"
-                        )
+                    refusal = connection.client.refused_early
+                    if refusal is not None:
+                        raise RemoteProtocolError(f"refused while the message was being sent: {refusal.line}")
 
     def _stage(self) -> str:
         return self._connection.client.stage if self._connection is not None else "connect"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import trio
-from engine.log import Log, Record
 
 from engine.errors import HeldError, MessageUnreadable, SpoolError
+from engine.log import Log, Record
 from engine.queues.ready import ReadyQueue
 from engine.queues.retry import next_attempt
 from engine.queues.scheduled import Queued
@@ -27,10 +27,9 @@ from . import outcome
 from .outcome import Outcome
 
 if TYPE_CHECKING:
+    from engine.model import Message
     from engine.smtp import Reply
     from engine.spool import Spool
-
-    from engine.model import Message
 
     from .session import Session
 
@@ -273,6 +272,8 @@ class Settler:
             record.site = ready.name
             record.egress_source = ready.source.name
             record.provider_name = ready.path.provider_name
+            if ready.hold_cause:
+                record.cause = ready.hold_cause
         if session is not None:
             connection = session.connection
             record.session_id = session.id

@@ -91,7 +91,9 @@ class FakePeer:
             argument = line[line.find("<") + 1 : line.find(">")] if "<" in line else ""
             if word == "EHLO":
                 lines = ["peer.example", *self.capabilities]
-                default = "\r\n".join(f"250{'-' if i < len(lines) - 1 else ' '}{x}" for i, x in enumerate(lines))
+                default = "\r\n".join(
+                    f"250{'-' if i < len(lines) - 1 else ' '}{x}" for i, x in enumerate(lines)
+                )
             elif word == "DATA":
                 default = "354 go ahead" if recipients else "503 5.5.1 no recipients"
             elif word == "QUIT":
