@@ -8,7 +8,7 @@ and nobody would know why).
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-IDEAS = ("commands", "replies", "data", "bodies")
+IDEAS = ("commands", "replies", "data", "bodies", "headers")
 
 extensions = [
     Extension(

@@ -1,0 +1,7 @@
+from engine._fast.scanning cimport Buffer
+
+cdef class CommandReader:
+    cdef public Py_ssize_t limit
+    cdef Buffer buffer
+    cdef Py_ssize_t searched
+    cdef bint skipping
