@@ -1,0 +1,1 @@
+"""Mail content: header fields and the Received field. Pure: bytes in, bytes out, no clock."""
