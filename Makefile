@@ -44,7 +44,7 @@ test-slow: $(VENV)/.made-dev
 lint: $(VENV)/.made-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint engine/_fast
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint engine/_fast
 	$(BIN)/mypy
 
 format: $(VENV)/.made-dev

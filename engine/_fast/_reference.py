@@ -143,6 +143,8 @@ class ReplyReader:
     )
 
     def __init__(self, line_limit: int = 2048, lines_limit: int = 128, total_limit: int = 65536) -> None:
+        if line_limit < 3 or lines_limit < 1 or total_limit < 1:
+            raise ValueError("a reply has at least one line of three octets")
         self._line_limit = line_limit
         self._lines_limit = lines_limit
         self._total_limit = total_limit

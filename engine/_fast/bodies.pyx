@@ -5,7 +5,6 @@ from cpython.bytes cimport (
     PyBytes_FromStringAndSize,
     PyBytes_GET_SIZE,
 )
-from libc.string cimport memchr, memcpy
 
 from engine._fast.scanning cimport (
     BARE_CR_FOUND,
@@ -13,6 +12,9 @@ from engine._fast.scanning cimport (
     EIGHT_BIT_FOUND,
     NUL_FOUND,
     PY_SSIZE_T_MAX,
+    copy,
+    count_work,
+    find,
     findings,
 )
 
@@ -36,7 +38,7 @@ cdef Py_ssize_t next_line(const unsigned char *p, Py_ssize_t at, Py_ssize_t n) n
     # The offset behind the next CR LF that ends at `at` or later; -1 when there is none.
     cdef const unsigned char *found
     while at < n:
-        found = <const unsigned char *>memchr(p + at, 10, n - at)
+        found = find(p + at, 10, n - at)
         if found == NULL:
             return -1
         at = found - p + 1
@@ -81,14 +83,14 @@ def stuff(bytes data not None):
     while 0 <= at < n and dots > 0:
         if p[at] == 46:
             # Up to the dot, then the dot twice: the second with what follows it.
-            memcpy(out, p + copied, at - copied)
+            copy(out, p + copied, at - copied)
             out += at - copied
             out[0] = 46
             out += 1
             copied = at
             dots -= 1
         at = next_line(p, at, n)
-    memcpy(out, p + copied, n - copied)
+    copy(out, p + copied, n - copied)
     return result
 
 
@@ -103,6 +105,7 @@ def clean_lines(bytes data not None):
         return data
     # Each octet becomes nothing, itself, or two: count first, then fill. A CR is written as a
     # whole line end at once, and the LF behind it (NULs do not count) adds nothing.
+    count_work(2 * n)
     for i in range(n):
         octet = p[i]
         if octet == 13:

@@ -1,6 +1,6 @@
 """The server's side of the command stream: lines in, verbs and paths out."""
 
-from typing import Final
+from typing import Final, final
 
 LINE_TOO_LONG: Final = -1
 """The line with its CR LF was longer than the limit (reliability S20)."""
@@ -9,6 +9,7 @@ LINE_BARE: Final = -2
 LINE_CONTROL: Final = -3
 """NUL, DEL or another control character except TAB was in the line (reliability S5)."""
 
+@final
 class CommandReader:
     """Splits what a client sends into command lines.
 

@@ -7,12 +7,13 @@ from cpython.bytes cimport (
     PyBytes_GET_SIZE,
 )
 from cpython.unicode cimport PyUnicode_DecodeASCII
-from libc.string cimport memchr
 
 from engine._fast.scanning cimport (
     buffer_append,
     buffer_consume,
     buffer_free,
+    count_work,
+    find,
     has_control,
 )
 
@@ -39,12 +40,12 @@ cdef class CommandReader:
         cdef unsigned char *line = self.buffer.data + self.buffer.begin
         cdef Py_ssize_t live = self.buffer.end - self.buffer.begin
         cdef Py_ssize_t length = 0, at = self.searched
-        cdef unsigned char *found
+        cdef const unsigned char *found
         cdef bint skipped, bare = False, cr
         if live == 0:
             return None
         while True:
-            found = <unsigned char *>memchr(line + at, 10, live - at) if at < live else NULL
+            found = find(line + at, 10, live - at)
             if found == NULL:
                 cr = line[live - 1] == 13
                 # The shortest this line can become: its end comes next.
@@ -66,7 +67,7 @@ cdef class CommandReader:
         if skipped or length + 2 > self.limit:
             result = LINE_TOO_LONG
         elif has_control(line, length):
-            bare = memchr(line, 10, length) != NULL or memchr(line, 13, length) != NULL
+            bare = find(line, 10, length) != NULL or find(line, 13, length) != NULL
             result = LINE_BARE if bare else LINE_CONTROL
         else:
             result = PyBytes_FromStringAndSize(<char *>line, length)
@@ -99,6 +100,7 @@ def parse_command(bytes line not None):
     rest = verb
     while rest < end and text[rest] == 32:
         rest += 1
+    count_work(end)
     name = PyBytes_FromStringAndSize(NULL, verb)
     # Nobody else has seen these bytes yet, so they may be written.
     upper = <unsigned char *>PyBytes_AS_STRING(name)
@@ -161,4 +163,5 @@ def parse_path(bytes arg not None):
         return None
     while at < size and text[at] == 32:
         at += 1
+    count_work(at)
     return path, PyBytes_FromStringAndSize(<char *>text + at, size - at)

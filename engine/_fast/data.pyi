@@ -1,5 +1,8 @@
 """Mail data on its way in: where it ends, what it is without the dots, what is odd about it."""
 
+from typing import final
+
+@final
 class DataReader:
     """Reads one message's mail data from what follows the DATA command.
 

@@ -10,13 +10,15 @@ from cpython.bytes cimport (
 )
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
-from libc.string cimport memchr, memcpy
 
 from engine._fast.scanning cimport (
     BARE_CR_FOUND,
     EIGHT_BIT_FOUND,
     NUL_FOUND,
     PY_SSIZE_T_MAX,
+    copy,
+    count_work,
+    find,
     findings,
 )
 
@@ -93,7 +95,7 @@ cdef class DataReader:
                 self.folded = False
                 self.line = 1
                 self.state = AFTER_CR
-            found = <const unsigned char *>memchr(p + i, 10, n - i)
+            found = find(p + i, 10, n - i)
             if found == NULL:
                 self.line += n - i
                 self.state = AFTER_CR if p[n - 1] == 13 else MIDDLE
@@ -160,7 +162,7 @@ cdef class DataReader:
         elif not (self.over or self.is_long()):
             if self.size + count > self.capacity:
                 self.grow(self.size + count)
-            memcpy(bytes_data(self.store) + self.size, data, count)
+            copy(bytes_data(self.store) + self.size, data, count)
         self.size += count
         return 0
 
@@ -178,6 +180,7 @@ cdef class DataReader:
                 capacity = self.limit
             # On failure this frees the object and sets the pointer to NULL.
             self.capacity = 0
+            count_work(self.size)
             resize_bytes(&self.store, capacity)
         self.capacity = capacity
         self.over = False

@@ -4,7 +4,8 @@ from cpython.bytes cimport (
     PyBytes_AS_STRING,
     PyBytes_GET_SIZE,
 )
-from libc.string cimport memchr
+
+from engine._fast.scanning cimport find
 
 
 cdef Py_ssize_t line_behind(const unsigned char *p, Py_ssize_t at, Py_ssize_t n) noexcept nogil:
@@ -12,7 +13,7 @@ cdef Py_ssize_t line_behind(const unsigned char *p, Py_ssize_t at, Py_ssize_t n)
     cdef Py_ssize_t start = at
     cdef const unsigned char *found
     while at < n:
-        found = <const unsigned char *>memchr(p + at, 10, n - at)
+        found = find(p + at, 10, n - at)
         if found == NULL:
             return -1
         at = found - p + 1
@@ -48,7 +49,7 @@ def header_index(bytes data not None, Py_ssize_t end):
         behind = line_behind(p, start, end)
         if behind < 0:
             behind = end
-        found = <const unsigned char *>memchr(p + start, 58, behind - start)
+        found = find(p + start, 58, behind - start)
         if found == NULL or found == p + start:
             break
         colon = found - p

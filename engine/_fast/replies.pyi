@@ -1,5 +1,8 @@
 """The client's side: what a server answers, one reply at a time."""
 
+from typing import final
+
+@final
 class ReplyReader:
     """Splits what a server sends into replies.
 
@@ -31,4 +34,4 @@ class ReplyReader:
         """
 
     def pending(self) -> int:
-        """Octets fed that no reply given out has used."""
+        """Octets fed that no reply given out has used. More than 0 where none is due: out of step."""

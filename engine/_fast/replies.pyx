@@ -6,9 +6,8 @@ from cpython.bytes cimport (
     PyBytes_FromStringAndSize,
     PyBytes_GET_SIZE,
 )
-from libc.string cimport memchr
 
-from engine._fast.scanning cimport buffer_append, buffer_consume, buffer_free
+from engine._fast.scanning cimport buffer_append, buffer_consume, buffer_free, find
 
 
 cdef inline bint is_digit(unsigned char octet) noexcept:
@@ -44,6 +43,8 @@ cdef Py_ssize_t parse_enhanced(const unsigned char *text, Py_ssize_t size, int *
 cdef class ReplyReader:
 
     def __init__(self, Py_ssize_t line_limit=2048, Py_ssize_t lines_limit=128, Py_ssize_t total_limit=65536):
+        if line_limit < 3 or lines_limit < 1 or total_limit < 1:
+            raise ValueError("a reply has at least one line of three octets")
         self.line_limit = line_limit
         self.lines_limit = lines_limit
         self.total_limit = total_limit
@@ -58,7 +59,7 @@ cdef class ReplyReader:
     def next_reply(self):
         # The live octets begin with the current line; its kept part only, when it was `cut`.
         cdef unsigned char *line
-        cdef unsigned char *found
+        cdef const unsigned char *found
         cdef Py_ssize_t live, end, size, text_size
         cdef bint last
         if self.broken is not None:
@@ -68,12 +69,10 @@ cdef class ReplyReader:
             live = self.buffer.end - self.buffer.begin
             if live == 0:
                 return None
-            found = NULL
-            if self.searched < live:
-                found = <unsigned char *>memchr(line + self.searched, 10, live - self.searched)
+            found = find(line + self.searched, 10, live - self.searched)
             if found == NULL:
                 # One octet more may be the CR of the line end.
-                if self.cut or live > self.line_limit + 1:
+                if self.cut or live - 1 > self.line_limit:
                     self.cut = True
                     self.octets += live - self.line_limit
                     live = self.line_limit
@@ -95,8 +94,10 @@ cdef class ReplyReader:
             buffer_consume(&self.buffer, end + 1)
             if last:
                 break
+        text = b""
         text_size = self.text.end - self.text.begin
-        text = PyBytes_FromStringAndSize(<char *>self.text.data + self.text.begin, text_size) if text_size else b""
+        if text_size:
+            text = PyBytes_FromStringAndSize(<char *>self.text.data + self.text.begin, text_size)
         reply = (self.code, self.enhanced, text)
         buffer_consume(&self.text, text_size)
         self.octets = self.lines = 0

@@ -1,0 +1,59 @@
+"""The compiled modules of ``engine._fast`` by themselves: as installed, or built so that they count their work."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from tests.support.programs import need
+
+__all__ = ["ROOT", "Counted", "build_counted"]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Counted:
+    """One counting module. `work` calls a function and tells how many octets were looked at or moved."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        spec = importlib.util.spec_from_file_location(f"engine._fast.{name}", path)
+        assert spec is not None and spec.loader is not None
+        self.module: ModuleType = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+        self._counter = ctypes.c_ulonglong.in_dll(ctypes.CDLL(str(path)), "posthorn_work_done")
+
+    def work(self, call: Callable[[], object]) -> int:
+        before = self._counter.value
+        call()
+        return self._counter.value - before
+
+
+def build_counted(folder: Path) -> dict[str, Counted]:
+    """Compile all modules with POSTHORN_COUNT_WORK into `folder` and load them beside the real ones."""
+    need("gcc", "gcc")
+    run = subprocess.run(
+        [
+            sys.executable,
+            "setup.py",
+            "-q",
+            "build_ext",
+            "--build-lib",
+            folder,
+            "--build-temp",
+            folder / "temp",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "POSTHORN_CFLAGS": "-O0 -DPOSTHORN_COUNT_WORK"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    built = sorted((folder / "engine" / "_fast").glob("*.so"))
+    assert built, "nothing was built"
+    return {path.name.split(".")[0]: Counted(path.name.split(".")[0], path) for path in built}
