@@ -1,0 +1,8 @@
+"""Log records: one JSON line per event of a message's life, written off the event loop."""
+
+from .capture import Capture
+from .channel import Log, LogStatistics, node_id, open_log
+from .records import KINDS, Record
+from .segments import read_segment
+
+__all__ = ["KINDS", "Capture", "Log", "LogStatistics", "Record", "node_id", "open_log", "read_segment"]

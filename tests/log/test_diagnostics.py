@@ -1,0 +1,163 @@
+"""The diagnostic log: readable, harmless, and never in the way."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+
+import pytest
+
+from engine.errors import ConfigError
+from engine.log import diagnostics as module
+from engine.log.diagnostics import diagnostics, parse_levels
+
+logger = logging.getLogger("posthorn.egress")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_with_time_level_and_place() -> None:
+    out = io.StringIO()
+    with diagnostics(stream=out):
+        logger.info("held: %s", "no TLS")
+        logging.getLogger("posthorn").warning("stopping")
+        logger.debug("not shown")
+    first, second = out.getvalue().splitlines()
+    stamp, rest = first.split(" ", 1)
+    assert stamp.endswith("Z") and stamp[10] == "T"
+    assert rest == "info    egress: held: no TLS"
+    assert second.endswith("warning stopping")
+
+
+def test_colours_only_on_a_terminal_that_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+    def shown(style: str = "auto") -> str:
+        out = Terminal()
+        with diagnostics(stream=out, style=style):
+            logger.error("bad")
+        return out.getvalue()
+
+    assert "\x1b[31m" in shown()
+    assert "\x1b" not in shown("plain")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in shown()
+
+
+def test_a_peers_text_cannot_forge_a_line_or_move_the_cursor() -> None:
+    evil = "250 ok\r\n2026-01-01T00:00:00.000Z info forged\x1b[2J\x9b2J\x7f\u2028end"
+    for style in ("plain", "json"):
+        out = io.StringIO()
+        with diagnostics(stream=out, style=style):
+            logger.warning("peer said: %s", evil)
+        text = out.getvalue()
+        assert len(text.splitlines()) == 1 or style == "json"
+        assert text.count("\n") == 1
+        assert not [c for c in text.rstrip("\n") if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0]
+
+
+def test_a_traceback_is_indented_below_its_line() -> None:
+    out = io.StringIO()
+    with diagnostics(stream=out):
+        try:
+            raise ValueError("line one\nline two\x1b[0m")
+        except ValueError:
+            logger.exception("session failed")
+    lines = out.getvalue().splitlines()
+    assert "session failed" in lines[0]
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert any("line two\\x1b[0m" in line for line in lines)
+
+
+def test_json_lines() -> None:
+    out = io.StringIO()
+    with diagnostics(stream=out, style="json"):
+        logger.info("one %d", 1)
+        try:
+            raise ValueError("lone \ud800")
+        except ValueError:
+            logger.exception("two")
+    one, two = map(json.loads, out.getvalue().splitlines())
+    assert (one["level"], one["logger"], one["message"]) == ("info", "posthorn.egress", "one 1")
+    assert "traceback" not in one
+    assert "ValueError" in two["traceback"]
+
+
+def test_levels_by_name_and_back_again() -> None:
+    before = (logging.getLogger("posthorn").level, logger.level, list(logging.getLogger().handlers))
+    out = io.StringIO()
+    with diagnostics(stream=out, level="warning,egress=debug"):
+        logger.debug("seen")
+        logging.getLogger("posthorn.spool").info("not seen")
+    assert "seen" in out.getvalue() and "not seen" not in out.getvalue()
+    assert (logging.getLogger("posthorn").level, logger.level, list(logging.getLogger().handlers)) == before
+
+
+@pytest.mark.parametrize("text", ["loud", "info,=debug", "egress=loud", ""])
+def test_a_wrong_level_says_what_is_right(text: str) -> None:
+    with pytest.raises(ConfigError, match="debug, info, warning, error"):
+        parse_levels(text)
+
+
+def test_a_wrong_style_says_what_is_right() -> None:
+    with pytest.raises(ConfigError, match="auto, plain, json"), diagnostics(style="xml"):
+        pass
+
+
+class Stuck(io.StringIO):
+    """A standard error nobody reads, until somebody does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.entered.set()
+        self.gate.wait(10)
+        return super().write(text)
+
+
+def test_a_stream_nobody_reads_holds_up_nobody_and_drops_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BOUND", 50)
+    out = Stuck()
+    with diagnostics(stream=out):
+        logger.info("first")
+        assert out.entered.wait(5)
+        for number in range(80):
+            logger.info("line %d", number)
+        out.gate.set()
+        # The queue is drained at the end.
+    text = out.getvalue()
+    assert "line 49" in text and "line 50" not in text
+    assert "30 diagnostic lines were dropped" in text
+
+
+def test_a_stuck_stream_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LAST_WORDS", 0.05)
+    out = Stuck()
+    with diagnostics(stream=out):
+        logger.info("first")
+    out.gate.set()
+
+
+def test_a_line_that_cannot_be_formatted_is_no_trouble(capfd: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    with diagnostics(stream=out):
+        logger.info("%d things", "many")
+        logger.info("next")
+    assert "next" in out.getvalue()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_library_that_warns_is_heard() -> None:
+    out = io.StringIO()
+    with diagnostics(stream=out):
+        logging.getLogger("some.library").warning("careful")
+    assert "some.library: careful" in out.getvalue()

@@ -1,0 +1,193 @@
+"""Segment files: names, rotation, the done mark, what a reader sees, what a full disk leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from engine.log import read_segment, segments
+from engine.log.segments import SegmentSink, StandardOutput
+
+LINES = b"".join(b'{"n":%d,"text":"some text that repeats itself"}\n' % n for n in range(100))
+
+
+def is_done(path: Path) -> bool:
+    return not path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+
+
+def numbers(path: Path) -> list[int]:
+    return [record["n"] for record in read_segment(path)]
+
+
+def test_a_segment_can_be_read_while_it_is_written(tmp_path: Path) -> None:
+    sink = SegmentSink(tmp_path / "deep" / "log")
+    sink.open()
+    assert list((tmp_path / "deep" / "log").iterdir()) == []
+    sink.write(b'{"n":1}\n', 0.0)
+    (path,) = (tmp_path / "deep" / "log").iterdir()
+    assert re.fullmatch(r"[0-9]{8}-[0-9]{6}\.[0-9]{6}", path.name)
+    assert numbers(path) == [1] and not is_done(path)
+    sink.write(b'{"n":2}\n', 0.0)
+    assert numbers(path) == [1, 2]
+    sink.close()
+    assert is_done(path)
+    assert segments.zstd.decompress(path.read_bytes()) == b'{"n":1}\n{"n":2}\n'
+    sink.close()
+
+
+def test_rotation_by_uncompressed_size(tmp_path: Path) -> None:
+    sink = SegmentSink(tmp_path, max_file_size=2 * len(LINES))
+    sink.open()
+    for _ in range(5):
+        sink.write(LINES, 0.0)
+    paths = sorted(tmp_path.iterdir())
+    assert [len(numbers(path)) for path in paths] == [200, 200, 100]
+    assert [is_done(path) for path in paths] == [True, True, False]
+    sink.close()
+    assert sum(path.stat().st_size for path in paths) < len(LINES)
+
+
+def test_rotation_by_time(tmp_path: Path) -> None:
+    sink = SegmentSink(tmp_path, max_segment_duration=10.0)
+    sink.open()
+    assert sink.deadline == float("inf")
+    sink.write(LINES, 5.0)
+    assert sink.deadline == 15.0
+    sink.tick(14.9)
+    (path,) = tmp_path.iterdir()
+    assert not is_done(path)
+    sink.tick(15.0)
+    assert is_done(path) and sink.deadline == float("inf")
+    sink.write(LINES, 99.0)
+    assert len(list(tmp_path.iterdir())) == 2
+    sink.close()
+
+
+def test_what_an_earlier_run_left_is_marked_and_strangers_are_left_alone(tmp_path: Path) -> None:
+    ours = tmp_path / "20260102-030405.678901"
+    stranger = tmp_path / "notes.txt"
+    hidden = tmp_path / ".20260102-030405.678901"
+    for path in (ours, stranger, hidden):
+        path.write_bytes(b"")
+        path.chmod(0o644)
+    (tmp_path / "20260102-030405.678902").symlink_to(stranger)
+    SegmentSink(tmp_path).open()
+    assert [is_done(path) for path in (ours, stranger, hidden)] == [True, False, False]
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_full_disk_leaves_whole_segments_and_no_line_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    sink = SegmentSink(tmp_path)
+    sink.open()
+    sink.write(b'{"n":1}\n', 0.0)
+    real = segments._write_all
+    room = [5]
+
+    def full(fd: int, data: bytes) -> None:
+        real(fd, data[: room[0]])
+        if len(data) > room[0]:
+            raise OSError(fault, os.strerror(fault))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "_write_all", full)
+        for _ in range(3):
+            with pytest.raises(OSError):
+                sink.write(b'{"n":2}\n', 0.0)
+        # The segment was cut back to its last whole block and ended; no empty files are left behind.
+        (first,) = tmp_path.iterdir()
+        assert is_done(first)
+        assert segments.zstd.decompress(first.read_bytes()) == b'{"n":1}\n'
+    sink.write(b'{"n":2}\n', 0.0)
+    sink.close()
+    paths = sorted(tmp_path.iterdir())
+    assert [numbers(path) for path in paths] == [[1], [2]]
+
+
+def test_a_failure_at_the_end_of_a_segment_costs_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = SegmentSink(tmp_path, max_file_size=1)
+    sink.open()
+    real = segments._write_all
+
+    def no_end(fd: int, data: bytes) -> None:
+        if len(data) < 8:
+            raise OSError(errno.ENOSPC, "full")
+        real(fd, data)
+
+    monkeypatch.setattr(segments, "_write_all", no_end)
+    sink.write(b'{"n":1,"t":"long enough"}\n', 0.0)
+    sink.write(b'{"n":2,"t":"long enough"}\n', 0.0)
+    assert sorted(number for path in tmp_path.iterdir() for number in numbers(path)) == [1, 2]
+
+
+def test_a_torn_segment_gives_what_is_before_the_tear(tmp_path: Path) -> None:
+    sink = SegmentSink(tmp_path)
+    sink.open()
+    for block in range(50):
+        sink.write(
+            b"".join(b'{"n":%d,"x":"%s"}\n' % (n, os.urandom(20).hex().encode()) for n in range(20)), block
+        )
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    found = numbers(path)
+    assert 500 < len(found) < 1000
+    path.write_bytes(b"not a segment at all, whatever it is called")
+    assert numbers(path) == []
+
+
+def test_standard_output_is_plain_lines_and_repeats_after_a_tear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    sink = StandardOutput(fd)
+    sink.open()
+    sink.write(LINES, 0.0)
+    assert path.read_bytes() == LINES
+    assert len(read_segment(path)) == 100
+    real = segments._write_all
+
+    def torn(fd: int, data: bytes) -> None:
+        real(fd, data[:4])
+        raise OSError(errno.EPIPE, "gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "_write_all", torn)
+        with pytest.raises(OSError):
+            sink.write(b'{"n":1}\n', 0.0)
+    sink.write(b'{"n":1}\n', 0.0)
+    sink.close()
+    os.close(fd)
+    assert json.loads(path.read_bytes().splitlines()[-1]) == {"n": 1}
+
+
+def test_a_descriptor_somebody_made_non_blocking_is_waited_for() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    size = 0
+    try:
+        import threading
+
+        def reader() -> None:
+            nonlocal size
+            while size < 1_000_000:
+                size += len(os.read(read, 65536))
+
+        thread = threading.Thread(target=reader)
+        thread.start()
+        StandardOutput(write).write(b"x" * 1_000_000, 0.0)
+        thread.join(10)
+        assert size == 1_000_000
+    finally:
+        os.close(read)
+        os.close(write)
