@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
-from backports import zstd
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 __all__ = ["forms", "leaks", "output_files"]
 

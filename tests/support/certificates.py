@@ -1,0 +1,29 @@
+"""Throw-away certificates for next hops on 127.0.0.1."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import trustme
+
+__all__ = ["Authority"]
+
+
+class Authority:
+    """A CA. `pem`: what a path's `tls_ca` is to hold for its certificates to be trusted."""
+
+    def __init__(self) -> None:
+        self._ca = trustme.CA()
+        self.pem = self._ca.cert_pem.bytes()
+
+    def server_context(self, name: str = "127.0.0.1") -> ssl.SSLContext:
+        """A server's context with a certificate for `name`."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._ca.issue_cert(name).configure_cert(context)
+        return context
+
+    def write(self, path: Path) -> Path:
+        """The CA certificate as a PEM file."""
+        path.write_bytes(self.pem)
+        return path
