@@ -1,4 +1,4 @@
-"""The compiled modules of ``engine._fast`` by themselves: as installed, or built so that they count their work."""
+"""The compiled modules of ``engine._fast``, built once more so that they count their work."""
 
 from __future__ import annotations
 
