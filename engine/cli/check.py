@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from engine.cli.report import leaves, policy_errors
+from engine.cli.report import guarded
 
 if TYPE_CHECKING:
     from engine.hooks import Hooks
@@ -29,15 +28,7 @@ def check(policy: Path | None = None, /) -> int:
     policy
         The policy file (Python); without one the shipped default is checked.
     """
-    from engine.errors import HookError
-
-    try:
-        trio.run(_check, policy)
-    except* policy_errors() as group:
-        return _say(group)
-    except* HookError as group:
-        return _say(group)
-    return 0
+    return guarded(lambda: trio.run(_check, policy), command="check")
 
 
 async def _check(path: Path | None) -> None:
@@ -86,9 +77,3 @@ async def _unconditional(hooks: Hooks) -> bool:
     """Whether an unrelated destination gets credentials from the path hook, too."""
     other = await hooks.call("get_egress_path_config", "another.example", "unspecified", "mx.another.example")
     return other is not None and other.smtp_auth_plain_username is not None
-
-
-def _say(group: BaseExceptionGroup[BaseException]) -> int:
-    for error in leaves(group):
-        print(f"posthorn check: {error}", file=sys.stderr)
-    return 2

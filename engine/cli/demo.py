@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ async def _submit(messages: int, sessions: int, port: int, screen: Screen) -> in
     with screen.progress("submitting", messages) as show:
         async with trio.open_nursery() as nursery:
             for first in range(sessions):
-                nursery.start_soon(lambda n=first: trio.to_thread.run_sync(one_session, n, limiter=limiter))
+                nursery.start_soon(partial(trio.to_thread.run_sync, one_session, first, limiter=limiter))
             while done < messages and nursery.child_tasks:
                 show(done)
                 await trio.sleep(0.05)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-__all__ = ["fail", "policy_errors"]
-
-
-def policy_errors() -> type[Exception]:
-    """The class of errors in policy files (imported late: start-up stays quick)."""
-    from policy import PolicyLoadError
-
-    return PolicyLoadError
+__all__ = ["guarded"]
 
 
-def fail(group: BaseExceptionGroup[BaseException]) -> int:
-    """Print each error of a group once; the exit status (2)."""
-    for error in leaves(group):
-        print(f"posthorn: {error}", file=sys.stderr)
-    return 2
+def guarded(call: Callable[[], object], *, command: str) -> int:
+    """Run a command; the exit status.
+
+    0 when it returned; 2 when everything it raised is a mistake in a policy, the configuration or
+    the surroundings, each told in one line. Anything else is a defect and keeps its traceback.
+    """
+    from engine.errors import ConfigError, HookError, SpoolError
+    from policy import PolicyError, Reject
+
+    expected = (ConfigError, HookError, OSError, PolicyError, Reject, SpoolError)
+    try:
+        call()
+    except BaseException as error:
+        found = _leaves(error)
+        if not all(isinstance(leaf, expected) for leaf in found):
+            raise
+        for leaf in found:
+            print(f"posthorn {command}: {leaf}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def leaves(error: BaseException) -> list[BaseException]:
+def _leaves(error: BaseException) -> list[BaseException]:
     """The plain exceptions inside nested groups."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]

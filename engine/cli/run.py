@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import trio
 
-from engine.cli.report import fail, policy_errors
+from engine.cli.report import guarded
 from engine.log.diagnostics import diagnostics
 
 __all__ = ["run"]
@@ -35,19 +34,10 @@ def run(
         auto (human-readable), plain, or json.
     """
     from engine.app import serve
-    from engine.errors import ConfigError, SpoolError
     from policy.load import load_policy
 
+    def run_it() -> None:
+        trio.run(serve, load_policy(policy))
+
     with diagnostics(level=log_level, style=log_format):
-        try:
-            loaded = load_policy(str(policy) if policy is not None else None)
-            trio.run(serve, loaded)
-        except* policy_errors() as group:
-            return fail(group)
-        except* (ConfigError, SpoolError, OSError) as group:
-            return fail(group)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run())
+        return guarded(run_it, command="run")

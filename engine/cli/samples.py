@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
-from datetime import datetime, timezone
 
 __all__ = ["samples"]
 
@@ -28,7 +28,7 @@ def samples() -> list[bytes]:
             message["From"] = "Newsletter <news@sender.example>"
             message["To"] = "Reader <reader@domain.example>"
             message["Subject"] = subject
-            message["Date"] = format_datetime(datetime.now(timezone.utc))
+            message["Date"] = format_datetime(datetime.now(UTC))
             message["Message-ID"] = make_msgid(f"demo-{number}-{kind}", "sender.example")
             message.set_content(text, cte="8bit" if not text.isascii() else None)
             if kind != "plain":

@@ -19,15 +19,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import trio
-from engine.smtp import (
-    AuthDone,
-    ClientSession,
-    Greeting,
-    HelloDone,
-    StartTlsReply,
-    client_mechanism,
-    mask,
-)
 
 from engine.errors import (
     AuthNotOffered,
@@ -44,14 +35,22 @@ from engine.errors import (
 )
 from engine.keys import Credential, KeyRing
 from engine.net import Stream, connect
+from engine.smtp import (
+    AuthDone,
+    ClientSession,
+    Greeting,
+    HelloDone,
+    StartTlsReply,
+    client_mechanism,
+    mask,
+)
 
 from .tls import TlsContexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine.smtp import Event
-
+    from engine.smtp import ClientEvent
     from policy.egress import EgressPath
 
     from .resolve import Candidate
@@ -95,7 +94,7 @@ class Connection:
         self.auth_mechanism = ""
         self.tls_why = ""
 
-    async def event(self, stage: str, seconds: float) -> Event:
+    async def event(self, stage: str, seconds: float) -> ClientEvent:
         """The next protocol event, sending first what the session wants sent.
 
         Raises: PeerTimeout after `seconds`, ConnectionLost, RemoteProtocolError.

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
+
 from engine.smtp import Reply
 
 __all__ = [

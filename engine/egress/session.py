@@ -501,9 +501,8 @@ class Session:
                     if not early:
                         raise ConnectionLost("the peer closed the connection", stage=self._stage())
                     connection.client.receive_data(early)
-                    refusal = connection.client.refused_early
-                    if refusal is not None:
-                        raise RemoteProtocolError(f"refused while the message was being sent: {refusal.line}")
+                    if connection.client.refused_early is not None:
+                        return  # the rest of the message is not wanted; the session ends the transaction
 
     def _stage(self) -> str:
         return self._connection.client.stage if self._connection is not None else "connect"
@@ -529,9 +528,9 @@ class Session:
         tx = work.tx
         ready = self._ready
         mail = tx.mail_reply
-        if work.ahead and mail is not None and mail.code in _STUMBLED:
+        if work.ahead and (mail is None or mail.code in _STUMBLED):
             # Sent behind the previous message's dot, and not understood: not this message's fault.
-            if mail.code != 421:
+            if mail is not None and mail.code != 421:
                 self._stumbled(mail.line)
             ready.put_back(work.entry)
             return

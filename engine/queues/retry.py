@@ -23,7 +23,7 @@ def delay_after(attempts: int, base: float, cap: float | None, fraction: float) 
     `attempts`: attempts made before the one that just failed (0 for the first failure).
     `base`, `cap`: seconds. `fraction`: uniform in [0, 1), the jitter's dice.
     """
-    delay = base * 2 ** min(attempts, _MAX_DOUBLINGS)
+    delay: float = base * 2 ** min(attempts, _MAX_DOUBLINGS)
     if cap is not None and delay > cap:
         delay = cap
     jitter = min(base / 20, 60.0)

@@ -1,0 +1,497 @@
+"""The client's side of an SMTP session, without sockets (RFC 5321, 1870, 2920, 3207, 4954).
+
+Two cursors over one conversation: what was sent, and what has been answered (`_expected`, in
+order). Pipelining is free to run ahead of the answers where RFC 2920 allows it: MAIL, RCPT and DATA
+of a transaction leave together, and with `body(..., then=next)` the content, its final dot *and* the
+next transaction's MAIL, RCPT and DATA do (RFC 2920 3.1). DATA ends a group: nothing is sent behind it
+until it was answered.
+
+Every violation by the peer raises RemoteProtocolError; the session is then unusable.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+
+from engine import _fast
+from engine.errors import LocalProtocolError, RemoteProtocolError
+
+from .auth import ClientMechanism, SaslError, decode_base64
+from .events import (
+    AuthDone,
+    ClientEvent,
+    Finished,
+    GoAhead,
+    Greeting,
+    HelloDone,
+    QuitDone,
+    Rsetted,
+    StartTlsReply,
+    Transaction,
+    Unsolicited,
+)
+from .reply import Reply, enhanced_text
+from .state import CLIENT
+
+__all__ = ["Capabilities", "ClientSession"]
+
+SASL_ROUNDS = 8
+"""Challenges before we give up (reliability C43)."""
+
+_NOT_MIME = Reply(554, "5.6.3", "The message is 8-bit and the next hop does not take 8BITMIME")
+_NOT_UTF8 = Reply(554, "5.6.7", "An address is not ASCII and the next hop does not take SMTPUTF8")
+
+_CACHED_REPLIES = 64
+
+
+class Capabilities(msgspec.Struct, frozen=True, gc=False):
+    """What the peer's latest EHLO reply offers. `size` None: SIZE not offered; 0: no stated limit."""
+
+    pipelining: bool = False
+    size: int | None = None
+    eight_bit_mime: bool = False
+    smtputf8: bool = False
+    starttls: bool = False
+    enhanced: bool = False
+    auth: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+
+
+NONE = Capabilities()
+
+
+def _capabilities(text: str) -> Capabilities:
+    names: set[str] = set()
+    auth: set[str] = set()
+    size: int | None = None
+    for line in text.split("\n")[1:]:
+        word, _, rest = line.strip().partition(" ")
+        name, equals, legacy = word.upper().partition("=")
+        if name == "AUTH":
+            # "AUTH=LOGIN PLAIN" is the form of servers older than RFC 4954.
+            auth.update(rest.upper().split())
+            if equals and legacy:
+                auth.add(legacy)
+        elif name == "SIZE":
+            digits = rest.strip()
+            size = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else 0
+        names.add(name)
+    return Capabilities(
+        pipelining="PIPELINING" in names,
+        size=size,
+        eight_bit_mime="8BITMIME" in names,
+        smtputf8="SMTPUTF8" in names,
+        starttls="STARTTLS" in names,
+        enhanced="ENHANCEDSTATUSCODES" in names,
+        auth=frozenset(auth),
+        names=frozenset(names),
+    )
+
+
+def _argument(text: str) -> bytes:
+    """A command argument; control characters never reach the wire (reliability C32)."""
+    if not text.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
+        raise LocalProtocolError("a command argument holds control characters")
+    return text.encode()
+
+
+class ClientSession:
+    """See the module. One object per connection; `ehlo_domain` is what EHLO says."""
+
+    __slots__ = (
+        "_ehlo",
+        "_expected",
+        "_left",
+        "_mechanism",
+        "_out",
+        "_reader",
+        "_replies",
+        "_rounds",
+        "_waiting",
+        "capabilities",
+        "closing",
+        "pipelining",
+        "tls",
+    )
+
+    def __init__(self, ehlo_domain: str, *, pipelining: bool = True) -> None:
+        self._ehlo = _argument(ehlo_domain)
+        if b" " in self._ehlo or not self._ehlo:
+            raise LocalProtocolError("the EHLO domain must be one word")
+        self._reader = _fast.ReplyReader()
+        self._expected: deque[tuple[str, Transaction | None, int]] = deque([("greeting", None, 0)])
+        self._out: list[bytes] = []
+        self._waiting: deque[ClientEvent] = deque()
+        self._left: deque[tuple[str, Transaction, int]] | None = None
+        self._mechanism: ClientMechanism | None = None
+        self._rounds = 0
+        self._replies: dict[tuple[int, int, bytes], Reply] | None = None
+        self.capabilities = NONE
+        self.pipelining = pipelining
+        self.closing = False
+        """The peer said 421, or refused in the middle of a message: close when settled."""
+        self.tls = False
+
+    # -- octets ----------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> None:
+        """Octets from the server. Drain `next_event` before giving more."""
+        self._reader.feed(data)
+
+    def data_to_send(self) -> list[bytes]:
+        """What is to be sent now, in order; large bodies are passed through uncopied."""
+        out = self._out
+        if out:
+            self._out = []
+        return out
+
+    @property
+    def stage(self) -> str:
+        """What is waited for: the name of the command whose answer is due."""
+        return self._expected[0][0] if self._expected else "idle"
+
+    @property
+    def outstanding(self) -> int:
+        """Commands sent and not yet answered."""
+        return len(self._expected)
+
+    # -- what we say -----------------------------------------------------------------------------
+
+    def _say(self, kind: str, line: bytes) -> None:
+        self._out.append(line)
+        self._expected.append((kind, None, 0))
+
+    def _alone(self, what: str) -> None:
+        """These commands end a group: nothing may be outstanding or already there (C6)."""
+        if self._expected:
+            raise LocalProtocolError(f"{what} while {self.stage} is unanswered")
+        if self._reader.pending():
+            raise RemoteProtocolError(f"octets nobody asked for before {what}")
+
+    def hello(self) -> None:
+        """EHLO; HELO follows by itself when a server does not know it."""
+        self._alone("EHLO")
+        self.capabilities = NONE
+        self._say("EHLO", b"EHLO " + self._ehlo + b"\r\n")
+
+    def starttls(self) -> None:
+        """STARTTLS."""
+        self._alone("STARTTLS")
+        self._say("STARTTLS", b"STARTTLS\r\n")
+
+    def tls_established(self) -> None:
+        """The handshake is done: nothing learned before counts (RFC 3207 4.2)."""
+        if self._reader.pending():
+            raise RemoteProtocolError("octets behind the answer to STARTTLS")
+        self.capabilities = NONE
+        self.tls = True
+
+    def auth(self, mechanism: ClientMechanism) -> None:
+        """AUTH with the client half of a mechanism."""
+        self._alone("AUTH")
+        self._mechanism = mechanism
+        self._rounds = 0
+        initial = mechanism.initial()
+        line = b"AUTH " + mechanism.name.encode()
+        if initial is not None:
+            line += b" " + (base64.b64encode(initial) or b"=")
+        self._say("AUTH", line + b"\r\n")
+
+    def rset(self) -> None:
+        """RSET on its own."""
+        self._alone("RSET")
+        self._say("RSET", b"RSET\r\n")
+
+    def quit(self) -> None:
+        """QUIT."""
+        self._say("QUIT", b"QUIT\r\n")
+
+    def obstacle(self, tx: Transaction, *, check_8bit: bool = True) -> Reply | None:
+        """Why the peer cannot take this message at all, or None. Ask before `mail`."""
+        offered = self.capabilities
+        if offered.size and tx.size > offered.size:
+            text = f"The message has {tx.size} octets, the next hop takes {offered.size}"
+            return Reply(552, "5.3.4", text)
+        if check_8bit:
+            if tx.body_8bit and not offered.eight_bit_mime:
+                return _NOT_MIME
+            if not offered.smtputf8 and _needs_utf8(tx):
+                return _NOT_UTF8
+        return None
+
+    def mail(self, tx: Transaction) -> None:
+        """Begin a transaction: [RSET] MAIL RCPT... DATA, as one group where that is allowed."""
+        if self._expected:
+            raise LocalProtocolError(f"MAIL while {self.stage} is unanswered")
+        lines = self._lines(tx)
+        if self.pipelining and self.capabilities.pipelining:
+            self._out.append(b"".join(lines))
+            self._expect_group(tx)
+            return
+        steps: deque[tuple[str, Transaction, int]] = deque()
+        if tx.rset:
+            steps.append(("RSET", tx, -1))
+        steps.append(("MAIL FROM", tx, 0))
+        steps.extend(("RCPT TO", tx, i) for i in range(len(tx.recipients)))
+        steps.append(("DATA", tx, 0))
+        self._left = steps
+        self._next_step()
+
+    def body(self, tx: Transaction, parts: Sequence[bytes], then: Transaction | None = None) -> None:
+        """The content, dots stuffed and ended by CR LF, after GoAhead; `then`: the next transaction,
+        whose commands travel in the same write."""
+        out = self._out
+        out.extend(parts)
+        self._expected.append(("final dot", tx, 0))
+        if then is None:
+            out.append(b".\r\n")
+            return
+        if not (self.pipelining and self.capabilities.pipelining):
+            raise LocalProtocolError("pipelining across messages without PIPELINING")
+        out.append(b".\r\n" + b"".join(self._lines(then)))
+        self._expect_group(then)
+
+    def _lines(self, tx: Transaction) -> list[bytes]:
+        """The commands of a transaction, in order."""
+        lines = [b"RSET\r\n"] if tx.rset else []
+        mail = b"MAIL FROM:<" + _argument(tx.sender) + b">"
+        offered = self.capabilities
+        if offered.size is not None and tx.size:
+            mail += b" SIZE=%d" % tx.size
+        if tx.body_8bit and offered.eight_bit_mime:
+            mail += b" BODY=8BITMIME"
+        if offered.smtputf8 and _needs_utf8(tx):
+            mail += b" SMTPUTF8"
+        lines.append(mail + b"\r\n")
+        recipients = tx.recipients
+        for recipient in recipients:
+            lines.append(b"RCPT TO:<" + _argument(recipient) + b">\r\n")
+        lines.append(b"DATA\r\n")
+        tx.rcpt_replies = [None] * len(recipients)
+        return lines
+
+    def _expect_group(self, tx: Transaction) -> None:
+        expected = self._expected
+        if tx.rset:
+            expected.append(("RSET", tx, -1))
+        expected.append(("MAIL FROM", tx, 0))
+        for i in range(len(tx.recipients)):
+            expected.append(("RCPT TO", tx, i))
+        expected.append(("DATA", tx, 0))
+
+    def _next_step(self) -> None:
+        """Without pipelining: the next command of the transaction, if it still makes sense."""
+        steps = self._left
+        if not steps:
+            self._left = None
+            return
+        kind, tx, index = steps.popleft()
+        refused = kind in ("RCPT TO", "DATA") and tx.mail_reply is not None and not tx.mail_reply.is_positive
+        if refused or (kind == "DATA" and not tx.accepted):
+            self._left = None
+            if tx.mail_reply is not None and tx.mail_reply.is_positive:
+                # The transaction is open at the peer; the next one must find it closed.
+                self._say("RSET", b"RSET\r\n")
+                self._expected[-1] = ("RSET", tx, -1)
+            self._waiting.append(Finished(tx))
+            return
+        lines = self._line(tx, kind, index)
+        self._out.append(lines)
+        self._expected.append((kind, tx, index))
+
+    def _line(self, tx: Transaction, kind: str, index: int) -> bytes:
+        if kind == "RSET":
+            return b"RSET\r\n"
+        if kind == "DATA":
+            return b"DATA\r\n"
+        if kind == "RCPT TO":
+            return b"RCPT TO:<" + _argument(tx.recipients[index]) + b">\r\n"
+        replies = tx.rcpt_replies
+        line = self._lines(tx)[1 if tx.rset else 0]
+        tx.rcpt_replies = replies or tx.rcpt_replies
+        return line
+
+    # -- what we hear ----------------------------------------------------------------------------
+
+    def next_event(self) -> ClientEvent | None:
+        """The next event; None when more octets are needed.
+
+        Raises: RemoteProtocolError.
+        """
+        waiting = self._waiting
+        if waiting:
+            return waiting.popleft()
+        next_reply = self._reader.next_reply
+        expected = self._expected
+        while True:
+            try:
+                found = next_reply()
+            except ValueError as error:
+                raise RemoteProtocolError(f"{error} ({self.stage})") from None
+            if found is None:
+                return None
+            if not expected:
+                reply = self._reply(found)
+                self.closing = True
+                return Unsolicited(reply)
+            kind, tx, index = expected.popleft()
+            code = found[0]
+            if code // 100 not in CLIENT[kind]:
+                raise RemoteProtocolError(f"{code} is no answer to {kind}")
+            reply = self._reply(found)
+            if code == 421:
+                self.closing = True
+            event = self._answer(kind, tx, index, reply)
+            if self.closing and tx is not None:
+                self._end_all(tx)
+                return waiting.popleft() if waiting else None
+            if event is not None:
+                return event
+            if waiting:
+                return waiting.popleft()
+
+    def _reply(self, found: tuple[int, int, bytes]) -> Reply:
+        """A Reply object; a peer says the same few things again and again."""
+        cache = self._replies
+        if cache is None:
+            cache = self._replies = {}
+        reply = cache.get(found)
+        if reply is None:
+            code, enhanced, text = found
+            reply = Reply(code, enhanced_text(enhanced), text.decode("utf-8", "replace"))
+            if len(cache) < _CACHED_REPLIES and len(text) < 200:
+                cache[found] = reply
+        return reply
+
+    def _answer(self, kind: str, tx: Transaction | None, index: int, reply: Reply) -> ClientEvent | None:
+        if tx is None:
+            return self._session_answer(kind, reply)
+        if kind == "final dot":
+            tx.dot_reply = reply
+            return Finished(tx)
+        if kind == "MAIL FROM":
+            tx.mail_reply = reply
+        elif kind == "RCPT TO":
+            tx.rcpt_replies[index] = reply
+            if 200 <= reply.code <= 299:
+                tx.accepted += 1
+            elif reply.code in (452, 552) and tx.accepted:
+                tx.surplus = [*tx.surplus, index]
+        elif kind == "DATA":
+            return self._data_answer(tx, reply)
+        elif kind == "lone dot":
+            return Finished(tx)
+        # RSET inside a group: whatever the answer, MAIL's answer tells.
+        if self._left is not None:
+            self._next_step()
+        return None
+
+    def _data_answer(self, tx: Transaction, reply: Reply) -> ClientEvent | None:
+        if reply.code // 100 == 3 and reply.code != 354:
+            raise RemoteProtocolError(f"{reply.code} is no answer to DATA")
+        mail = tx.mail_reply
+        wanted = tx.accepted and mail is not None and mail.is_positive
+        if reply.code != 354:
+            if wanted:
+                tx.data_reply = reply
+            return Finished(tx)
+        if wanted:
+            tx.data_reply = reply
+            return GoAhead(tx)
+        # 354 although nobody was accepted: end the empty message; whatever is said to it, nothing
+        # was delivered (reliability C11).
+        self._out.append(b".\r\n")
+        self._expected.append(("lone dot", tx, 0))
+        return None
+
+    def _end_all(self, tx: Transaction) -> None:
+        """421: everything that is still expected will not come. Each transaction ends with what it
+        has, in order."""
+        ended: list[Transaction] = []
+        for one in (tx, *(other for _, other, _ in self._expected)):
+            if one is not None and not any(one is known for known in ended):
+                ended.append(one)
+        self._expected.clear()
+        self._left = None
+        self._waiting.extend(Finished(one) for one in ended)
+
+    def _session_answer(self, kind: str, reply: Reply) -> ClientEvent | None:
+        if kind == "greeting":
+            return Greeting(reply)
+        if kind in ("EHLO", "HELO"):
+            return self._hello_answer(kind, reply)
+        if kind == "STARTTLS":
+            if reply.code == 220 and self._reader.pending():
+                raise RemoteProtocolError("octets behind the answer to STARTTLS")
+            return StartTlsReply(reply)
+        if kind == "AUTH":
+            return self._auth_answer(reply)
+        return QuitDone(reply) if kind == "QUIT" else Rsetted(reply)
+
+    def _hello_answer(self, kind: str, reply: Reply) -> HelloDone | None:
+        if reply.is_positive:
+            if kind == "EHLO":
+                self.capabilities = _capabilities(reply.text)
+            return HelloDone(reply, True)
+        if kind == "EHLO" and reply.code in (500, 501, 502, 504, 550, 554):
+            self._say("HELO", b"HELO " + self._ehlo + b"\r\n")
+            return None
+        return HelloDone(reply, False)
+
+    def _auth_answer(self, reply: Reply) -> AuthDone | None:
+        mechanism = self._mechanism
+        assert mechanism is not None
+        if reply.is_intermediate:
+            self._rounds += 1
+            if reply.code != 334 or self._rounds > SASL_ROUNDS:
+                raise RemoteProtocolError("AUTH does not come to an end")
+            try:
+                challenge = decode_base64(reply.text.strip().encode()) if reply.text.strip() else b""
+            except SaslError:
+                if mechanism.name != "LOGIN":  # LOGIN's prompts mean nothing, whatever they are
+                    raise RemoteProtocolError("an AUTH challenge that is not base64") from None
+                challenge = b""
+            response = mechanism.respond(challenge)
+            if response is None:
+                self._say("AUTH", b"*\r\n")
+            else:
+                self._say("AUTH", (base64.b64encode(response) or b"=") + b"\r\n")
+            return None
+        self._mechanism = None
+        if reply.is_positive:
+            finished = mechanism.name != "LOGIN" or self._rounds >= 2
+            if reply.code != 235 or not finished:
+                raise RemoteProtocolError(f"{reply.code} to AUTH before it was finished")
+        return AuthDone(reply, reply.is_positive)
+
+    @property
+    def refused_early(self) -> Reply | None:
+        """While content is being sent: a refusal that is already here (reliability C13), or None.
+
+        The transaction then ends with it. Raises: RemoteProtocolError for anything else early.
+        """
+        try:
+            found = self._reader.next_reply()
+        except ValueError as error:
+            raise RemoteProtocolError(str(error)) from None
+        if found is None:
+            return None
+        reply = self._reply(found)
+        if not self._expected or reply.code < 400:
+            raise RemoteProtocolError(f"{reply.code} before the message was complete")
+        tx = self._expected[0][1]
+        assert tx is not None
+        tx.dot_reply = reply
+        self.closing = True
+        self._end_all(tx)
+        return reply
+
+
+def _needs_utf8(tx: Transaction) -> bool:
+    if not tx.sender.isascii() or not all(map(str.isascii, tx.recipients)):
+        return True
+    return tx.smtputf8 and tx.body_8bit

@@ -1,0 +1,183 @@
+"""What the sessions report to their drivers. Plain facts, made per command or per transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from policy.secret import Secret
+
+from .address import Address
+from .reply import Reply
+
+__all__ = [
+    "Auth",
+    "AuthDone",
+    "BodyReceived",
+    "ClientEvent",
+    "Data",
+    "Finished",
+    "GoAhead",
+    "Greeting",
+    "Hello",
+    "HelloDone",
+    "Mail",
+    "Quit",
+    "QuitDone",
+    "Rcpt",
+    "Refusal",
+    "Rsetted",
+    "ServerEvent",
+    "StartTls",
+    "StartTlsReply",
+    "Transaction",
+    "Unsolicited",
+]
+
+
+class Hello(msgspec.Struct, frozen=True, gc=False):
+    """EHLO (`esmtp`) or HELO. Answer it."""
+
+    domain: str
+    esmtp: bool
+
+
+class StartTls(msgspec.Struct, frozen=True, gc=False):
+    """STARTTLS. After `accept`: flush, do the handshake, call `tls_established`."""
+
+
+class Auth(msgspec.Struct, frozen=True, gc=False):
+    """Credentials to check. Call `authenticated` before `accept`, or refuse."""
+
+    mechanism: str
+    authzid: str
+    authcid: str
+    password: Secret
+
+
+class Mail(msgspec.Struct, frozen=True, gc=False):
+    """MAIL FROM. `size` 0: not declared."""
+
+    address: Address
+    size: int
+    body_8bit: bool
+    smtputf8: bool
+
+
+class Rcpt(msgspec.Struct, frozen=True, gc=False):
+    """RCPT TO."""
+
+    address: Address
+
+
+class Data(msgspec.Struct, frozen=True, gc=False):
+    """DATA, with at least one recipient."""
+
+
+class BodyReceived(msgspec.Struct, frozen=True, gc=False):
+    """A whole message, dots removed. `header_end`: offset behind the empty line, -1 without one.
+    The answer to this is the answer to the final dot."""
+
+    content: bytes
+    eight_bit: bool
+    header_end: int
+
+
+class Quit(msgspec.Struct, frozen=True, gc=False):
+    """QUIT; the reply is queued already. Flush and close."""
+
+
+ServerEvent = Hello | StartTls | Auth | Mail | Rcpt | Data | BodyReceived | Quit
+
+
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """A command that was refused, for Rejection records. Secrets in `command` are masked."""
+
+    reply: Reply
+    command: str
+    sender: str = ""
+    recipient: str = ""
+
+
+class Transaction(msgspec.Struct, gc=False):
+    """One transaction of a client session: what to send, and what was answered.
+
+    `surplus`: indices of recipients answered "too many" after others had been accepted; they
+    belong in another transaction (RFC 5321 4.5.3.1.10). `context` is the driver's.
+    """
+
+    sender: str
+    recipients: list[str]
+    body_8bit: bool = False
+    smtputf8: bool = False
+    size: int = 0
+    rset: bool = False
+    mail_reply: Reply | None = None
+    rcpt_replies: list[Reply | None] = []
+    data_reply: Reply | None = None
+    dot_reply: Reply | None = None
+    surplus: list[int] = []
+    accepted: int = 0
+    context: Any = None
+
+
+class Greeting(msgspec.Struct, frozen=True, gc=False):
+    """The server's first words."""
+
+    reply: Reply
+
+
+class HelloDone(msgspec.Struct, frozen=True, gc=False):
+    """EHLO, or HELO after it, was answered; `ok` when either was accepted."""
+
+    reply: Reply
+    ok: bool
+
+
+class StartTlsReply(msgspec.Struct, frozen=True, gc=False):
+    """The answer to STARTTLS; 220 means: handshake now."""
+
+    reply: Reply
+
+
+class AuthDone(msgspec.Struct, frozen=True, gc=False):
+    """AUTH came to its end; `ok` only for 235 after we had said everything."""
+
+    reply: Reply
+    ok: bool
+
+
+class GoAhead(msgspec.Struct, frozen=True, gc=False):
+    """DATA was answered 354 and at least one recipient is accepted: give the body."""
+
+    tx: Transaction
+
+
+class Finished(msgspec.Struct, frozen=True, gc=False):
+    """Nothing more will be answered for this transaction."""
+
+    tx: Transaction
+
+
+class Rsetted(msgspec.Struct, frozen=True, gc=False):
+    """The answer to an RSET asked for on its own."""
+
+    reply: Reply
+
+
+class Unsolicited(msgspec.Struct, frozen=True, gc=False):
+    """A reply that answers nothing; the session cannot be used any more."""
+
+    reply: Reply
+
+
+class QuitDone(msgspec.Struct, frozen=True, gc=False):
+    """The answer to QUIT."""
+
+    reply: Reply
+
+
+ClientEvent = (
+    Greeting | HelloDone | StartTlsReply | AuthDone | GoAhead | Finished | Rsetted | Unsolicited | QuitDone
+)

@@ -1,0 +1,587 @@
+"""The server's side of an SMTP session, without sockets (RFC 5321, 1870, 2920, 3207, 4954, 6152, 6531).
+
+Feed it octets, ask for events, answer each event that needs a decision with `accept` or `refuse`,
+send what `data_to_send` gives. Replies collect until they are fetched, so a pipelined group is
+answered by one write. Everything that needs no decision (syntax, order, limits, RSET, NOOP, VRFY)
+is answered inside and shows up in `take_refusals` when it was a refusal.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from engine import _fast
+from engine.errors import LocalProtocolError
+
+from .address import NULL, Address, AddressError, parse_path_full
+from .auth import MECHANISMS, Credentials, SaslError, ServerMechanism, decode_base64, server_mechanism
+from .command import NO_PARAMETERS, ParameterError, parse_mail_parameters
+from .events import (
+    Auth,
+    BodyReceived,
+    Data,
+    Hello,
+    Mail,
+    Quit,
+    Rcpt,
+    Refusal,
+    ServerEvent,
+    StartTls,
+)
+from .reply import Reply
+from .state import DATA, MAIL, RCPT, READY, SASL, SERVER, START, TLS
+
+__all__ = ["ServerConfig", "ServerSession"]
+
+COMMAND_LIMIT = 2048
+AUTH_LIMIT = 12288
+"""Octets of a line with its CR LF (reliability S20; RFC 4954 4)."""
+
+EHLO_LIMIT = 255
+HEADER_LIMIT = 512 * 1024
+HEADER_FIELDS = 1000
+"""Reliability S22, S27."""
+
+_OK_MAIL = b"250 2.1.0 OK\r\n"
+_OK_RCPT = b"250 2.1.5 OK\r\n"
+_GO_AHEAD = b"354 End data with <CR><LF>.<CR><LF>\r\n"
+_OK = Reply(250, "2.0.0", "OK")
+_BYE = Reply(221, "2.0.0", "Bye")
+_TLS_READY = Reply(220, "2.0.0", "Ready to start TLS")
+_LOGGED_IN = Reply(235, "2.7.0", "Authentication succeeded")
+_TOO_LONG = Reply(500, "5.5.2", "Line too long")
+_BARE_LINE = Reply(500, "5.5.2", "A command ends with CR LF only")
+_CONTROL_LINE = Reply(500, "5.5.2", "Control characters in a command")
+_BAD_LINES = {_fast.LINE_TOO_LONG: _TOO_LONG, _fast.LINE_BARE: _BARE_LINE, _fast.LINE_CONTROL: _CONTROL_LINE}
+_UNKNOWN = Reply(500, "5.5.2", "Command not recognized")
+_ENOUGH_ERRORS = Reply(421, "4.7.0", "Too many errors")
+_TOO_MANY = Reply(452, "4.5.3", "Too many recipients")
+_TOO_BIG = Reply(552, "5.3.4", "Message size exceeds the limit")
+_INJECTED = Reply(554, "5.5.0", "Commands behind STARTTLS")
+_NULL_EVENT_DATA = Data()
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a listener's sessions share. Sizes in octets."""
+
+    hostname: str
+    banner: str = "ESMTP Posthorn"
+    max_message_size: int = 50 * 1024 * 1024
+    max_recipients: int = 1000
+    require_tls_for_auth: bool = True
+    offer_starttls: bool = True
+    offer_auth: tuple[str, ...] = ()
+    max_errors: int = 20
+    max_noop: int = 100
+    text_line_limit: int = 65536
+    bare_lines: Literal["Deny", "Fix"] = "Deny"
+
+
+class ServerSession:
+    """See the module. One object per connection."""
+
+    __slots__ = (
+        "_awaiting",
+        "_config",
+        "_content",
+        "_errors",
+        "_line",
+        "_mechanism",
+        "_noops",
+        "_out",
+        "_reader",
+        "_refusals",
+        "_sasl_rounds",
+        "_state",
+        "closing",
+        "ehlo_domain",
+        "esmtp",
+        "forward_paths",
+        "identity",
+        "reverse_path",
+        "smtputf8",
+        "tls",
+    )
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._reader = _fast.CommandReader(COMMAND_LIMIT)
+        self._state = START
+        self._out: list[bytes] = []
+        self._awaiting: ServerEvent | None = None
+        self._content: _fast.DataReader | None = None
+        self._line = b""
+        self._mechanism: ServerMechanism | None = None
+        self._sasl_rounds = 0
+        self._errors = 0
+        self._noops = 0
+        self._refusals: list[Refusal] = []
+        self.closing = False
+        """Send what is pending, then close."""
+        self.tls = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """What TLS makes forgotten (reliability S9)."""
+        self.ehlo_domain = ""
+        self.esmtp = False
+        self.identity: str | None = None
+        self._end_transaction()
+
+    def _end_transaction(self) -> None:
+        self.reverse_path: Address | None = None
+        self.forward_paths: list[Address] = []
+        self.smtputf8 = False
+
+    # -- octets ----------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> None:
+        """Octets from the client. Drain `next_event` before giving more."""
+        content = self._content
+        if content is None or content.done:
+            self._reader.feed(data)
+            return
+        used = content.feed(data)
+        if used < len(data):
+            self._reader.feed(data[used:])
+
+    def data_to_send(self) -> bytes:
+        """What is to be sent now; b"" when nothing is."""
+        out = self._out
+        if not out:
+            return b""
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        return data
+
+    @property
+    def pending(self) -> int:
+        """Octets received and not yet looked at (what the client sent ahead)."""
+        return self._reader.pending()
+
+    @property
+    def in_data(self) -> bool:
+        """Whether message content is being received."""
+        return self._content is not None
+
+    @property
+    def extensions(self) -> list[str]:
+        """What EHLO advertises now."""
+        config = self._config
+        offered = [
+            "PIPELINING",
+            f"SIZE {config.max_message_size}",
+            "8BITMIME",
+            "SMTPUTF8",
+            "ENHANCEDSTATUSCODES",
+        ]
+        if config.offer_starttls and not self.tls:
+            offered.append("STARTTLS")
+        if config.offer_auth and (self.tls or not config.require_tls_for_auth):
+            offered.append("AUTH " + " ".join(config.offer_auth))
+        return offered
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def next_event(self) -> ServerEvent | None:
+        """The next event; None when more octets are needed or the session is over."""
+        if self._awaiting is not None:
+            raise LocalProtocolError(f"{type(self._awaiting).__name__} has not been answered")
+        while not self.closing:
+            content = self._content
+            if content is not None:
+                if not content.done:
+                    return None
+                event: ServerEvent | None = self._end_of_data(content)
+            else:
+                line = self._reader.next_line()
+                if line is None or self._state == TLS:
+                    return None
+                if isinstance(line, bytes):
+                    event = self._sasl_line(line) if self._state == SASL else self._command(line)
+                else:
+                    self._bad_line(line)
+                    continue
+            if event is not None:
+                if not self.closing:
+                    self._awaiting = event
+                return event
+        return None
+
+    def _bad_line(self, which: int) -> None:
+        self._line = b""
+        if self._state == SASL:
+            self._end_sasl()
+            code = 500 if which == _fast.LINE_TOO_LONG else 501
+            self._error(Reply(code, f"{code // 100}.5.2", "Authentication response not understood"))
+        else:
+            self._error(_BAD_LINES[which])
+
+    def _command(self, line: bytes) -> ServerEvent | None:
+        self._line = line
+        verb, rest = _fast.parse_command(line)
+        step = SERVER[self._state].get(verb)
+        if type(step) is Reply:
+            self._error(step)
+            return None
+        if verb == b"MAIL":
+            return self._mail(rest)
+        if verb == b"RCPT":
+            return self._rcpt(rest)
+        if verb == b"DATA":
+            if rest:
+                self._error(Reply(501, "5.5.4", "DATA takes no argument"))
+                return None
+            return _NULL_EVENT_DATA
+        if step is None:
+            self._error(_UNKNOWN)
+            return None
+        return self._seldom(verb, rest)
+
+    def _mail(self, rest: bytes) -> Mail | None:
+        if rest[:5].upper() != b"FROM:":
+            self._error(Reply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
+            return None
+        path = rest[5:].lstrip(b" ")
+        quick = _fast.parse_path(path)
+        config = self._config
+        try:
+            if quick is not None:
+                text, parameters = quick
+                address = Address(text) if text else NULL
+                if not parameters:
+                    return Mail(address, 0, False, False)
+                given = parse_mail_parameters(parameters, auth_offered=bool(config.offer_auth))
+            else:
+                # The parameters decide whether UTF-8 is allowed, so they are looked at first.
+                utf8 = b"SMTPUTF8" in path[path.rfind(b">") + 1 :].upper().split()
+                address, parameters = parse_path_full(path, allow_null=True, smtputf8=utf8)
+                given = NO_PARAMETERS
+                if parameters:
+                    given = parse_mail_parameters(parameters, auth_offered=bool(config.offer_auth))
+        except (AddressError, ParameterError) as error:
+            self._error(error.reply)
+            return None
+        if given.size > config.max_message_size:
+            self._error(_TOO_BIG)
+            return None
+        return Mail(address, given.size, given.body_8bit, given.smtputf8)
+
+    def _rcpt(self, rest: bytes) -> Rcpt | None:
+        if rest[:3].upper() != b"TO:":
+            self._error(Reply(501, "5.5.4", "Syntax: RCPT TO:<address>"))
+            return None
+        if len(self.forward_paths) >= self._config.max_recipients:
+            self._refuse(_TOO_MANY)
+            return None
+        path = rest[3:].lstrip(b" ")
+        quick = _fast.parse_path(path)
+        if quick is not None and quick[0] and not quick[1]:
+            return Rcpt(Address(quick[0]))
+        try:
+            address, parameters = parse_path_full(
+                path, allow_null=False, smtputf8=self.smtputf8, allow_postmaster=True
+            )
+        except AddressError as error:
+            self._error(error.reply)
+            return None
+        if parameters:
+            name = parameters.partition(b"=")[0][:32].decode("ascii", "replace")
+            self._error(Reply(555, "5.5.4", f"parameter {name} not recognized"))
+            return None
+        return Rcpt(address)
+
+    def _seldom(self, verb: bytes, rest: bytes) -> ServerEvent | None:
+        if verb in (b"EHLO", b"HELO"):
+            if self.ehlo_domain:
+                self._idle()
+            return self._hello(verb == b"EHLO", rest)
+        if verb == b"QUIT":
+            if rest:
+                self._error(Reply(501, "5.5.4", "QUIT takes no argument"))
+                return None
+            self._out.append(_BYE.encode())
+            self.closing = True
+            return Quit()
+        if verb == b"STARTTLS":
+            return self._starttls(rest)
+        if verb == b"AUTH":
+            return self._auth(rest)
+        if verb == b"RSET":
+            if rest:
+                self._error(Reply(501, "5.5.4", "RSET takes no argument"))
+                return None
+            self._state = READY if self._state != START else START
+            self._end_transaction()
+            self._out.append(b"250 2.0.0 OK\r\n")
+        elif verb == b"NOOP":
+            self._out.append(b"250 2.0.0 OK\r\n")
+        elif verb == b"VRFY":
+            self._out.append(b"252 2.1.5 Cannot verify, but will take the message\r\n")
+        elif verb == b"EXPN":
+            self._refuse(Reply(502, "5.5.1", "Not implemented"))
+        else:
+            self._out.append(b"214 2.0.0 RFC 5321\r\n")
+        self._idle()
+        return None
+
+    def _hello(self, esmtp: bool, rest: bytes) -> Hello | None:
+        try:
+            domain = rest.decode()
+        except UnicodeDecodeError:
+            domain = ""
+        if not domain or len(rest) > EHLO_LIMIT or not domain.isprintable() or " " in domain:
+            verb = "EHLO" if esmtp else "HELO"
+            self._error(Reply(501, "5.5.4", f"Syntax: {verb} domain"))
+            return None
+        return Hello(domain, esmtp)
+
+    def _starttls(self, rest: bytes) -> StartTls | None:
+        if rest:
+            self._error(Reply(501, "5.5.4", "STARTTLS takes no argument"))
+        elif self.tls:
+            self._error(Reply(503, "5.5.1", "TLS is active already"))
+        elif not self._config.offer_starttls:
+            self._error(Reply(502, "5.5.1", "STARTTLS is not offered"))
+        else:
+            return StartTls()
+        return None
+
+    def _auth(self, rest: bytes) -> Auth | None:
+        config = self._config
+        self._line = b"AUTH " + rest.split(b" ", 1)[0][:32]
+        if not config.offer_auth:
+            self._error(Reply(502, "5.5.1", "AUTH is not offered"))
+            return None
+        if self.identity is not None:
+            self._error(Reply(503, "5.5.1", "Authenticated already"))
+            return None
+        if config.require_tls_for_auth and not self.tls:
+            # The response that may stand in this line is not even decoded (reliability S52).
+            self._error(Reply(538, "5.7.11", "Encryption required for authentication"))
+            return None
+        word, _, initial = rest.partition(b" ")
+        name = word.decode("ascii", "replace").upper()
+        if name not in config.offer_auth or name not in MECHANISMS:
+            self._error(Reply(504, "5.5.4", "Authentication mechanism not offered"))
+            return None
+        self._mechanism = server_mechanism(name)
+        self._sasl_rounds = 0
+        self._state = SASL
+        self._reader.limit = AUTH_LIMIT
+        initial = initial.strip(b" ")
+        return self._sasl_line(initial) if initial else self._sasl_step(None)
+
+    def _sasl_line(self, line: bytes) -> Auth | None:
+        self._line = b"AUTH (response)"
+        if line == b"*":
+            self._end_sasl()
+            self._error(Reply(501, "5.7.0", "Authentication cancelled"))
+            return None
+        try:
+            response = decode_base64(line)
+        except SaslError:
+            self._end_sasl()
+            self._error(Reply(501, "5.5.2", "Authentication response is not base64"))
+            return None
+        return self._sasl_step(response)
+
+    def _sasl_step(self, response: bytes | None) -> Auth | None:
+        mechanism = self._mechanism
+        assert mechanism is not None
+        try:
+            answer = mechanism.step(response)
+        except SaslError:
+            self._end_sasl()
+            self._error(Reply(501, "5.5.2", "Authentication response not understood"))
+            return None
+        if type(answer) is Credentials:
+            self._end_sasl()
+            return Auth(mechanism.name, answer.authzid, answer.authcid, answer.password)
+        self._out.append(b"334 " + base64.b64encode(bytes(answer)) + b"\r\n")  # type: ignore[arg-type]
+        return None
+
+    def _end_sasl(self) -> None:
+        self._mechanism = None
+        self._state = READY
+        self._reader.limit = COMMAND_LIMIT
+
+    def _end_of_data(self, content: _fast.DataReader) -> BodyReceived | None:
+        self._content = None
+        self._line = b"DATA"
+        config = self._config
+        fault: Reply | None = None
+        if content.over:
+            fault = _TOO_BIG
+        elif content.long_line:
+            fault = Reply(550, "5.6.0", f"A line is longer than {config.text_line_limit} octets")
+        elif content.nul:
+            fault = Reply(550, "5.6.0", "The message holds a NUL octet")
+        elif (content.bare_cr or content.bare_lf) and config.bare_lines == "Deny":
+            which = "CR without LF" if content.bare_cr else "LF without CR"
+            fault = Reply(550, "5.6.0", f"The message holds a {which}; lines end with CR LF only")
+        else:
+            end = content.header_end if content.header_end >= 0 else content.size
+            if end > HEADER_LIMIT or content.header_fields > HEADER_FIELDS:
+                fault = Reply(552, "5.3.4", "The header section exceeds the limit")
+        if fault is not None:
+            self._refuse(fault)
+            self._state = READY
+            self._end_transaction()
+            return None
+        data = content.take()
+        header_end = content.header_end
+        if content.bare_cr or content.bare_lf:
+            data = _fast.clean_lines(data)
+            header_end = _fast.scan(data)[2]
+        return BodyReceived(data, content.eight_bit, header_end)
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def greet(self, reply: Reply | None = None) -> None:
+        """The first words. With a refusal the session is over."""
+        if reply is None:
+            self._out.append(f"220 {self._config.hostname} {self._config.banner}\r\n".encode())
+            return
+        self.close_with(reply)
+
+    def accept(self, reply: Reply | None = None, *, extensions: Sequence[str] | None = None) -> None:
+        """A positive answer to the event at hand; without `reply` the usual words.
+
+        `extensions`: what EHLO advertises instead of the usual list.
+        """
+        event = self._awaiting
+        self._awaiting = None
+        kind = type(event)
+        out = self._out
+        if kind is Mail:
+            assert isinstance(event, Mail)
+            self.reverse_path = event.address
+            self.smtputf8 = event.smtputf8
+            self._state = MAIL
+            out.append(_OK_MAIL if reply is None else reply.encode())
+        elif kind is Rcpt:
+            assert isinstance(event, Rcpt)
+            self.forward_paths.append(event.address)
+            self._state = RCPT
+            out.append(_OK_RCPT if reply is None else reply.encode())
+        elif kind is Data:
+            out.append(_GO_AHEAD)
+            self._state = DATA
+            content = _fast.DataReader(self._config.max_message_size, self._config.text_line_limit)
+            self._content = content
+            reader = self._reader
+            if reader.pending():
+                ahead = reader.take()
+                used = content.feed(ahead)
+                if used < len(ahead):
+                    reader.feed(ahead[used:])
+        elif kind is BodyReceived:
+            out.append((reply or _OK).encode())
+            self._state = READY
+            self._noops = 0
+            self._end_transaction()
+        elif kind is Hello:
+            assert isinstance(event, Hello)
+            self._accept_hello(event, extensions)
+        elif kind is StartTls:
+            if self._reader.pending():
+                # Response injection from the client's side (reliability S8; CVE-2011-0411).
+                self.close_with(_INJECTED)
+                return
+            out.append(_TLS_READY.encode())
+            self._state = TLS
+        elif kind is Auth:
+            out.append((reply or _LOGGED_IN).encode())
+        else:
+            raise LocalProtocolError("there is no event to accept")
+
+    def _accept_hello(self, event: Hello, extensions: Sequence[str] | None) -> None:
+        self.ehlo_domain = event.domain
+        self.esmtp = event.esmtp
+        self._state = READY
+        self._end_transaction()
+        if not event.esmtp:
+            self._out.append(f"250 {self._config.hostname}\r\n".encode())
+            return
+        lines = [self._config.hostname, *(self.extensions if extensions is None else extensions)]
+        self._out.append(Reply(250, "", "\n".join(lines)).encode())
+
+    def refuse(self, reply: Reply, *, close: bool = False) -> None:
+        """A negative answer to the event at hand. 421 and `close` end the session."""
+        event = self._awaiting
+        if event is None:
+            raise LocalProtocolError("there is no event to refuse")
+        self._awaiting = None
+        recipient = event.address.text if isinstance(event, Rcpt) else ""
+        self._refuse(reply, recipient)
+        if isinstance(event, BodyReceived):
+            self._state = READY
+            self._end_transaction()
+        if isinstance(event, Auth):
+            self._count_error()
+        if close or reply.code == 421:
+            self.closing = True
+
+    def tls_established(self, facts: Any) -> None:
+        """The handshake is done: start anew inside TLS (reliability S9)."""
+        if self._state != TLS:
+            raise LocalProtocolError("STARTTLS was not accepted")
+        self.tls = True
+        self._state = START
+        self._reader.take()
+        self._forget()
+
+    def authenticated(self, identity: str) -> None:
+        """The credentials of the Auth event at hand are right."""
+        self.identity = identity
+
+    def close_with(self, reply: Reply) -> None:
+        """Say this and end the session."""
+        self._awaiting = None
+        if reply.code >= 400:
+            self._refuse(reply)
+        else:
+            self._out.append(reply.encode())
+        self.closing = True
+
+    def take_refusals(self) -> list[Refusal]:
+        """Every 4xx and 5xx since the last call, but those that only say that we stop (421 4.3.2)."""
+        found = self._refusals
+        if found:
+            self._refusals = []
+        return found
+
+    # -- refusing --------------------------------------------------------------------------------
+
+    def _refuse(self, reply: Reply, recipient: str = "") -> None:
+        self._out.append(reply.encode())
+        if reply.code == 421 and reply.enhanced == "4.3.2":
+            return
+        sender = self.reverse_path.text if self.reverse_path is not None else ""
+        if not recipient and self.forward_paths:
+            recipient = self.forward_paths[-1].text
+        command = self._line.decode("utf-8", "replace")
+        if command[:4].upper() == "AUTH":
+            command = " ".join(command.split(" ", 2)[:2])
+        self._refusals.append(Refusal(reply, command, sender, recipient))
+
+    def _error(self, reply: Reply) -> None:
+        """A refusal of something the client did wrong; too many of those end the session (S28)."""
+        self._refuse(reply)
+        self._count_error()
+
+    def _count_error(self) -> None:
+        self._errors += 1
+        if self._errors >= self._config.max_errors and not self.closing:
+            self.close_with(_ENOUGH_ERRORS)
+
+    def _idle(self) -> None:
+        """A command that does nothing; beyond a number of them each counts as an error (S29)."""
+        self._noops += 1
+        if self._noops > self._config.max_noop:
+            self._count_error()
