@@ -108,6 +108,7 @@ class Router:
         self._resolver = resolver
         self._finder = RouteFinder(hooks, resolver, limits)
         self._finder.refill = self._call_back
+        self._finder.proceed = lambda ready: self._set_to_work(ready, trio.current_time())
         self._sessions: set[Session] = set()
         self._count = 0
         self._resident_limit = resident_limit
@@ -234,6 +235,7 @@ class Router:
     def _set_to_work(self, ready: ReadyQueue, now: float) -> None:
         """Wake or start as many sessions as the backlog deserves."""
         if now < ready.retry_at:
+            self._wake_at(ready, ready.retry_at)
             return
         if ready.busy_enough():
             if ready not in self._looked_at:
@@ -263,6 +265,10 @@ class Router:
         return True
 
     def _wake_at(self, ready: ReadyQueue, when: float) -> None:
+        """Look at this queue again then; one note per moment however often it is asked for."""
+        if ready.noted_for == when:
+            return
+        ready.noted_for = when
         heapq.heappush(self._ready_wakes, (when, next(self._serial), ready))
         if self._ready_wakes[0][2] is ready:
             self._timer_wake.set()
@@ -405,6 +411,7 @@ class Router:
 
     def _look_at(self, ready: ReadyQueue, now: float) -> None:
         """A moment noted for this queue has come: the end of a wait, or a backlog left to others."""
+        ready.noted_for = float("-inf")
         patient = ready in self._looked_at
         self._looked_at.discard(ready)
         if ready.retired or not ready.entries or now < ready.retry_at:

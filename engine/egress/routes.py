@@ -105,6 +105,8 @@ class RouteFinder:
         self._definitions: OrderedDict[tuple[str, str], tuple[float, Any]] = OrderedDict()
         self.refill: Callable[[ReadyQueue], None] | None = None
         """Called by a ready queue that has room again and messages waiting for it."""
+        self.proceed: Callable[[ReadyQueue], None] | None = None
+        """Called by a ready queue whose credentials were just accepted."""
 
     async def find(self, queue: ScheduledQueue) -> Routes | NoRouteNow:
         """The routes of `queue`; sets its `config`.
@@ -187,6 +189,7 @@ class RouteFinder:
         lease = self._limits.lease(f"connections:{source.name}->{site.name}")
         ready = ReadyQueue(source, site, path, lease)
         ready.refill = self.refill
+        ready.proceed = self.proceed
         same.append(ready)
         self._users[ready] = 0
         self._by_lease.setdefault(lease.name, set()).add(ready)

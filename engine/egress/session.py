@@ -564,11 +564,11 @@ class Session:
         ready = self._ready
         if following is not None:
             ready.put_back(following.entry)
-            if not self._ended:
-                self._stumbled(str(error))
         if work is None:
             return
         tx = work.tx
+        if not self._ended and (following is not None or (work.ahead and tx.mail_reply is None)):
+            self._stumbled(str(error))
         dot_unanswered = work.dot_sent and tx.dot_reply is None
         if tx.mail_reply is None and (self._delivered > 1 or self._ended):
             # A reused session that dies before MAIL is answered is no attempt of the message (C16).

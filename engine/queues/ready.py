@@ -62,8 +62,11 @@ class ReadyQueue:
         "hungry",
         "lease",
         "name",
+        "noted_for",
         "pace",
         "path",
+        "proceed",
+        "proven",
         "refill",
         "retired",
         "retry_at",
@@ -88,6 +91,11 @@ class ReadyQueue:
         """Seconds a session needs for one message, measured."""
         self.refill: Callable[[ReadyQueue], None] | None = None
         """The router's: called by `take` when there is room again and messages wait for it."""
+        self.proceed: Callable[[ReadyQueue], None] | None = None
+        """The router's: called when a session became ready, so that others may follow."""
+        self.proven = path.smtp_auth_plain_username is None
+        """Whether the credentials were accepted; until then one session tries them, alone. Thirty
+        sessions with one wrong password at once would lock an account (reliability C42)."""
         self.failures = 0
         self.back_off = 0.0
         self.retry_at = float("-inf")
@@ -95,6 +103,8 @@ class ReadyQueue:
         self.hold_text = ""
         self.retired = False
         self.touched = 0.0
+        self.noted_for = float("-inf")
+        """The router's: when it will look at this queue again."""
 
     def room(self) -> int:
         """How many more messages fit (`max_ready`)."""
@@ -164,12 +174,13 @@ class ReadyQueue:
             return False
         if now < self.retry_at:
             return False
-        if self.hold_cause or self.back_off:
+        if self.hold_cause or self.back_off or not self.proven:
             return self.sessions == 0
         return self.sessions < wanted_sessions(len(self.entries) + self.sessions, self.path.connection_limit)
 
     def hold(self, cause: str, text: str, until: float) -> None:
         """Try nothing before `until`, then let one session probe."""
+        self.proven = False
         self.hold_cause = cause
         self.hold_text = text
         self.retry_at = until
@@ -187,3 +198,7 @@ class ReadyQueue:
         self.hold_cause = ""
         self.hold_text = ""
         self.retry_at = float("-inf")
+        alone = not self.proven
+        self.proven = True
+        if alone and self.proceed is not None:
+            self.proceed(self)

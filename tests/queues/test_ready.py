@@ -19,14 +19,17 @@ def entry() -> Queued:
     return Queued(new_message_id(), None, QUEUE, 0.0, 0.0, 100)
 
 
-def ready_queue(max_ready: int = 10, connection_limit: int = 32) -> ReadyQueue:
-    path: Any = SimpleNamespace(max_ready=max_ready, connection_limit=connection_limit)
+def ready_queue(max_ready: int = 10, connection_limit: int = 32, user: str | None = None) -> ReadyQueue:
+    path: Any = SimpleNamespace(
+        max_ready=max_ready, connection_limit=connection_limit, smtp_auth_plain_username=user
+    )
     source: Any = SimpleNamespace(name="src")
     return ReadyQueue(source, SimpleNamespace(name="mx.example.com"), path, Lease("x"))
 
 
 @pytest.mark.parametrize(
-    ("queued", "sessions"), [(0, 0), (1, 1), (2, 2), (3, 3), (5, 4), (10, 7), (20, 12), (32, 17), (64, 25), (128, 31), (256, 32)]
+    ("queued", "sessions"),
+    [(0, 0), (1, 1), (2, 2), (3, 3), (5, 4), (10, 7), (20, 12), (32, 17), (64, 25), (128, 31), (256, 32)],
 )
 def test_the_curve_of_sessions(queued: int, sessions: int) -> None:
     assert wanted_sessions(queued, 32) == sessions
@@ -120,3 +123,19 @@ def test_back_off_grows_to_minutes_and_ends_with_a_connection() -> None:
     assert sum(1 for i in range(12) if sum(waits[:i]) < 60.0) < 10
     ready.connected()
     assert ready.back_off == 0.0 and ready.failures == 0
+
+
+def test_credentials_are_tried_by_one_session_alone_until_they_were_accepted() -> None:
+    ready = ready_queue(user="scott")
+    called: list[ReadyQueue] = []
+    ready.proceed = called.append
+    for _ in range(10):
+        ready.put(entry())
+    assert ready.wants_session(0.0)
+    ready.sessions = 1
+    assert not ready.wants_session(0.0)
+    ready.connected()
+    assert called == [ready]
+    assert ready.wants_session(0.0)
+    ready.hold("login-refused", "535", until=0.0)
+    assert not ready.wants_session(0.0)

@@ -96,6 +96,8 @@ class FakePeer:
                 )
             elif word == "DATA":
                 default = "354 go ahead" if recipients else "503 5.5.1 no recipients"
+            elif word == "AUTH":
+                default = "235 2.7.0 ok"
             elif word == "QUIT":
                 default = "221 2.0.0 bye"
             else:
