@@ -23,7 +23,6 @@ __all__ = [
     "Hello",
     "HelloDone",
     "Mail",
-    "Quit",
     "QuitDone",
     "Rcpt",
     "Refusal",
@@ -84,11 +83,7 @@ class BodyReceived(msgspec.Struct, frozen=True, gc=False):
     header_end: int
 
 
-class Quit(msgspec.Struct, frozen=True, gc=False):
-    """QUIT; the reply is queued already. Flush and close."""
-
-
-ServerEvent = Hello | StartTls | Auth | Mail | Rcpt | Data | BodyReceived | Quit
+ServerEvent = Hello | StartTls | Auth | Mail | Rcpt | Data | BodyReceived
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):

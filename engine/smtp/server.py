@@ -26,7 +26,6 @@ from .events import (
     Data,
     Hello,
     Mail,
-    Quit,
     Rcpt,
     Refusal,
     ServerEvent,
@@ -207,8 +206,7 @@ class ServerSession:
                     self._bad_line(line)
                     continue
             if event is not None:
-                if not self.closing:
-                    self._awaiting = event
+                self._awaiting = event
                 return event
         return None
 
@@ -306,7 +304,7 @@ class ServerSession:
                 return None
             self._out.append(_BYE.encode())
             self.closing = True
-            return Quit()
+            return None
         if verb == b"STARTTLS":
             return self._starttls(rest)
         if verb == b"AUTH":
