@@ -13,7 +13,7 @@ ARGS   ?=
 POLICY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-pure test-slow lint format build bench-micro clean
+.PHONY: help demo run test test-pure test-slow test-asan lint format build bench-micro clean
 
 help:
 	@echo "make demo              set up, then watch 1,000 messages go through"
@@ -21,6 +21,7 @@ help:
 	@echo "make test              set up, then run the tests (ARGS=... for pytest)"
 	@echo "make test-pure         the byte-handling rooms on the plain Python twin of engine/_fast"
 	@echo "make test-slow         the tests that take minutes"
+	@echo "make test-asan         engine/_fast built with the address and undefined behaviour sanitizers"
 	@echo "make lint              formatting, lint, types"
 	@echo "make build             set up and compile; wheel and sdist are made by 'pip wheel .'"
 	@echo "make bench-micro       engine/_fast against its twin, into bench/results"
@@ -40,6 +41,16 @@ test-pure: $(VENV)/.made-dev
 
 test-slow: $(VENV)/.made-dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+test-asan: $(VENV)/.made-dev
+	@rm -rf build/asan
+	@POSTHORN_CFLAGS="-O1 -g -fno-omit-frame-pointer $(SANITIZE)" POSTHORN_LDFLAGS="$(SANITIZE)" \
+	  $(BIN)/python setup.py -q build --build-base build/asan/temp --build-lib build/asan/lib
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	  $(BIN)/python -m pytest -o pythonpath="build/asan/lib ." tests/fast \
+	  --deselect tests/fast/test_work.py $(ARGS)
 
 lint: $(VENV)/.made-dev
 	$(BIN)/ruff format --check .

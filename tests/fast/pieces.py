@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from engine._fast import _reference as reference
 from engine._fast import bodies, commands, data, headers, replies
 
-__all__ = ["PIECES", "Compiled", "cut", "cuts", "outcome", "reference", "two_way", "wire"]
+__all__ = ["MANY", "PIECES", "Compiled", "cut", "cuts", "outcome", "reference", "two_way", "wire"]
+
+
+MANY = settings(max_examples=max(500, settings().max_examples))
+"""These functions take microseconds: try more than the profile says, unless it says even more."""
 
 
 class Compiled:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
-from tests.fast.pieces import Compiled, reference, wire
+from tests.fast.pieces import MANY, Compiled, reference, wire
 
 twins = pytest.mark.parametrize("twin", [Compiled, reference], ids=["compiled", "reference"])
 
@@ -107,7 +107,7 @@ def test_no_octet_is_overlooked(size: int, odd: bytes) -> None:
         assert Compiled.clean_lines(data) == reference.clean_lines(data)
 
 
-@settings(max_examples=500)
+@MANY
 @given(wire())
 def test_twins_agree(data: bytes) -> None:
     assert Compiled.stuff(data) == reference.stuff(data)
@@ -118,7 +118,7 @@ def test_twins_agree(data: bytes) -> None:
         assert (twin.clean_lines(data) is data) == (not twin.scan(data)[0] & (CR | LF | NUL))
 
 
-@settings(max_examples=500)
+@MANY
 @given(wire())
 def test_what_leaves_is_safe(data: bytes) -> None:
     """C31: after cleaning and stuffing nothing in it can end the data, whatever came in."""

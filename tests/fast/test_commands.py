@@ -6,10 +6,10 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fast.pieces import Compiled, cut, cuts, reference, two_way, wire
+from tests.fast.pieces import MANY, Compiled, cut, cuts, reference, two_way, wire
 
 BARE = reference.LINE_BARE
 CONTROL = reference.LINE_CONTROL
@@ -103,7 +103,7 @@ def test_take_gives_what_was_sent_ahead(twin: Any) -> None:
     assert reader.next_line() == b"QUIT"
 
 
-@settings(max_examples=500)
+@MANY
 @given(wire(), cuts(), st.sampled_from([0, 1, 2, 5, 20, 60, 2048]))
 def test_twins_agree(octets: bytes, places: list[float], limit: int) -> None:
     compiled, plain = Compiled.CommandReader(limit), reference.CommandReader(limit)
@@ -238,14 +238,14 @@ def test_parse_path(twin: Any, arg: bytes, expected: tuple[str, bytes] | None) -
     assert twin.parse_path(arg) == expected
 
 
-@settings(max_examples=500)
+@MANY
 @given(wire(6))
 def test_parsers_agree(octets: bytes) -> None:
     assert Compiled.parse_command(octets) == reference.parse_command(octets)
     assert Compiled.parse_path(octets) == reference.parse_path(octets)
 
 
-@settings(max_examples=500)
+@MANY
 @given(st.text("ab.-@<> 1_\0", max_size=40), st.sampled_from(["<{}>", "<{}> x", "{}", "<a@{}>", "<{}@b>"]))
 def test_path_parsers_agree_on_nearly_paths(text: str, form: str) -> None:
     arg = form.format(text).encode()

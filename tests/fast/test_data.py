@@ -7,10 +7,10 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fast.pieces import Compiled, cut, cuts, reference, two_way, wire
+from tests.fast.pieces import MANY, Compiled, cut, cuts, reference, two_way, wire
 
 twins = pytest.mark.parametrize("twin", [Compiled, reference], ids=["compiled", "reference"])
 
@@ -212,7 +212,7 @@ def test_take_before_the_end(twin: Any) -> None:
         reader.take()
 
 
-@settings(max_examples=500)
+@MANY
 @given(
     wire(),
     cuts(),
@@ -235,7 +235,7 @@ def test_twins_agree(octets: bytes, places: list[float], limit: int, line_limit:
         assert content == whole.take()
 
 
-@settings(max_examples=500)
+@MANY
 @given(wire(), cuts())
 def test_round_trip(content: bytes, places: list[float]) -> None:
     """What `stuff` made comes back octet for octet, and is found to be what `scan` says."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fast.pieces import Compiled, reference, wire
+from tests.fast.pieces import MANY, Compiled, reference, wire
 
 twins = pytest.mark.parametrize("twin", [Compiled, reference], ids=["compiled", "reference"])
 
@@ -82,7 +82,7 @@ def test_nothing_behind_the_end_is_looked_at(twin: Any) -> None:
             twin.header_index(data, end)
 
 
-@settings(max_examples=500)
+@MANY
 @given(wire(), st.floats(0, 1))
 def test_twins_agree(data: bytes, place: float) -> None:
     assert Compiled.header_end(data) == reference.header_end(data)

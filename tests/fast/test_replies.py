@@ -6,10 +6,10 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fast.pieces import Compiled, cut, cuts, outcome, reference, two_way, wire
+from tests.fast.pieces import MANY, Compiled, cut, cuts, outcome, reference, two_way, wire
 
 twins = pytest.mark.parametrize("twin", [Compiled, reference], ids=["compiled", "reference"])
 
@@ -158,7 +158,7 @@ def test_limits_that_make_no_sense(twin: Any, limits: tuple[int, int, int]) -> N
         twin.ReplyReader(*limits)
 
 
-@settings(max_examples=500)
+@MANY
 @given(
     wire(),
     cuts(),
