@@ -360,12 +360,10 @@ def _facts(sock: ssl.SSLSocket, context: ssl.SSLContext, name: str | None) -> Tl
     verified = context.verify_mode == ssl.CERT_REQUIRED and (context.check_hostname or sock.server_side)
     peer_name: str | None = None
     if verified:
-        certificate = sock.getpeercert() or {}
-        subject = certificate.get("subject", ())
-        pairs = [pair for group in subject for pair in group]  # type: ignore[union-attr]
-        names = [str(value) for key, value in pairs if key == "commonName"]
-        alternatives = certificate.get("subjectAltName", ())
-        names += [str(value) for _, value in alternatives]  # type: ignore[misc]
+        certificate: Any = sock.getpeercert() or {}
+        names = [str(value) for _, value in certificate.get("subjectAltName", ())]
+        for group in certificate.get("subject", ()):
+            names += [str(value) for key, value in group if key == "commonName"]
         peer_name = names[0] if names else None
     if sock.server_side:
         why = "server side" if not verified else "client certificate verified"

@@ -1,0 +1,366 @@
+"""The durable spool: opening it, closing it, and the methods of the `Spool` contract."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+from zlib import crc32
+
+import msgspec
+import trio
+
+from engine.errors import MessageUnreadable, SpoolError
+from engine.model import Message
+from policy.units import Floor
+
+from .commit import Committer
+from .directory import Survey, lock_directory, survey
+from .files import Files, as_spool_error, read_salvaging, sync_file
+from .format import RECORD_HEADER, RecordHeader, parse_record_header, parse_tables, trailer_is_valid
+from .protocol import Handle, Recovered, SpoolStatistics
+from .scan import Found, Scanner
+from .segment import Segment
+from .shelf import Shelf
+from .upkeep import Upkeep
+
+__all__ = ["DurableSpool", "open_spool"]
+
+logger = logging.getLogger("posthorn.spool")
+
+MIN_FREE_SPACE = Floor(10.0, 1 << 30)
+MIN_FREE_INODES = Floor(10.0, 100_000)
+"""The smaller of a share and an amount (octets, inodes) must stay free, else no new mail (D18)."""
+
+_BATCH = 500
+"""Messages per batch of `recover`: about a millisecond of the loop."""
+_READERS = 8
+_HEAD = 8192
+"""Octets read at once by `read`: all of a small record, or the tables of a large one."""
+
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+class DurableSpool:
+    """Append-only segments on disk. Made by `open_spool`."""
+
+    def __init__(self, shelf: Shelf, committer: Committer, upkeep: Upkeep, found: Survey) -> None:
+        self._shelf = shelf
+        self._committer = committer
+        self._upkeep = upkeep
+        self._unread = found.segments
+        self._limiter = trio.CapacityLimiter(_READERS)
+        self.finish = shelf.finish
+
+    def commit(
+        self, bodies: Sequence[bytes], messages: Sequence[Message]
+    ) -> Coroutine[Any, Any, list[Handle]]:
+        """See `Spool.commit`."""
+        return self._committer.commit(bodies, messages)
+
+    def postpone(self, handle: Handle, attempts: int, due: float) -> None:
+        """See `Spool.postpone`."""
+        if self._shelf.closed:
+            raise SpoolError("the spool is closed")
+        if handle.left:
+            handle.attempts = attempts
+            handle.due = due
+            self._shelf.note(handle.place, handle)
+
+    async def read(self, handle: Handle) -> tuple[Message, bytes]:
+        """See `Spool.read`."""
+        shelf = self._shelf
+        if not handle.left:
+            raise MessageUnreadable("the message is not in the spool any more")
+        if shelf.closed:
+            raise SpoolError("the spool is closed")
+        segment: Segment = handle.place
+        ordinal = handle.ordinal
+        try:
+            with shelf.descriptors.pinned(segment.path) as fd:
+                return await trio.to_thread.run_sync(
+                    self._read_blocking,
+                    segment,
+                    fd,
+                    segment.offsets[ordinal],
+                    segment.lengths[ordinal],
+                    segment.index(ordinal),
+                    limiter=self._limiter,
+                )
+        except _Damaged as damage:
+            if damage.saved:
+                shelf.counters.quarantined += 1
+                shelf.finish(handle, handle.left)
+            raise MessageUnreadable(str(damage)) from None
+        except OSError as error:
+            raise as_spool_error(error, "reading mail") from None
+
+    def _read_blocking(
+        self, segment: Segment, fd: int, offset: int, length: int, index: int
+    ) -> tuple[Message, bytes]:
+        files = self._shelf.files
+        data = read_salvaging(files, fd, min(length, _HEAD), offset)
+        header = parse_record_header(data, 0, segment.nonce, offset)
+        if header is None or header.length != length:
+            raise self._damaged(segment, fd, offset, length, "no valid record")
+        inner = RECORD_HEADER + header.tables_length
+        if inner > len(data):
+            data = read_salvaging(files, fd, inner, offset)
+        tables = parse_tables(data, 0, header)
+        if tables is None or index >= len(tables.messages):
+            raise self._damaged(segment, fd, offset, length, "checksum of the envelopes")
+        at = tables.envelopes_at + sum(size for _, size in tables.messages[:index])
+        try:
+            message = _decoder.decode(data[at : at + tables.messages[index][1]])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise self._damaged(segment, fd, offset, length, "an envelope cannot be decoded") from None
+        if message.body_index >= len(tables.bodies):
+            raise self._damaged(segment, fd, offset, length, "an envelope without its body")
+        at = tables.bodies_at + sum(size for size, _ in tables.bodies[: message.body_index])
+        size, crc = tables.bodies[message.body_index]
+        inside = at + size <= len(data)
+        body = data[at : at + size] if inside else read_salvaging(files, fd, size, offset + at)
+        if len(body) != size or crc32(body) != crc:
+            raise self._damaged(segment, fd, offset, length, "checksum of the body")
+        if not self._has_end(fd, header, data):
+            raise self._damaged(segment, fd, offset, length, "no end")
+        return message, body
+
+    def _has_end(self, fd: int, header: RecordHeader, data: bytes) -> bool:
+        if len(data) == header.length:
+            return trailer_is_valid(data, header.length - 8, header)
+        tail = read_salvaging(self._shelf.files, fd, 8, header.offset + header.length - 8)
+        return trailer_is_valid(tail, 0, header)
+
+    def _damaged(self, segment: Segment, fd: int, offset: int, length: int, why: str) -> _Damaged:
+        where = f"segment {segment.number} at {offset}: {why}"
+        try:
+            self._shelf.quarantine.save(fd, segment.number, offset, length, why)
+        except OSError as error:
+            return _Damaged(f"{where}; it could not be copied to the quarantine: {error.strerror}", False)
+        return _Damaged(where, True)
+
+    # -- the start -------------------------------------------------------------------------------
+
+    async def recover(self) -> AsyncIterator[list[Recovered]]:
+        """See `Spool.recover`."""
+        shelf = self._shelf
+        seen: set[bytes] = set()
+        while self._unread:
+            segment = self._unread.pop(0)
+            scanner = Scanner(shelf.files, shelf.quarantine, segment, seen)
+            try:
+                await trio.to_thread.run_sync(scanner.open)
+                while not scanner.done:
+                    found = await trio.to_thread.run_sync(scanner.read, _BATCH)
+                    batch = self._take_in(segment, found)
+                    if batch:
+                        yield batch
+            except OSError as error:
+                raise as_spool_error(error, f"reading segment {segment.number}") from None
+            finally:
+                scanner.close()
+            shelf.counters.quarantined += scanner.quarantined
+            shelf.counters.torn += scanner.torn
+            segment.pins += scanner.keep
+            segment.scanned = True
+            segment.watch = segment.live // 4
+            if not segment.live:
+                shelf.thinned(segment)
+            elif scanner.weight * 4 < segment.end or segment.end < shelf.segment_size // 4:
+                segment.watch = -1
+                shelf.sparse.append(segment)
+                self._upkeep.poke()
+
+    def _take_in(self, segment: Segment, found: list[Found]) -> list[Recovered]:
+        batch = []
+        counters = self._shelf.counters
+        for each in found:
+            state = each.state
+            handle = segment.restore(each.offset, each.length, each.slot, each.recipients, state)
+            if handle is None or each.message is None:
+                continue
+            counters.messages += 1
+            if each.duplicate:
+                counters.duplicates += 1
+                logger.warning("message %s is in the spool twice; one copy is dropped", each.message.id.hex())
+                self._shelf.finish(handle, handle.left)
+                continue
+            counters.recovered += 1
+            due = each.message.first_attempt if state is None else handle.due
+            done = ((1 << each.recipients) - 1) & ~handle.left
+            batch.append(Recovered(each.message, handle, handle.attempts, due, done))
+        return batch
+
+    # -- how it is -------------------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> str | None:
+        """See `Spool.trouble`."""
+        fault = self._shelf.fault
+        if fault is not None:
+            return fault.text
+        if self._shelf.closed:
+            return "the spool is closed"
+        self._upkeep.look()
+        return self._upkeep.short
+
+    @property
+    def halted(self) -> str | None:
+        """See `Spool.halted`."""
+        fault = self._shelf.fault
+        return fault.text if fault is not None and not fault.full else None
+
+    def room_for(self, size: int) -> bool:
+        """See `Spool.room_for`."""
+        free = self._upkeep.free_bytes
+        return self.trouble is None and (free < 0 or free * 2 >= size * 3)
+
+    def statistics(self) -> SpoolStatistics:
+        """See `Spool.statistics`."""
+        shelf, counters = self._shelf, self._shelf.counters
+        return SpoolStatistics(
+            messages=counters.messages,
+            segments=len(shelf.segments),
+            spares=len(shelf.spares),
+            bytes_on_disk=sum(segment.end + segment.reserved for segment in shelf.segments.values()),
+            waiting=self._committer.waiting,
+            committed=counters.committed,
+            batches=counters.batches,
+            recovered=counters.recovered,
+            quarantined=counters.quarantined,
+            torn=counters.torn,
+            duplicates=counters.duplicates,
+            abandoned=counters.abandoned,
+            compactions=counters.compactions,
+            failures=counters.failures,
+            free_bytes=self._upkeep.free_bytes,
+            free_inodes=self._upkeep.free_inodes,
+        )
+
+
+class _Damaged(Exception):
+    """A record is not what was written. `saved`: its octets are in the quarantine."""
+
+    def __init__(self, text: str, saved: bool) -> None:
+        super().__init__(text)
+        self.saved = saved
+
+
+@asynccontextmanager
+async def open_spool(
+    path: str | os.PathLike[str],
+    *,
+    segment_size: int = 64 << 20,
+    min_free_space: Floor = MIN_FREE_SPACE,
+    min_free_inodes: Floor = MIN_FREE_INODES,
+    spare_segments: int = 2,
+    compact_age: float = 60.0,
+    close_timeout: float = 30.0,
+    files: Files | None = None,
+) -> AsyncIterator[DurableSpool]:
+    """Own the spool in directory `path` (made when missing) while the block lasts.
+
+    Ask `recover` once, at the start. Leaving the block syncs everything and marks the segments as
+    complete; commits that still wait then fail.
+
+    Units:  `segment_size` octets (a larger transaction gets a segment of its own); ages and
+            timeouts seconds. Below `min_free_space` or `min_free_inodes`, `trouble` says so;
+            commits that come all the same are tried, so that a bounce can replace its message.
+            `spare_segments` emptied files are kept and overwritten: a sync is then a third
+            faster, because no metadata changes (bench/results). A segment of which less than a
+            quarter is left is compacted when it is older than `compact_age`.
+    Raises: SpoolLocked when another process owns it; SpoolError for a newer format or a directory
+            that others may change, or when the disk fails.
+    """
+    name = os.fspath(path)
+    files = files if files is not None else Files()
+    try:
+        lock = await trio.to_thread.run_sync(lock_directory, name)
+    except OSError as error:
+        raise as_spool_error(error, f"spool {name}") from error
+    shelf = Shelf(name, files, segment_size, spare_segments)
+    try:
+        try:
+            found = await trio.to_thread.run_sync(survey, files, name)
+        except OSError as error:
+            raise as_spool_error(error, f"spool {name}") from error
+        shelf.next_number = found.next_number
+        shelf.spares = found.spares
+        shelf.segments = {segment.number: segment for segment in found.segments}
+        shelf.counters.quarantined = found.quarantined
+        committer = Committer(shelf)
+        upkeep = Upkeep(shelf, committer, min_free_space, min_free_inodes, compact_age)
+        await upkeep.look_now()
+        trouble: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            # Whatever happens outside, commits and results are written to the end (reliability Y2).
+            shields = []
+            for task in (committer.run, upkeep.sync_journals, upkeep.run):
+                shield = trio.CancelScope(shield=True)
+                shields.append(shield)
+                nursery.start_soon(_shielded, shield, task)
+            try:
+                yield DurableSpool(shelf, committer, upkeep, found)
+            except BaseException as error:
+                # Raised again below: outside the nursery it stays the one exception it is.
+                trouble = error
+            committer.close()
+            upkeep.close()
+            for shield in shields:
+                shield.deadline = trio.current_time() + close_timeout
+        with trio.move_on_after(close_timeout, shield=True):
+            await _close(shelf, upkeep)
+        if trouble is not None:
+            raise trouble
+    finally:
+        if shelf.abandoned:
+            # A thread still waits for the disk and uses our files; both live until the process ends.
+            logger.error("spool %s: the disk does not answer; closed without waiting for it", name)
+        else:
+            shelf.descriptors.close_all()
+            os.close(lock)
+        for segment in shelf.segments.values():
+            segment.handles = []  # cuts the cycle that the collector cannot see
+
+
+async def _shielded(shield: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
+    with shield:
+        await task()
+
+
+async def _close(shelf: Shelf, upkeep: Upkeep) -> None:
+    """Sync what is not synced, and say in the journal that nothing follows."""
+    limiter = trio.CapacityLimiter(1)
+    active = shelf.active
+    if active is not None:
+        shelf.seal(active)
+    shelf.closed = True
+    await upkeep.remove_finished()
+    try:
+        with ExitStack() as stack:
+            work = []
+            for segment in shelf.dirty:
+                if not segment.suspect:
+                    work.append(stack.enter_context(shelf.descriptors.pinned(segment.journal_path)))
+            if active is not None and not active.suspect and active.number in shelf.segments:
+                fd = stack.enter_context(shelf.descriptors.pinned(active.path))
+                journal = stack.enter_context(shelf.descriptors.pinned(active.journal_path))
+                await shelf.in_thread(limiter, _seal_blocking, shelf, active, fd, journal)
+            await shelf.in_thread(limiter, _sync_blocking, shelf, work)
+    except OSError as error:
+        logger.error("spool %s: not everything could be synced at the end: %s", shelf.path, error.strerror)
+
+
+def _seal_blocking(shelf: Shelf, segment: Segment, fd: int, journal: int) -> None:
+    shelf.files.truncate(fd, segment.end)
+    sync_file(shelf.files, fd)
+    shelf.mark_blocking(segment, journal, segment.end, True)
+    sync_file(shelf.files, journal)
+
+
+def _sync_blocking(shelf: Shelf, journals: list[int]) -> None:
+    for fd in journals:
+        sync_file(shelf.files, fd)

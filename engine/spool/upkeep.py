@@ -1,0 +1,315 @@
+"""Keeping house: syncing notes, removing and compacting segments, and getting well after a fault.
+
+Two tasks. `sync_journals` syncs what `finish` and `postpone` wrote, within 100 ms of the first
+note (reliability D32), several times a second at most however many notes there are. `run` does
+everything that may take longer.
+
+A fault is healed in this order, tried every second: a fresh active segment is written, synced and
+read back from the disk; what the condemned segments hold is moved likewise. Only then is mail
+accepted again (D21). Nobody has to restart anything (D17).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import ExitStack, suppress
+
+import trio
+
+from policy.units import Floor
+
+from .commit import Committer
+from .compact import compact
+from .files import CREATE, sync_file
+from .segment import Segment
+from .shelf import SPARSE, Shelf
+
+__all__ = ["Upkeep"]
+
+logger = logging.getLogger("posthorn.spool")
+
+SYNC_DELAY = 0.05
+"""Seconds between the first unsynced note and its sync; half of what D32 allows."""
+_RETRY = 1.0
+"""Seconds between attempts to get well, and between looks at a disk that is short of space."""
+_LOOK = 10.0
+"""Seconds between looks at segments that are thin but young. A guess."""
+_MANY = 8
+"""So many small segments are merged even if that frees little. A guess."""
+_MOST = 200
+"""Segments merged into one; their numbers must fit its header."""
+_CHUNK = 32
+_PROBE = 1 << 20
+
+
+class Upkeep:
+    """Everything that is not urgent. `free_bytes` and `free_inodes` are what was last seen; -1 unknown."""
+
+    def __init__(
+        self, shelf: Shelf, committer: Committer, min_space: Floor, min_inodes: Floor, compact_age: float
+    ) -> None:
+        self._shelf = shelf
+        self._committer = committer
+        self._min_space = min_space
+        self._min_inodes = min_inodes
+        self._compact_age = compact_age
+        self._sync_limiter = trio.CapacityLimiter(1)
+        self._limiter = trio.CapacityLimiter(1)
+        self._sync_bed = trio.lowlevel.ParkingLot()
+        self._poke = trio.Event()
+        self._closing = trio.Event()
+        self._look_at = 0.0
+        self.short: str | None = None
+        """Why new mail is refused although the disk works: the watermark."""
+        self.free_bytes = -1
+        self.free_inodes = -1
+        shelf.wake_sync = self._sync_bed.unpark
+        shelf.wake_upkeep = self.poke
+
+    def poke(self) -> None:
+        """There is something to do."""
+        self._poke.set()
+
+    def look(self) -> None:
+        """Somebody asks how the disk is: look at it again, once a second at most."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + 1.0
+            self._poke.set()
+
+    def close(self) -> None:
+        """End both tasks; what is dirty is synced first."""
+        self._closing.set()
+        self._poke.set()
+        self._sync_bed.unpark()
+
+    # -- notes -----------------------------------------------------------------------------------
+
+    async def sync_journals(self) -> None:
+        """The task that syncs journals."""
+        while True:
+            if self._shelf.dirty:
+                if not self._closing.is_set():
+                    with trio.move_on_after(SYNC_DELAY):
+                        await self._closing.wait()
+                await self._sync_once()
+            elif self._closing.is_set():
+                return
+            else:
+                await self._sync_bed.park()
+
+    async def _sync_once(self) -> None:
+        shelf = self._shelf
+        soiled, shelf.dirty = shelf.dirty, []
+        for segment in soiled:
+            # Now, not after the sync: a note that comes during it needs the next one.
+            segment.dirty = False
+        # A condemned file is never synced again and believed (D20).
+        soiled = [segment for segment in soiled if not segment.suspect]
+        for first in range(0, len(soiled), _CHUNK):
+            with ExitStack() as stack:
+                work = []
+                for segment in soiled[first : first + _CHUNK]:
+                    if segment.number in shelf.segments:
+                        try:
+                            fd = stack.enter_context(shelf.descriptors.pinned(segment.journal_path))
+                        except OSError as error:
+                            shelf.fail(error, "syncing results", segment)
+                        else:
+                            work.append((segment, fd))
+                for segment, failure in await shelf.in_thread(self._sync_limiter, self._sync_blocking, work):
+                    shelf.fail(failure, "syncing results", segment)
+
+    def _sync_blocking(self, work: list[tuple[Segment, int]]) -> list[tuple[Segment, OSError]]:
+        failed = []
+        for segment, fd in work:
+            try:
+                sync_file(self._shelf.files, fd)
+            except OSError as error:
+                failed.append((segment, error))
+        return failed
+
+    # -- the other task --------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """The task that does the rest, when poked and at intervals while something is not right."""
+        shelf = self._shelf
+        while not self._closing.is_set():
+            wait = _LOOK if shelf.sparse else math.inf
+            if shelf.fault is not None or self.short is not None:
+                wait = _RETRY
+            with trio.move_on_after(wait):
+                await self._poke.wait()
+            if self._closing.is_set():
+                return
+            self._poke = trio.Event()
+            if shelf.fault is not None:
+                await self._heal()
+                if shelf.fault is not None:
+                    self._poke = trio.Event()  # our own failures are no reason to hurry
+            await self.look_now()
+            await self.remove_finished()
+            if shelf.sparse and shelf.fault is None:
+                await self._compact()
+
+    async def look_now(self) -> None:
+        """See how much space is free."""
+        self._look_at = time.monotonic() + 1.0
+        shelf = self._shelf
+        try:
+            free, total, inodes, all_inodes = await shelf.in_thread(
+                self._limiter, shelf.files.free, shelf.path
+            )
+        except OSError as error:
+            logger.warning("spool %s: free space is not known: %s", shelf.path, error.strerror)
+            return
+        self.free_bytes, self.free_inodes = free, inodes
+        short = None
+        if free < self._min_space.of(total):
+            short = f"no space: {free >> 20} MiB free, {self._min_space} must stay free"
+        # Some file systems have no fixed number of inodes and say 0 of 0.
+        elif all_inodes and inodes < self._min_inodes.of(all_inodes):
+            short = f"no space: {inodes} inodes free, {self._min_inodes} must stay free"
+        if (short is None) != (self.short is None):
+            logger.warning("spool %s: %s", shelf.path, short or "there is space again")
+        self.short = short
+        if short is not None:
+            await self._drop_spares()
+
+    async def _drop_spares(self) -> None:
+        spares, self._shelf.spares = self._shelf.spares, []
+        if spares:
+            await self._shelf.in_thread(self._limiter, self._unlink_blocking, spares)
+
+    def _unlink_blocking(self, paths: list[str]) -> None:
+        for path in paths:
+            with suppress(OSError):
+                self._shelf.files.unlink(path)
+
+    # -- removing --------------------------------------------------------------------------------
+
+    async def remove_finished(self) -> None:
+        """Remove the segments in which nothing is left, or keep their files for reuse."""
+        shelf = self._shelf
+        candidates, shelf.finished = dict.fromkeys(shelf.finished), []
+        gone = [segment for segment in candidates if segment.finished and segment.number in shelf.segments]
+        if not gone:
+            return
+        work: list[tuple[Segment, str | None]] = []
+        wanted = shelf.spare_limit - len(shelf.spares) if self.short is None else 0
+        for segment in gone:
+            spare = None
+            if wanted > 0 and not segment.suspect and segment.end >= shelf.segment_size // 2:
+                spare = segment.path[:-3] + "spare"
+                wanted -= 1
+            work.append((segment, spare))
+            shelf.forget(segment)
+        kept = await shelf.in_thread(self._limiter, self._remove_blocking, work)
+        shelf.spares.extend(kept)
+
+    def _remove_blocking(self, work: list[tuple[Segment, str | None]]) -> list[str]:
+        """The mail first, its notes after a directory sync: never notes gone and mail still there (D37)."""
+        shelf, files = self._shelf, self._shelf.files
+        kept = []
+        try:
+            for segment, spare in work:
+                if spare is None:
+                    files.unlink(segment.path)
+                else:
+                    files.rename(segment.path, spare)
+                    kept.append(spare)
+            files.fsync_directory(shelf.directory)
+            for segment, _ in work:
+                files.unlink(segment.journal_path)
+        except OSError as error:
+            # They are finished and the notes say so; the next start tries again.
+            logger.warning("spool %s: a finished segment cannot be removed: %s", shelf.path, error)
+        return kept
+
+    # -- compacting ------------------------------------------------------------------------------
+
+    async def _compact(self) -> None:
+        """Merge thin segments when that frees a quarter of a segment, or many small ones."""
+        shelf = self._shelf
+        group: list[Segment] = []
+        later: list[Segment] = []
+        weight = freed = 0
+        candidates, shelf.sparse = shelf.sparse, []
+        quarter = shelf.segment_size // SPARSE
+        for segment in candidates:
+            if not segment.live or segment.number not in shelf.segments or segment.suspect:
+                continue
+            if time.time() - segment.created < self._compact_age:
+                later.append(segment)
+                continue
+            left = await shelf.in_thread(self._limiter, _weight_blocking, segment)
+            if left > quarter:
+                segment.watch = segment.live // 2
+            elif weight + left <= shelf.segment_size and len(group) < _MOST:
+                group.append(segment)
+                weight += left
+                freed += segment.end - left
+            else:
+                later.append(segment)
+        shelf.sparse.extend(later)
+        if not group:
+            return
+        if freed < quarter and len(group) < _MANY:
+            shelf.sparse.extend(group)
+            return
+        try:
+            await compact(shelf, group, self._limiter)
+        except OSError as error:
+            logger.warning("spool %s: compaction failed: %s", shelf.path, error.strerror)
+            shelf.sparse.extend(segment for segment in group if segment.number in shelf.segments)
+
+    # -- getting well ----------------------------------------------------------------------------
+
+    async def _heal(self) -> None:
+        shelf = self._shelf
+        async with shelf.turn:
+            fault = shelf.fault
+            assert fault is not None
+            try:
+                if fault.full:
+                    await shelf.in_thread(self._limiter, self._probe_blocking)
+                fresh = fault.full
+                while True:
+                    if not fresh or (shelf.active is not None and shelf.active.suspect):
+                        await self._committer.rotate(prove=True)
+                        fresh = True
+                    suspects = [segment for segment in shelf.segments.values() if segment.suspect]
+                    waiting = [segment for segment in suspects if segment.live or segment.sources]
+                    if not waiting:
+                        break
+                    if not waiting[0].scanned:
+                        return  # the start is not through; again in a second
+                    await compact(shelf, waiting[:1], self._limiter, prove=True)
+            except OSError as error:
+                shelf.fail(error, "trying whether the disk works again")
+                return
+            for segment in suspects:
+                shelf.thinned(segment)
+            shelf.fault = None
+        logger.warning("spool %s: works again", shelf.path)
+
+    def _probe_blocking(self) -> None:
+        """Whether a mebibyte can be written and synced."""
+        files = self._shelf.files
+        path = f"{self._shelf.directory}/probe"
+        with suppress(FileNotFoundError):
+            files.unlink(path)
+        fd = files.open(path, CREATE)
+        try:
+            files.allocate(fd, 0, _PROBE)
+            sync_file(files, fd)
+        finally:
+            files.close(fd)
+            with suppress(OSError):
+                files.unlink(path)
+
+
+def _weight_blocking(segment: Segment) -> int:
+    return sum(length for _, length in segment.live_records())
