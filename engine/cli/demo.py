@@ -24,8 +24,10 @@ from typing import Any
 
 import trio
 
+from engine.cli.report import guarded
 from engine.cli.samples import samples
 from engine.cli.show import Screen
+from engine.errors import ConfigError
 
 __all__ = ["demo"]
 
@@ -80,7 +82,13 @@ def demo(*, messages: int = 1000, sessions: int = 10, directory: Path | None = N
     where = (directory or Path("var/demo")).resolve()
     screen = Screen()
     try:
-        return trio.run(_demo, messages, min(sessions, messages), where, screen)
+        status = 1
+
+        async def run() -> None:
+            nonlocal status
+            status = await _demo(messages, min(sessions, messages), where, screen)
+
+        return guarded(lambda: trio.run(run), command="demo") or status
     except KeyboardInterrupt:
         screen.line("stopped")
         return 130
@@ -170,8 +178,8 @@ async def _port_open(port: int, child: subprocess.Popen[bytes], output: Path) ->
             else:
                 await stream.aclose()
                 return
-    text = output.read_text(errors="replace") if output.exists() else ""
-    raise SystemExit(f"posthorn demo: nothing listens on 127.0.0.1:{port}\n{text}")
+    text = await trio.Path(output).read_text(errors="replace")
+    raise ConfigError(f"nothing listens on 127.0.0.1:{port}\n{text}")
 
 
 async def _submit(messages: int, sessions: int, port: int, screen: Screen) -> int:
