@@ -46,6 +46,7 @@ FAST_ROOMS = {
     "engine.ingress",
     "engine.egress",
     "engine.app",  # logs which twin is active
+    "engine.cli",  # the sink has a loop of its own
 }
 
 IMPURE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "threading", "time", "trio"}
@@ -67,7 +68,7 @@ PURE = {
 
 POLICY_NEEDS = {"msgspec", "policy"}
 
-LINES = 520
+LINES = 600
 """A file is one idea: about 500 lines at most."""
 
 

@@ -33,8 +33,9 @@ from . import outcome
 from .dial import Dialer
 from .resolve import Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
-from .session import Services, Session
+from .session import Session
 from .settle import Settler
+from .work import Services
 
 if TYPE_CHECKING:
     from engine.hooks import Hooks

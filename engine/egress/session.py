@@ -12,13 +12,11 @@ retried, given up), or put back untried. Which of them, for which fact, `outcome
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import trio
 
-from engine import _fast
 from engine.errors import (
     ConnectionLost,
     HeldError,
@@ -31,28 +29,18 @@ from engine.errors import (
 )
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued
-from engine.smtp import Finished, GoAhead, QuitDone, Transaction, Unsolicited
+from engine.smtp import Finished, GoAhead, QuitDone, Unsolicited
 
 from . import outcome
-from .dial import Connection, Dialer, NoHostReached
+from .dial import Connection, NoHostReached
+from .work import Services, Work, make_work, patience
 
 if TYPE_CHECKING:
-    from engine.keys import KeyRing
-    from engine.queues.limits import Limits
-    from engine.spool import Spool
+    pass
 
-    from .resolve import Plan
-    from .settle import Settler
-
-__all__ = ["Services", "Session"]
+__all__ = ["Session"]
 
 logger = logging.getLogger("posthorn.egress")
-
-_DIRTY = 7
-_EIGHT_BIT = 8
-_NEEDS_STUFFING = 16
-_ENDS_WITH_CRLF = 32
-"""Flags of `_fast.scan`."""
 
 _SLICE = 256 * 1024
 """Octets of a large body written between two looks at what the peer says (reliability C13)."""
@@ -60,69 +48,11 @@ _SLICE = 256 * 1024
 _QUIT_PATIENCE = 5.0
 """Seconds to wait for the reply to QUIT; nothing depends on it (C15)."""
 
-_PLAIN_MEMORY = 24 * 3600.0
-"""Seconds a host is remembered that stumbled over pipelining across messages."""
-
 _SESSION_LIMIT = 3600.0
 """Seconds a session may live; a long one ends between two messages (reliability C18)."""
 
 _STUMBLED = frozenset((421, 500, 501, 502, 503, 554))
 """Replies to a MAIL that was sent ahead which may speak about the pipelining, not the mail."""
-
-
-class Services:
-    """What every session needs; one object for the engine."""
-
-    __slots__ = (
-        "dialer",
-        "draining",
-        "hostname",
-        "keys",
-        "limits",
-        "plain_hosts",
-        "plan",
-        "put_back",
-        "settler",
-        "spool",
-    )
-
-    def __init__(
-        self,
-        *,
-        dialer: Dialer,
-        keys: KeyRing,
-        limits: Limits,
-        settler: Settler,
-        spool: Spool,
-        plan: Callable[[ReadyQueue], Awaitable[Plan]],
-        hostname: str,
-    ) -> None:
-        self.dialer = dialer
-        self.keys = keys
-        self.limits = limits
-        self.settler = settler
-        self.spool = spool
-        self.plan = plan
-        self.hostname = hostname
-        self.draining = False
-        self.plain_hosts: dict[str, float] = {}
-
-
-class Work(msgspec.Struct, gc=False):
-    """One transaction under way: a message, some of its recipients, and the bytes to send.
-
-    `more`: recipients of the same message that follow in another transaction.
-    `ahead`: its commands were sent together with the previous message's body.
-    """
-
-    entry: Queued
-    indices: list[int]
-    parts: list[bytes]
-    tx: Transaction
-    begun: float
-    more: list[int]
-    ahead: bool = False
-    dot_sent: bool = False
 
 
 class Session:
@@ -237,17 +167,12 @@ class Session:
             and connection.client.capabilities.pipelining
         ):
             return False
-        until = self._services.plain_hosts.get(connection.address)
-        return until is None or trio.current_time() >= until
+        return not self._services.stumblers.has(connection.address)
 
     def _stumbled(self, what: str) -> None:
         """This host does not cope with commands sent behind a final dot: speak plainly to it."""
         assert self._connection is not None
-        hosts = self._services.plain_hosts
-        now = trio.current_time()
-        if len(hosts) > 10_000:
-            self._services.plain_hosts = hosts = {k: t for k, t in hosts.items() if t > now}
-        hosts[self._connection.address] = now + _PLAIN_MEMORY
+        self._services.stumblers.add(self._connection.address)
         self._across = False
         logger.warning(
             "%s[%s] stumbles over pipelining across messages (%s); it is spoken to plainly from now on",
@@ -347,11 +272,11 @@ class Session:
             if event is None:
                 parts = client.data_to_send()
                 if parts:
-                    scope.deadline = trio.current_time() + self._patience()
+                    scope.deadline = trio.current_time() + patience(self._ready.path, self._stage())
                     await self._send(parts)
                 data = stream.receive_nowait(8192)
                 if data is None:
-                    scope.deadline = trio.current_time() + self._patience()
+                    scope.deadline = trio.current_time() + patience(self._ready.path, self._stage())
                     data = await stream.receive_some(8192)
                 if not data:
                     raise ConnectionLost("the peer closed the connection", stage=self._stage())
@@ -405,36 +330,16 @@ class Session:
         more: list[int] = []
         if len(indices) > limit:
             indices, more = indices[:limit], indices[limit:]
-        prefix = _fast.stuff(message.prefix) if message.prefix else b""
-        flags = _fast.scan(body)[0]
-        if flags & _DIRTY:
-            # Whatever came in, what leaves has only CR LF line ends and no NUL (reliability C31).
-            body = _fast.clean_lines(body)
-            flags = _fast.scan(body)[0]
-        if flags & _NEEDS_STUFFING:
-            body = _fast.stuff(body)
-        parts = [prefix, body] if prefix else [body]
-        if body and not flags & _ENDS_WITH_CRLF:
-            parts.append(b"\r\n")
-        recipients = message.recipients
-        tx = Transaction(
-            sender=message.sender,
-            recipients=[recipients[i] for i in indices] if len(indices) != len(recipients) else recipients,
-            body_8bit=bool(flags & _EIGHT_BIT) or message.eight_bit,
-            smtputf8=message.smtputf8,
-            size=message.size,
-            rset=self._ready.path.enable_rset and self._delivered > 0,
-        )
-        work = Work(entry, indices, parts, tx, trio.current_time(), more)
-        if not self._ready.path.ignore_8bit_checks or message.size:
-            obstacle = connection.client.obstacle(tx)
-            if obstacle is not None:
-                result = outcome.Outcome("permanent", obstacle)
-                self._hand = None
-                settler.settle(
-                    entry, indices + more, [result] * (len(indices) + len(more)), self._ready, self
-                )
-                return None
+        rset = self._ready.path.enable_rset and self._delivered > 0
+        work = make_work(entry, message, body, indices, more, rset=rset)
+        check_8bit = not self._ready.path.ignore_8bit_checks
+        obstacle = connection.client.obstacle(work.tx, check_8bit=check_8bit)
+        if obstacle is not None:
+            result = outcome.Outcome("permanent", obstacle)
+            self._hand = None
+            everyone = indices + more
+            settler.settle(entry, everyone, [result] * len(everyone), self._ready, self)
+            return None
         self._delivered += 1
         self._hand = None
         return work
@@ -506,20 +411,6 @@ class Session:
 
     def _stage(self) -> str:
         return self._connection.client.stage if self._connection is not None else "connect"
-
-    def _patience(self) -> float:
-        """Seconds to wait for the reply that is due next (RFC 5321 4.5.3.2; options of the path)."""
-        path = self._ready.path
-        stage = self._stage()
-        if stage == "MAIL FROM":
-            return path.mail_from_timeout
-        if stage == "RCPT TO":
-            return path.rcpt_to_timeout
-        if stage == "DATA":
-            return path.data_timeout
-        if stage == "RSET":
-            return path.rset_timeout
-        return path.data_dot_timeout
 
     # -- ending ----------------------------------------------------------------------------------
 

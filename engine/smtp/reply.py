@@ -9,8 +9,8 @@ import msgspec
 __all__ = ["Reply", "enhanced_text"]
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_LINE = 500
-"""Octets of text per line we send; RFC 5321 4.5.3.1.5 allows 512 for the whole line."""
+_LINE = 480
+"""Characters of text per line we send; RFC 5321 4.5.3.1.5 allows 512 octets for the whole line."""
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,14 +51,34 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return " ".join(part for part in (str(self.code), self.enhanced, text) if part)
 
     def encode(self) -> bytes:
-        """The reply as it is sent: every line with both codes, CR LF, no control characters."""
-        code, enhanced = self.code, self.enhanced
-        lead = f"{enhanced} " if enhanced else ""
-        lines = [_CONTROLS.sub("", line)[:_LINE] for line in self.text.split("\n")]
+        """The reply as it is sent: every line with both codes, CR LF, no control characters.
+
+        A text too long for one line goes on in the next, broken at a space where there is one.
+        """
+        code = self.code
+        lead = f"{self.enhanced} " if self.enhanced else ""
+        text = self.text
+        if len(text) <= _LINE and text.isprintable():
+            return f"{code} {lead}{text}\r\n".encode()
+        lines: list[str] = []
+        for line in text.split("\n"):
+            lines += _folded(_CONTROLS.sub("", line))
         last = len(lines) - 1
         return "".join(
             f"{code}{' ' if i == last else '-'}{lead}{line}\r\n" for i, line in enumerate(lines)
         ).encode()
+
+
+def _folded(line: str) -> list[str]:
+    pieces: list[str] = []
+    while len(line) > _LINE:
+        cut = line.rfind(" ", 1, _LINE)
+        if cut < 0:
+            cut = _LINE
+        pieces.append(line[:cut])
+        line = line[cut:].lstrip(" ")
+    pieces.append(line)
+    return pieces
 
 
 def enhanced_text(packed: int) -> str:

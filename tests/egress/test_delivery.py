@@ -62,7 +62,7 @@ async def test_a_host_that_stumbles_over_pipelining_is_spoken_to_plainly(bench: 
             await b.records("Delivery", 10)
             assert len(peer.arrived) == 10
             assert "TransientFailure" not in b.log.kinds()
-            assert "127.0.0.1" in b.router.services.plain_hosts
+            assert b.router.services.stumblers.has("127.0.0.1")
 
 
 async def test_pipelining_across_messages_can_be_switched_off(bench: Any) -> None:
@@ -71,7 +71,7 @@ async def test_pipelining_across_messages_can_be_switched_off(bench: Any) -> Non
             for _ in range(5):
                 await b.submit()
             await b.records("Delivery", 5)
-            assert peer.connections == 1 and not b.router.services.plain_hosts
+            assert peer.connections == 1 and not b.router.services.stumblers.has("127.0.0.1")
 
 
 async def test_without_pipelining_nothing_is_sent_ahead(bench: Any) -> None:
@@ -382,16 +382,16 @@ async def test_a_hanging_peer_does_not_stop_the_drain(bench: Any) -> None:
 async def test_a_defect_met_by_one_message_ends_one_session(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.egress import session
+    from engine.egress import work
 
-    real = session.Transaction
+    real = work.Transaction
 
     def broken(**arguments: Any) -> Any:
         if arguments["sender"] == "bad@sender.example":
             raise RuntimeError("a defect of ours")
         return real(**arguments)
 
-    monkeypatch.setattr(session, "Transaction", broken)
+    monkeypatch.setattr(work, "Transaction", broken)
     async with open_peer() as peer, bench(to(peer, queue={"retry_interval": 60})) as b:
         await b.submit(sender="bad@sender.example")
         (failure,) = await b.records("TransientFailure")

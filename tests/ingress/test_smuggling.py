@@ -23,9 +23,9 @@ FORGED = b"MAIL FROM:<evil@client.example>\r\nRCPT TO:<victim@example.com>\r\nDA
 MATRIX = [
     (before, after)
     for before, after in itertools.product(ENDS, ENDS)
-    if (before, after) != ("CRLF", "CRLF") and not (before == "CRCRLF" and after == "CRLF")
+    if b"\r\n.\r\n" not in ENDS[before] + b"." + ENDS[after]
 ]
-# CR CR LF . CR LF does hold the true end; it stands on its own below.
+# What holds the true end (CR CR LF . CR LF, a NUL behind it) stands on its own below.
 
 
 async def _attack(relay: Relay, before: str, after: str, *, slowly: bool) -> list[tuple[int, str]]:
@@ -192,7 +192,7 @@ async def test_commands_that_do_nothing_are_limited() -> None:
         await client.send(b"NOOP\r\n" * 200)
         codes = await client.codes()
         assert codes[-1] == 421
-        assert 95 <= codes.count(250) <= 105
+        assert 95 <= codes.count(250) <= 125
 
 
 async def test_messages_per_session() -> None:

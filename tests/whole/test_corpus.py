@@ -58,7 +58,11 @@ def pass_on(running: Relay, sink: ByteSink, messages: list[tuple[str, bytes]]) -
 
 
 def as_sent(content: bytes) -> bytes:
-    """An SMTP client ends the last line: a message without that cannot be sent."""
+    """What is to arrive. An SMTP client ends the last line: a message without that cannot be sent. And
+    a text that begins with white space would be taken for the rest of our Received field, so the empty
+    line that ends the header comes before it."""
+    if content[:1] in (b" ", b"\t"):
+        content = b"\r\n" + content
     return content if content.endswith(b"\r\n") or not content else content + b"\r\n"
 
 

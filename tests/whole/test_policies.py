@@ -84,9 +84,7 @@ def test_a_hook_that_raises_hurts_only_that_message(tmp_path: Path, sink: ByteSi
     directory.mkdir()
     (directory / "tenants.py").write_text(TENANTS)
     content = b"Subject: s\r\n\r\nbody\r\n"
-    with relay(
-        directory, next_hop=sink.port, extra=HOOKS, secrets=["canary-of-a-hook"], level="info"
-    ) as running:
+    with relay(directory, next_hop=sink.port, extra=HOOKS, level="info") as running:
         with RawClient(running.port) as good:
             for round_ in range(3):
                 for name in ("broken", "broken-later"):
@@ -138,9 +136,7 @@ async def paths(domain, site_name):
 
 def test_a_way_out_whose_hook_fails_delays_only_its_own_mail(tmp_path: Path, sink: ByteSink) -> None:
     directory = tmp_path / "relay"
-    with relay(
-        directory, next_hop=1, start=False, secrets=["canary-of-a-path", "canary-of-a-queue"]
-    ) as running:
+    with relay(directory, next_hop=1, start=False) as running:
         init, _, _ = running.policy.read_text().partition('@policy.on("get_queue_config")')
         running.policy.write_text(init + EGRESS.replace("NEXT", str(sink.port)))
         running.start()

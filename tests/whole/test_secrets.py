@@ -44,7 +44,7 @@ HOOK = f"""\
 @policy.on("smtp_server_auth_plain")
 def log_in(authz, authc, password, conn_meta):
     if authc == "crash":
-        raise RuntimeError(f"{{password}} {{password!r}} {{password.reveal()}}")
+        raise RuntimeError(f"{{password}} {{password!r}} {{[password]}}")
     return policy.Secret({CANARY!r}) == password
 """
 

@@ -1,0 +1,151 @@
+"""What a session works with: the engine's services, and one transaction under way."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from engine import _fast
+from engine.queues.scheduled import Queued
+from engine.smtp import Transaction
+
+if TYPE_CHECKING:
+    from engine.keys import KeyRing
+    from engine.model import Message
+    from engine.queues.limits import Limits
+    from engine.queues.ready import ReadyQueue
+    from engine.spool import Spool
+    from policy.egress import EgressPath
+
+    from .dial import Dialer
+    from .resolve import Plan
+    from .settle import Settler
+
+__all__ = ["Services", "Stumblers", "Work", "make_work", "patience"]
+
+_STUMBLE_MEMORY = 24 * 3600.0
+_STUMBLERS = 10_000
+
+_DIRTY = _fast.BARE_CR | _fast.BARE_LF | _fast.NUL
+
+
+class Stumblers:
+    """Hosts that did not cope with commands sent behind a final dot; spoken to plainly for a day."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def has(self, address: str) -> bool:
+        """Whether this host stumbled lately."""
+        until = self._until.get(address)
+        return until is not None and trio.current_time() < until
+
+    def add(self, address: str) -> None:
+        """It just did."""
+        now = trio.current_time()
+        if len(self._until) > _STUMBLERS:
+            self._until = {known: until for known, until in self._until.items() if until > now}
+        self._until[address] = now + _STUMBLE_MEMORY
+
+
+class Services:
+    """What every session needs; one object for the engine."""
+
+    __slots__ = (
+        "dialer",
+        "draining",
+        "hostname",
+        "keys",
+        "limits",
+        "plan",
+        "put_back",
+        "settler",
+        "spool",
+        "stumblers",
+    )
+
+    def __init__(
+        self,
+        *,
+        dialer: Dialer,
+        keys: KeyRing,
+        limits: Limits,
+        settler: Settler,
+        spool: Spool,
+        plan: Callable[[ReadyQueue], Awaitable[Plan]],
+        hostname: str,
+    ) -> None:
+        self.dialer = dialer
+        self.keys = keys
+        self.limits = limits
+        self.settler = settler
+        self.spool = spool
+        self.plan = plan
+        self.hostname = hostname
+        self.draining = False
+        self.stumblers = Stumblers()
+
+
+class Work(msgspec.Struct, gc=False):
+    """One transaction under way: a message, some of its recipients, and the bytes to send.
+
+    `more`: recipients of the same message that follow in another transaction.
+    `ahead`: its commands were sent together with the previous message's body.
+    """
+
+    entry: Queued
+    indices: list[int]
+    parts: list[bytes]
+    tx: Transaction
+    begun: float
+    more: list[int]
+    ahead: bool = False
+    dot_sent: bool = False
+
+
+def make_work(
+    entry: Queued, message: Message, body: bytes, indices: list[int], more: list[int], *, rset: bool
+) -> Work:
+    """The transaction that sends `message` to the recipients `indices`, ready to go out.
+
+    Whatever came in, what leaves has only CR LF line ends, no NUL, and its dots stuffed
+    (reliability C31). The body is copied only where something has to be changed.
+    """
+    prefix = _fast.stuff(message.prefix) if message.prefix else b""
+    flags = _fast.scan(body)[0]
+    if flags & _DIRTY:
+        body = _fast.clean_lines(body)
+        flags = _fast.scan(body)[0]
+    if flags & _fast.NEEDS_STUFFING:
+        body = _fast.stuff(body)
+    parts = [prefix, body] if prefix else [body]
+    if body and not flags & _fast.ENDS_WITH_CRLF:
+        parts.append(b"\r\n")
+    recipients = message.recipients
+    tx = Transaction(
+        sender=message.sender,
+        recipients=[recipients[i] for i in indices] if len(indices) != len(recipients) else recipients,
+        body_8bit=bool(flags & _fast.EIGHT_BIT) or message.eight_bit,
+        smtputf8=message.smtputf8,
+        size=message.size,
+        rset=rset,
+    )
+    return Work(entry, indices, parts, tx, trio.current_time(), more)
+
+
+def patience(path: EgressPath, stage: str) -> float:
+    """Seconds to wait for the reply that is due next (RFC 5321 4.5.3.2; options of the path)."""
+    if stage == "MAIL FROM":
+        return path.mail_from_timeout
+    if stage == "RCPT TO":
+        return path.rcpt_to_timeout
+    if stage == "DATA":
+        return path.data_timeout
+    if stage == "RSET":
+        return path.rset_timeout
+    return path.data_dot_timeout
