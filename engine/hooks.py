@@ -134,5 +134,7 @@ def _hook_error(hook: Hook, error: BaseException) -> HookError:
     while trace is not None:
         line = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
         trace = trace.tb_next
-    text = f": {error.problem}" if isinstance(error, PolicyError) else ""
+    text = ""
+    if isinstance(error, PolicyError):
+        line, text = error.where or line, f": {error.problem}"
     return HookError(f"{hook.where}: {hook.event} raised {type(error).__name__} at {line}{text}")

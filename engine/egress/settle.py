@@ -193,7 +193,7 @@ class Settler:
         config = entry.queue.config or _DEFAULTS
         last_moment = now + self._left(entry, config)
         if not counted:
-            interval = ready.path.hold_interval if ready is not None else 60.0
+            interval = ready.path.hold_interval if ready is not None else min(10.0, config.retry_interval)
             if now >= last_moment:
                 return None
             return min(now + interval, last_moment)

@@ -223,12 +223,9 @@ class Answers:
         begun = trio.current_time()
         authz = event.authzid or event.authcid
         try:
-            password = event.password.reveal().decode()
             granted = await self._ask(
-                self._service.on_auth, authz, event.authcid, password, self._connection.meta
+                self._service.on_auth, authz, event.authcid, event.password, self._connection.meta
             )
-        except UnicodeDecodeError:
-            granted = False
         except (Reject, HookError) as error:
             self._refuse(error, traceback=False)
             return

@@ -202,8 +202,9 @@ class InboundSession:
                 elif type(event) is Data:
                     waiting = None
                     self._data_begun = trio.current_time()
-                    self._data_octets = 0
+                    self._data_octets = session.pending  # what came in one piece with the command
                     session.accept()
+                    self._arm(self._data_begun)
                 elif type(event) is Hello:
                     waiting = answers.hello(event)
                 elif type(event) is StartTls:

@@ -1,11 +1,19 @@
 """Group commit: many transactions share one sync (reliability D8).
 
-Callers put their transaction into a line and park. One task, the committer, takes what waits,
-has a thread write it and sync, and wakes the callers; while the disk works the next group
-gathers. A caller is released only by a sync that began after all its octets were with the kernel,
-because a group is closed before its write begins.
+Callers put their transaction into a line and park. A group is closed, a thread writes it and
+syncs, and the callers are woken; while the disk works the next group gathers. A caller is released
+only by a sync that began after all its octets were with the kernel, because a group is closed
+before its write begins.
 
-A caller costs one parked task and no event: the committer reschedules it directly.
+When is a group closed? Each costs about 150 us of processor time (a sync, two thread switches)
+however many share it, so on a busy loop a group of one would be dear and on an idle one waiting
+for company would be slow. Hence: when the loop is about to go to sleep, because then nobody who
+could join is running; at the latest `_GATHER` after its first member came. Trio tells us when it is
+about to sleep (`Instrument.before_io_wait`).
+
+The thread is one for the life of the spool and reports through an eventfd: half the cost of a
+`to_thread` call per group (bench/results). A caller costs one parked task and no event: it is
+rescheduled directly.
 
 When a write or a sync fails the whole group fails, and the segment is cut back and written no
 more: after a failed sync the kernel may have dropped the pages and report success next time
@@ -15,9 +23,12 @@ more: after a failed sync the kernel may have dropped the pages and report succe
 from __future__ import annotations
 
 import errno
+import math
+import os
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -27,7 +38,7 @@ import trio
 from engine.errors import SpoolError
 from engine.model import Message
 
-from .files import as_spool_error, is_full, sync_file, write_parts
+from .files import OpenFile, as_spool_error, is_full, sync_file, write_parts
 from .format import DATA_START, MAX_RECORD, pack_record, record_length, slot_size
 from .protocol import Handle
 from .segment import Segment
@@ -35,6 +46,10 @@ from .shelf import Shelf
 
 __all__ = ["Committer"]
 
+_GATHER = 0.002
+"""Seconds a group may wait for company while the loop is busy. Measured, see bench/results."""
+_ENOUGH = 64
+"""So many transactions share a sync well enough; no need to wait for more."""
 _GROUP = 16 << 20
 """Octets in one group; beyond it the next one takes over, so no caller waits for a huge sync. A guess."""
 
@@ -90,14 +105,112 @@ class _Waiting:
         return trio.lowlevel.Abort.SUCCEEDED
 
 
-class Committer:
+class _Group:
+    """Work for the thread, and what became of it."""
+
+    __slots__ = (
+        "condemn",
+        "crash",
+        "end",
+        "error",
+        "fd",
+        "files",
+        "journal",
+        "members",
+        "new",
+        "segment",
+        "shelf",
+        "slots_end",
+        "spare",
+    )
+
+    def __init__(self, shelf: Shelf, members: list[_Waiting], segment: Segment, spare: str | None) -> None:
+        self.shelf = shelf
+        self.members = members
+        self.segment = segment
+        self.spare = spare
+        self.new = False
+        self.files: tuple[OpenFile, ...] = ()
+        self.fd = self.journal = -1
+        self.end = segment.end
+        self.slots_end = segment.slots_end
+        self.error: OSError | None = None
+        self.condemn = False
+        """The segment was written to and its content is uncertain from its old end on."""
+        self.crash: BaseException | None = None
+        """Not the disk: our own fault."""
+
+    def run_blocking(self) -> None:
+        """Write and sync. In the thread. Raises nothing."""
+        try:
+            if self.new:
+                self.fd, self.journal = self.shelf.create_blocking(self.segment, self.spare)
+            self._write()
+        except OSError as error:
+            self.error = error
+        except MemoryError:
+            self.error = OSError(errno.ENOMEM, "out of memory")
+        except BaseException as error:
+            self.crash = error
+
+    def _write(self) -> None:
+        shelf, segment, fd = self.shelf, self.segment, self.fd
+        nonce = segment.nonce
+        begin = offset = segment.end
+        slot = segment.slots_end
+        parts: list[bytes | memoryview] = []
+        for waiting in self.members:
+            head, tail = pack_record(
+                nonce, offset, slot, waiting.envelopes, waiting.recipients, waiting.bodies
+            )
+            parts.append(head)
+            parts.extend(waiting.bodies)
+            parts.append(tail)
+            waiting.offset = offset
+            waiting.slot = slot
+            offset += waiting.length
+            slot += waiting.room
+        if slot > segment.reserved:
+            shelf.reserve_blocking(segment, self.journal, slot)
+        try:
+            write_parts(shelf.files, fd, parts, begin)
+        except OSError as error:
+            # Nothing was synced, so cutting the file leaves it as it was: if the disk only was full.
+            self.condemn = not is_full(error) or not self._cut_back(begin)
+            raise
+        try:
+            sync_file(shelf.files, fd)
+        except OSError:
+            self.condemn = True
+            self._cut_back(begin)
+            raise
+        self.end, self.slots_end = offset, slot
+
+    def _cut_back(self, end: int) -> bool:
+        try:
+            self.shelf.files.truncate(self.fd, end)
+            sync_file(self.shelf.files, self.fd)
+        except OSError:
+            return False
+        return True
+
+
+class Committer(trio.abc.Instrument):
     """Owns the active segment. `run` is its task."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._line: deque[_Waiting] = deque()
-        self._bed = trio.lowlevel.ParkingLot()
+        self._since = 0.0
+        """When the first in the line came."""
+        self._group: _Group | None = None
+        """What the thread is working on."""
+        self._work: SimpleQueue[_Group | None] = SimpleQueue()
+        self._done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._limiter = trio.CapacityLimiter(1)
+        self._create_limiter = trio.CapacityLimiter(1)
+        self._settled = trio.lowlevel.ParkingLot()
+        self._alarm = trio.CancelScope()
         self._closing = False
         # Identifiers seen lately. Only a fault of the caller can repeat one; nothing is keyed by
         # them, so an older repetition would do no harm: both messages would be kept.
@@ -106,8 +219,8 @@ class Committer:
 
     @property
     def waiting(self) -> int:
-        """Transactions in the line."""
-        return len(self._line)
+        """Transactions in the line or being written."""
+        return len(self._line) + (len(self._group.members) if self._group is not None else 0)
 
     async def commit(self, bodies: Sequence[bytes], messages: Sequence[Message]) -> list[Handle]:
         """See `Spool.commit`."""
@@ -115,9 +228,16 @@ class Committer:
             raise SpoolError("the spool is closed")
         if self._shelf.fault is not None:
             raise self._shelf.fault.as_error()
+        line = self._line
         waiting = self._prepare(bodies, messages)
-        self._line.append(waiting)
-        self._bed.unpark()
+        now = trio.current_time()
+        line.append(waiting)
+        if len(line) == 1:
+            self._since = now
+            # If the loop does not come to rest and nobody follows, the alarm closes the group.
+            self._alarm.deadline = now + 2 * _GATHER
+        elif self._group is None and (now - self._since > _GATHER or len(line) >= _ENOUGH):
+            self._launch()
         handles: list[Handle] = await trio.lowlevel.wait_task_rescheduled(waiting.abort)
         return handles
 
@@ -162,33 +282,164 @@ class Committer:
         self._recent.difference_update(waiting.ids)
         self._before.difference_update(waiting.ids)
 
-    # -- the task --------------------------------------------------------------------------------
+    # -- closing a group -------------------------------------------------------------------------
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Trio's loop has nothing to run now. Called by Trio on each turn, so quick to say no."""
+        if timeout > 0.0 and self._line and self._group is None:
+            self._launch()
+
+    def _launch(self) -> None:
+        """Close a group and hand it to the thread."""
+        shelf, line = self._shelf, self._line
+        self._alarm.deadline = math.inf
+        if shelf.fault is not None:
+            # Nobody waits for the repair, which may take long.
+            self._refuse(shelf.fault.as_error())
+            return
+        segment = shelf.active
+        first = line[0]
+        rotate = segment is None or segment.suspect or segment.end + first.length > shelf.segment_size
+        if rotate:
+            segment = self._next_segment()
+        assert segment is not None
+        room = min(_GROUP, shelf.segment_size - (DATA_START if rotate else segment.end))
+        members: list[_Waiting] = []
+        while line and (not members or line[0].length <= room):
+            member = line.popleft()
+            member.taken = True
+            room -= member.length
+            members.append(member)
+        group = _Group(shelf, members, segment, shelf.spares.pop() if rotate and shelf.spares else None)
+        if rotate:
+            group.new = True
+        else:
+            try:
+                group.files = (
+                    shelf.descriptors.pin(segment.path),
+                    shelf.descriptors.pin(segment.journal_path),
+                )
+            except OSError as error:
+                self._failed(group, error)
+                return
+            group.fd, group.journal = (opened.fd for opened in group.files)
+        self._group = group
+        self._work.put(group)
+
+    def _next_segment(self) -> Segment:
+        """Seal the active segment; the one that follows, not made yet."""
+        shelf = self._shelf
+        old = shelf.active
+        if old is not None:
+            shelf.seal(old)
+            with suppress(OSError):
+                shelf.mark_blocking(old, shelf.descriptors.get(old.journal_path).fd, old.end, True)
+                shelf.soil(old)
+        self._before, self._recent = self._recent, set()
+        return shelf.new_segment()
+
+    async def rotate(self) -> None:
+        """Begin a new segment and prove it: read it back from the disk. For the repair, when nothing
+        can be committed. Raises: OSError."""
+        while self._group is not None:
+            await self._settled.park()
+        shelf = self._shelf
+        segment = self._next_segment()
+        fd, journal = await shelf.in_thread(self._create_limiter, shelf.create_blocking, segment, None, True)
+        shelf.put_up(segment, fd, journal)
+        shelf.active = segment
+
+    # -- the task and the thread -----------------------------------------------------------------
 
     def close(self) -> None:
         """End the task when the group under way is written; whoever still waits fails."""
         self._closing = True
-        self._bed.unpark()
+        self._alarm.deadline = -math.inf
 
     async def run(self) -> None:
-        """Write groups until closed. A checkpoint per group, and all of its waiting in between."""
-        shelf = self._shelf
+        """Wake the callers of each group that is written, until closed."""
+        trio.lowlevel.add_instrument(self)
         try:
-            while True:
-                if self._closing:
-                    return
-                if not self._line:
-                    await self._bed.park()
-                    continue
-                if shelf.fault is not None:
-                    # Nobody waits for the repair, which may take long.
-                    self._refuse(shelf.fault.as_error())
-                    continue
-                async with shelf.turn:
-                    if shelf.fault is None and self._line:
-                        await self._group()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._shelf.in_thread, self._limiter, self._thread_blocking)
+                try:
+                    while not self._closing or self._group is not None:
+                        await self._turn()
+                finally:
+                    self._work.put(None)
         finally:
+            trio.lowlevel.remove_instrument(self)
             self._closing = True
             self._refuse(SpoolError("the spool is closed"))
+            if not self._shelf.abandoned:
+                os.close(self._done)
+
+    async def _turn(self) -> None:
+        gathering = self._line and self._group is None
+        with trio.CancelScope(deadline=self._since + 2 * _GATHER if gathering else math.inf) as self._alarm:
+            await trio.lowlevel.wait_readable(self._done)
+            os.eventfd_read(self._done)
+            assert self._group is not None
+            self._land(self._group)
+            return
+        if self._line and self._group is None and not self._closing:
+            self._launch()
+
+    def _thread_blocking(self) -> None:
+        while (group := self._work.get()) is not None:
+            group.run_blocking()
+            os.eventfd_write(self._done, 1)
+
+    def _land(self, group: _Group) -> None:
+        self._group = None
+        shelf, segment = self._shelf, group.segment
+        for opened in group.files:
+            shelf.descriptors.unpin(opened)
+        if group.new and group.fd >= 0:
+            shelf.put_up(segment, group.fd, group.journal)
+            shelf.active = segment
+        if group.crash is not None:
+            raise group.crash
+        if group.error is not None:
+            self._failed(group, group.error)
+        else:
+            self._landed(group, segment)
+        if self._settled:
+            self._settled.unpark_all()
+        if self._line:
+            waited = trio.current_time() - self._since
+            if waited >= _GATHER or len(self._line) >= _ENOUGH or shelf.fault is not None:
+                self._launch()
+
+    def _landed(self, group: _Group, segment: Segment) -> None:
+        shelf = self._shelf
+        counters = shelf.counters
+        segment.end = group.end
+        segment.slots_end = group.slots_end
+        counters.batches += 1
+        for waiting in group.members:
+            handles = segment.add(waiting.offset, waiting.length, waiting.slot, waiting.recipients)
+            counters.messages += len(handles)
+            counters.committed += len(handles)
+            if waiting.abandoned:
+                counters.abandoned += 1
+                for handle in handles:
+                    shelf.finish(handle, handle.left)
+            else:
+                trio.lowlevel.reschedule(waiting.task, outcome.Value(handles))
+        try:
+            # Only a hint for the next start, so it needs no sync and may come after.
+            shelf.mark_blocking(segment, shelf.descriptors.get(segment.journal_path).fd, group.end, False)
+        except OSError as error:
+            shelf.fail(error, "marking a segment", segment)
+
+    def _failed(self, group: _Group, error: OSError) -> None:
+        shelf = self._shelf
+        shelf.fail(error, "writing mail", group.segment if group.condemn else None)
+        if shelf.active is not None:
+            shelf.seal(shelf.active)
+        for waiting in group.members:
+            self._fail(waiting, as_spool_error(error, "writing mail"))
 
     def _refuse(self, error: SpoolError) -> None:
         while self._line:
@@ -198,150 +449,3 @@ class Committer:
         self._unlearn(waiting)
         if not waiting.abandoned:
             trio.lowlevel.reschedule(waiting.task, outcome.Error(type(error)(*error.args)))
-
-    async def _group(self) -> None:
-        shelf = self._shelf
-        group = self._take()
-        segment = shelf.active
-        try:
-            if segment is None or segment.suspect or segment.end + group[0].length > shelf.segment_size:
-                segment = await self.rotate()
-            with ExitStack() as stack:
-                fd = stack.enter_context(shelf.descriptors.pinned(segment.path))
-                journal = stack.enter_context(shelf.descriptors.pinned(segment.journal_path))
-                end, slots = await shelf.in_thread(
-                    self._limiter, self._write_blocking, segment, fd, journal, group
-                )
-        except _SyncFailed as failed:
-            assert segment is not None
-            self._group_failed(group, failed.error, segment, condemn=True)
-        except OSError as error:
-            self._group_failed(group, error, segment, condemn=False)
-        except MemoryError:
-            self._group_failed(group, OSError(errno.ENOMEM, "out of memory"), segment, condemn=True)
-        else:
-            self._landed(group, segment, end, slots)
-            try:
-                # Only a hint for the next start, so it needs no sync and may come after.
-                shelf.mark_blocking(segment, shelf.descriptors.get(segment.journal_path).fd, end, False)
-            except OSError as error:
-                shelf.fail(error, "marking a segment", segment)
-
-    def _take(self) -> list[_Waiting]:
-        """The next group: from the head of the line, never more than fits one segment."""
-        shelf, line = self._shelf, self._line
-        active = shelf.active
-        first = line.popleft()
-        first.taken = True
-        room = shelf.segment_size - (active.end if active is not None else DATA_START)
-        if first.length > room:
-            room = shelf.segment_size - DATA_START
-        room = min(room, _GROUP) - first.length
-        group = [first]
-        while line and line[0].length <= room:
-            following = line.popleft()
-            following.taken = True
-            room -= following.length
-            group.append(following)
-        return group
-
-    def _landed(self, group: list[_Waiting], segment: Segment, end: int, slots: int) -> None:
-        counters = self._shelf.counters
-        segment.end = end
-        segment.slots_end = slots
-        counters.batches += 1
-        for waiting in group:
-            handles = segment.add(waiting.offset, waiting.length, waiting.slot, waiting.recipients)
-            counters.messages += len(handles)
-            counters.committed += len(handles)
-            if waiting.abandoned:
-                counters.abandoned += 1
-                for handle in handles:
-                    self._shelf.finish(handle, handle.left)
-            else:
-                trio.lowlevel.reschedule(waiting.task, outcome.Value(handles))
-
-    def _group_failed(
-        self, group: list[_Waiting], error: OSError, segment: Segment | None, condemn: bool
-    ) -> None:
-        shelf = self._shelf
-        shelf.fail(error, "writing mail", segment if condemn else None)
-        active = shelf.active
-        if active is not None:
-            shelf.seal(active)
-        for waiting in group:
-            self._fail(waiting, as_spool_error(error, "writing mail"))
-
-    async def rotate(self, prove: bool = False) -> Segment:
-        """Seal the active segment and begin a new one. Call it with `turn` held. Raises: OSError."""
-        shelf = self._shelf
-        old = shelf.active
-        if old is not None:
-            shelf.seal(old)
-            with suppress(OSError):
-                journal = shelf.descriptors.get(old.journal_path).fd
-                shelf.mark_blocking(old, journal, old.end, True)
-                shelf.soil(old)
-        self._before, self._recent = self._recent, set()
-        segment = shelf.new_segment()
-        spare = shelf.spares.pop() if shelf.spares else None
-        fd, journal = await shelf.in_thread(self._limiter, shelf.create_blocking, segment, spare, prove)
-        shelf.put_up(segment, fd, journal)
-        shelf.active = segment
-        return segment
-
-    # -- in the thread ---------------------------------------------------------------------------
-
-    def _write_blocking(
-        self, segment: Segment, fd: int, journal: int, group: list[_Waiting]
-    ) -> tuple[int, int]:
-        """Write and sync a group; where the next record and the next slot go.
-
-        Raises: OSError when there was no room and the file is as before; _SyncFailed when the file
-                must not be believed any more.
-        """
-        shelf = self._shelf
-        nonce = segment.nonce
-        begin = offset = segment.end
-        slot = segment.slots_end
-        parts: list[bytes] = []
-        for waiting in group:
-            head, tail = pack_record(
-                nonce, offset, slot, waiting.envelopes, waiting.recipients, waiting.bodies
-            )
-            parts.append(head)
-            parts.extend(waiting.bodies)
-            parts.append(tail)
-            waiting.offset = offset
-            waiting.slot = slot
-            offset += waiting.length
-            slot += waiting.room
-        if slot > segment.reserved:
-            shelf.reserve_blocking(segment, journal, slot)
-        try:
-            write_parts(shelf.files, fd, parts, begin)
-        except OSError as error:
-            # Nothing was synced yet, so cutting the file leaves it as it was, if that works.
-            try:
-                shelf.files.truncate(fd, begin)
-                sync_file(shelf.files, fd)
-            except OSError:
-                raise _SyncFailed(error) from None
-            if not is_full(error):
-                raise _SyncFailed(error) from None
-            raise
-        try:
-            sync_file(shelf.files, fd)
-        except OSError as error:
-            with suppress(OSError):
-                shelf.files.truncate(fd, begin)
-            raise _SyncFailed(error) from None
-        return offset, slot
-
-
-class _SyncFailed(Exception):
-    """The segment was written to and its content is uncertain from its old end on."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error

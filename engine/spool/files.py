@@ -259,17 +259,26 @@ class Descriptors:
         self._make_room()
         self._open[path] = OpenFile(fd)
 
-    @contextmanager
-    def pinned(self, path: str) -> Iterator[int]:
-        """The descriptor, kept open for a thread while the block lasts."""
+    def pin(self, path: str) -> OpenFile:
+        """The open file, kept open for a thread until `unpin`. Raises: OSError."""
         found = self.get(path)
         found.pins += 1
+        return found
+
+    def unpin(self, found: OpenFile) -> None:
+        """The thread is done with it."""
+        found.pins -= 1
+        if found.gone and not found.pins:
+            self._release(found)
+
+    @contextmanager
+    def pinned(self, path: str) -> Iterator[int]:
+        """The descriptor, kept open for a thread while the block lasts. Raises: OSError."""
+        found = self.pin(path)
         try:
             yield found.fd
         finally:
-            found.pins -= 1
-            if found.gone and not found.pins:
-                self._release(found)
+            self.unpin(found)
 
     def forget(self, path: str) -> None:
         """Close it, now or when the last thread is done."""

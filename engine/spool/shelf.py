@@ -84,8 +84,6 @@ class Shelf:
         self.closed = False
         self.abandoned = False
         self.counters = Counters()
-        self.turn = trio.Lock()
-        """Held while the active segment is written or replaced."""
         self.dirty: list[Segment] = []
         """Segments whose journal has notes that are not synced."""
         self.finished: list[Segment] = []

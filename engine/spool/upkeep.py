@@ -268,31 +268,31 @@ class Upkeep:
     # -- getting well ----------------------------------------------------------------------------
 
     async def _heal(self) -> None:
+        """While the fault is set nothing is committed, so the active segment is ours to replace."""
         shelf = self._shelf
-        async with shelf.turn:
-            fault = shelf.fault
-            assert fault is not None
-            try:
-                if fault.full:
-                    await shelf.in_thread(self._limiter, self._probe_blocking)
-                fresh = fault.full
-                while True:
-                    if not fresh or (shelf.active is not None and shelf.active.suspect):
-                        await self._committer.rotate(prove=True)
-                        fresh = True
-                    suspects = [segment for segment in shelf.segments.values() if segment.suspect]
-                    waiting = [segment for segment in suspects if segment.live or segment.sources]
-                    if not waiting:
-                        break
-                    if not waiting[0].scanned:
-                        return  # the start is not through; again in a second
-                    await compact(shelf, waiting[:1], self._limiter, prove=True)
-            except OSError as error:
-                shelf.fail(error, "trying whether the disk works again")
-                return
-            for segment in suspects:
-                shelf.thinned(segment)
-            shelf.fault = None
+        fault = shelf.fault
+        assert fault is not None
+        try:
+            if fault.full:
+                await shelf.in_thread(self._limiter, self._probe_blocking)
+            fresh = fault.full
+            while True:
+                if not fresh or (shelf.active is not None and shelf.active.suspect):
+                    await self._committer.rotate()
+                    fresh = True
+                suspects = [segment for segment in shelf.segments.values() if segment.suspect]
+                waiting = [segment for segment in suspects if segment.live or segment.sources]
+                if not waiting:
+                    break
+                if not waiting[0].scanned:
+                    return  # the start is not through; again in a second
+                await compact(shelf, waiting[:1], self._limiter, prove=True)
+        except OSError as error:
+            shelf.fail(error, "trying whether the disk works again")
+            return
+        for segment in suspects:
+            shelf.thinned(segment)
+        shelf.fault = None
         logger.warning("spool %s: works again", shelf.path)
 
     def _probe_blocking(self) -> None:

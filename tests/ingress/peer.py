@@ -68,6 +68,10 @@ class FakeLog:
         return [record for record in self.records if record.type == kind]
 
 
+OPENED: list[Client] = []
+"""Every client a test opened; closed by the fixture in conftest.py when the test is over."""
+
+
 class NoKeys:
     """A key ring without keys."""
 
@@ -98,7 +102,9 @@ class Relay:
 
     async def connect(self, number: int = 0) -> Client:
         host, port = self.listeners.addresses[number]
-        return Client(await trio.open_tcp_stream(host, port))
+        client = Client(await trio.open_tcp_stream(host, port))
+        OPENED.append(client)
+        return client
 
     @asynccontextmanager
     async def client(self, number: int = 0, *, greeted: bool = True) -> AsyncIterator[Client]:

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from engine.ingress import answers
+from policy import Secret
 from tests.ingress.peer import ENVELOPE, HELLO, Client, open_relay
 
 PASSWORD = "tiger-canary"
@@ -24,9 +25,9 @@ class Check:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, authz: str, authc: str, password: str, conn_meta: Any) -> bool:
-        self.calls.append((authz, authc, password))
-        return (authc, password) == ("scott", PASSWORD)
+    def __call__(self, authz: str, authc: str, password: Secret, conn_meta: Any) -> bool:
+        self.calls.append((authz, authc, password.reveal().decode()))
+        return (authc, password) == ("scott", Secret(PASSWORD))
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,7 @@ async def test_auth_login() -> None:
 async def test_the_authorization_identity_is_the_hooks_to_judge() -> None:
     calls = []
 
-    async def check(authz: str, authc: str, password: str, conn_meta: Any) -> bool:
+    async def check(authz: str, authc: str, password: Secret, conn_meta: Any) -> bool:
         await trio.lowlevel.checkpoint()
         calls.append((authz, authc))
         return authz == authc
@@ -152,7 +153,7 @@ async def test_failure_takes_a_whole_number_of_seconds(
 ) -> None:
     monkeypatch.setattr(answers, "FAILED_LOGIN_STEP", 1.0)
 
-    async def check(authz: str, authc: str, password: str, conn_meta: Any) -> bool:
+    async def check(authz: str, authc: str, password: Secret, conn_meta: Any) -> bool:
         await trio.sleep(0.3 if authc == "known" else 0.001)
         return False
 
@@ -167,7 +168,7 @@ async def test_failure_takes_a_whole_number_of_seconds(
 async def test_an_auth_hook_that_fails_is_no_yes_and_shows_no_password(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def check(authz: str, authc: str, password: str, conn_meta: Any) -> bool:
+    def check(authz: str, authc: str, password: Secret, conn_meta: Any) -> bool:
         raise ValueError(f"cannot check {password}")
 
     options = {"allow_auth_without_tls": True}

@@ -48,6 +48,7 @@ local_recipient_maps =
 biff = no
 # Messages stay as they are, though they come from an address of this machine
 local_header_rewrite_clients =
+message_drop_headers =
 # Everything for example.com goes into one maildir
 virtual_mailbox_domains = example.com
 virtual_mailbox_base = {directory}/mail

@@ -78,7 +78,7 @@ def test_one_data_makes_at_most_one_message(running: Relay, sink: ByteSink, end:
 
     until(all_here, seconds=20, what=lambda: running.stderr)
     arrivals = sink.arrivals[before:]
-    assert len(arrivals) == expected
+    assert len(sink.arrivals) == expected
     assert {arrival.sender for arrival in arrivals} <= {"a@b.example", "last@b.example"}
     for arrival in arrivals:
         rest = arrival.content.replace(b"\r\n", b"")
@@ -95,4 +95,4 @@ def test_the_variants_are_refused_unless_the_listener_repairs_them(running: Rela
             assert code in (250, 354)
         client.send(b"Subject: bare line ends\r\n\r\none\ntwo\rthree\r\n.\r\n")
         code, text = client.reply()
-        assert (code, text[:5]) == ((250, text[:5]) if fixes else (552, b"5.6.0"))
+        assert (code, text[:5]) == ((250, text[:5]) if fixes else (550, b"5.6.0"))

@@ -1,0 +1,1 @@
+"""How fast a message goes through: source -> relay -> sink, on loopback. ``python -m bench.flow``."""
