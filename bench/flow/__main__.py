@@ -267,7 +267,7 @@ def machine() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.flow", description=__doc__)
     parser.add_argument("--relay", action="append", choices=["none", "posthorn", "postfix"],
-                        help="what stands between source and sink; several: compared (default: all)")  # fmt: skip
+                        help="what stands in the middle; several: compared (default: all)")  # fmt: skip
     parser.add_argument("--sessions", type=int, action="append", help="of the source (default 20 and 100)")
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--postfix-messages", type=int, default=3_000, help="Postfix is slower: fewer")

@@ -32,7 +32,7 @@ from .events import (
     StartTls,
 )
 from .reply import Reply
-from .state import DATA, MAIL, RCPT, READY, SASL, SERVER, START, TLS
+from .state import DATA, MAIL, RCPT, READY, SASL, SERVER, START, TLS, VERBS
 
 __all__ = ["ServerConfig", "ServerSession"]
 
@@ -351,7 +351,6 @@ class ServerSession:
 
     def _auth(self, rest: bytes) -> Auth | None:
         config = self._config
-        self._line = b"AUTH " + rest.split(b" ", 1)[0][:32]
         if not config.offer_auth:
             self._error(Reply(502, "5.5.1", "AUTH is not offered"))
             return None
@@ -563,9 +562,7 @@ class ServerSession:
         sender = self.reverse_path.text if self.reverse_path is not None else ""
         if not recipient and self.forward_paths:
             recipient = self.forward_paths[-1].text
-        command = self._line.decode("utf-8", "replace")
-        if command[:4].upper() == "AUTH":
-            command = " ".join(command.split(" ", 2)[:2])
+        command = _shown(self._line)
         self._refusals.append(Refusal(reply, command, sender, recipient))
 
     def _error(self, reply: Reply) -> None:
@@ -583,3 +580,17 @@ class ServerSession:
         self._noops += 1
         if self._noops > self._config.max_noop:
             self._count_error()
+
+
+def _shown(line: bytes) -> str:
+    """A command as records may show it (reliability K3): of AUTH no more than a known mechanism, and
+    nothing at all of what is no command, for it may be a response that came out of step."""
+    verb, rest = _fast.parse_command(line)
+    if verb == b"AUTH":
+        word = rest.split(b" ", 1)[0].decode("ascii", "replace").upper()
+        if word in MECHANISMS:
+            return f"AUTH {word}"
+        return "AUTH" if not rest or rest.startswith(b"(") else f"AUTH ({len(rest)} octets)"
+    if line and verb not in VERBS:
+        return f"({len(line)} octets that are no command)"
+    return line.decode("utf-8", "replace")

@@ -138,7 +138,7 @@ async def test_inside_data_other_limits_hold(autojump_clock: MockClock) -> None:
             (b"x" * 100, 0.0, b"", 60.0),  # silence: after the grace the average counts
             (b"x\r\n" * 10_000, 0.0, b"", 180.0),  # silence after a good start
             (b"", 20.0, b"x", 60.0),  # one octet now and then
-            (b"", 50.0, b"x\r\n" * 1500, None),  # slow, but within the limit
+            (b"", 50.0, b"\r\n" + b"x\r\n" * 4000, None),  # slow, but within the limit
         ):
             async with relay.client() as client:
                 await client.send(ENVELOPE + b"DATA\r\n" + first)

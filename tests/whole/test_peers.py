@@ -227,7 +227,7 @@ def test_smtplib_submits_over_tls_with_auth(open_to_users: Relay, sink: ByteSink
             "a@smtplib.example",
             ["one@smtplib-test.example", "two@smtplib-test.example"],
             content,
-            mail_options=["BODY=8BITMIME", "SIZE=100"],
+            mail_options=["BODY=8BITMIME"],
         )
     assert refused == {}
     for recipient in ("one@smtplib-test.example", "two@smtplib-test.example"):
