@@ -156,11 +156,20 @@ class Acceptor:
             )
 
         if self._message_hook is not None or self._message_waits:
-            with trio.move_on_at(deadline) if self._message_waits else trio.CancelScope() as scope:
+            if self._message_hook is not None:
+                # A plain hook cannot wait, so it needs no scope: this is the per-message path.
                 for message, part in zip(messages, parts, strict=True):
-                    await self._ask_message_hook(connection, message, part, sender, bodies, end)
-            if scope.cancelled_caught:
-                return TOO_SLOW
+                    view = self._view(message, part, sender, bodies, end)
+                    self._message_hook(view, connection.meta)
+                    self._take_over(view, message, part, bodies)
+            else:
+                with trio.move_on_at(deadline) as scope:
+                    for message, part in zip(messages, parts, strict=True):
+                        view = self._view(message, part, sender, bodies, end)
+                        await self._hooks.call("smtp_server_message_received", view, connection.meta)
+                        self._take_over(view, message, part, bodies)
+                if scope.cancelled_caught:
+                    return TOO_SLOW
             if len(bodies) > 1 and all(message.body_index for message in messages):
                 del bodies[0]  # nobody has the content as it came
                 for message in messages:
@@ -203,25 +212,25 @@ class Acceptor:
             self._names[key] = known = name
         return known
 
-    async def _ask_message_hook(
+    def _view(
         self,
-        connection: Connection,
         message: Message,
         part: list[Address],
         sender: Address,
         bodies: list[bytes],
         end: int | None,
-    ) -> None:
-        """Let the policy see one message, and take over what it changed."""
-        content = bodies[0]
-        view = ReceivedMessage(
-            message.id, sender, part, message.meta, message.prefix, content, end,
+    ) -> ReceivedMessage:
+        """One message as the policy sees it."""
+        return ReceivedMessage(
+            message.id, sender, part, message.meta, message.prefix, bodies[0], end,
             smtputf8=message.smtputf8, default_domain=self._hostname,
         )  # fmt: skip
-        if self._message_hook is not None:
-            self._message_hook(view, connection.meta)
-        else:
-            await self._hooks.call("smtp_server_message_received", view, connection.meta)
+
+    def _take_over(
+        self, view: ReceivedMessage, message: Message, part: list[Address], bodies: list[bytes]
+    ) -> None:
+        """What the policy changed becomes the message."""
+        content = bodies[0]
         message.sender = view.reverse_path.text
         if view.recipients is not part:
             message.recipients = [address.text for address in view.recipients]

@@ -1,0 +1,247 @@
+"""engine/smtp/client.py from bytes: what is sent, what replies mean, in every split."""
+
+from __future__ import annotations
+
+import base64
+import random
+
+import pytest
+
+from engine.errors import LocalProtocolError, RemoteProtocolError
+from engine.smtp import (
+    AuthDone,
+    ClientEvent,
+    ClientSession,
+    Finished,
+    GoAhead,
+    Greeting,
+    HelloDone,
+    StartTlsReply,
+    Transaction,
+    Unsolicited,
+    client_mechanism,
+)
+from policy import Secret
+
+
+def events(session: ClientSession, data: bytes, how: str = "whole") -> list[ClientEvent]:
+    found: list[ClientEvent] = []
+    dice = random.Random(how)
+    while data:
+        cut = len(data) if how == "whole" else 1 if how == "octets" else dice.randint(1, 9)
+        session.receive_data(data[:cut])
+        data = data[cut:]
+        while (event := session.next_event()) is not None:
+            found.append(event)
+    return found
+
+
+def greeted(*extensions: str) -> ClientSession:
+    session = ClientSession("me.example")
+    assert isinstance(events(session, b"220 hi\r\n")[0], Greeting)
+    session.hello()
+    assert b"".join(session.data_to_send()) == b"EHLO me.example\r\n"
+    lines = ["peer", *extensions]
+    text = "".join(f"250{'-' if i < len(lines) - 1 else ' '}{x}\r\n" for i, x in enumerate(lines))
+    (done,) = events(session, text.encode())
+    assert isinstance(done, HelloDone) and done.ok
+    return session
+
+
+def sent(session: ClientSession) -> bytes:
+    return b"".join(session.data_to_send())
+
+
+def tx(*recipients: str, **options: bool) -> Transaction:
+    return Transaction("a@b.example", list(recipients or ("c@d.example",)), **options)  # type: ignore[arg-type]
+
+
+GROUP = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"
+
+
+@pytest.mark.parametrize("how", ["whole", "octets", "1", "2"])
+def test_pipelining_across_messages(how: str) -> None:
+    session = greeted("PIPELINING")
+    one, two = tx(), tx()
+    session.mail(one)
+    assert sent(session) == GROUP
+    (go,) = events(session, b"250 ok\r\n250-multi\r\n250 line\r\n354 go\r\n", how)
+    assert isinstance(go, GoAhead) and go.tx is one
+    session.body(one, [b"body\r\n"], two)
+    assert sent(session) == b"body\r\n.\r\n" + GROUP
+    finished, go = events(session, b"250 2.0.0 taken\r\n250 ok\r\n250 ok\r\n354 go\r\n", how)
+    assert isinstance(finished, Finished) and finished.tx is one
+    assert one.dot_reply is not None and (one.dot_reply.code, one.dot_reply.enhanced) == (250, "2.0.0")
+    assert isinstance(go, GoAhead) and go.tx is two
+
+
+def test_without_pipelining_one_command_at_a_time_and_none_after_a_refusal() -> None:
+    session = greeted()
+    one = tx("c@d.example", "e@f.example")
+    session.mail(one)
+    assert sent(session) == b"MAIL FROM:<a@b.example>\r\n"
+    assert events(session, b"250 ok\r\n") == []
+    assert sent(session) == b"RCPT TO:<c@d.example>\r\n"
+    events(session, b"550 no\r\n")
+    assert sent(session) == b"RCPT TO:<e@f.example>\r\n"
+    (finished,) = events(session, b"550 no\r\n")
+    assert isinstance(finished, Finished)
+    assert sent(session) == b"RSET\r\n"
+    assert one.data_reply is None
+
+
+def test_354_although_nobody_was_accepted_gets_a_lone_dot_that_counts_for_nothing() -> None:
+    session = greeted("PIPELINING")
+    one = tx()
+    session.mail(one)
+    sent(session)
+    assert events(session, b"250 ok\r\n550 5.1.1 who\r\n354 go\r\n") == []
+    assert sent(session) == b".\r\n"
+    (finished,) = events(session, b"250 taken\r\n")
+    assert isinstance(finished, Finished) and one.dot_reply is None
+
+
+def test_any_2xx_accepts_a_recipient() -> None:
+    session = greeted("PIPELINING")
+    one = tx()
+    session.mail(one)
+    (go,) = events(session, b"250 ok\r\n251 will forward\r\n354 go\r\n")
+    assert isinstance(go, GoAhead)
+
+
+def test_too_many_recipients_is_surplus_only_after_an_accepted_one() -> None:
+    session = greeted("PIPELINING")
+    one = tx("a@x.example", "b@x.example", "c@x.example")
+    session.mail(one)
+    events(session, b"250 ok\r\n452 4.5.3 full\r\n250 ok\r\n452 4.5.3 too many\r\n354 go\r\n")
+    assert one.surplus == [2]
+
+
+def test_421_ends_everything_in_order() -> None:
+    session = greeted("PIPELINING")
+    one, two = tx(), tx()
+    session.mail(one)
+    events(session, b"250 ok\r\n250 ok\r\n354 go\r\n")
+    session.body(one, [b"x\r\n"], two)
+    found = events(session, b"421 4.3.2 bye\r\n")
+    assert [event.tx for event in found if isinstance(event, Finished)] == [one, two]
+    assert session.closing and one.dot_reply is not None and two.mail_reply is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"25 ok\r\n", b"abc\r\n", b"150 wait\r\n", b"650 what\r\n", b"250-a\r\n251 b\r\n", b"354 go\r\n",
+     b"250x\r\n", b"\xef\xbc\x92\xef\xbc\x95\xef\xbc\x90 ok\r\n", b"250-x\r\n" * 200],
+)  # fmt: skip
+def test_what_is_no_answer_is_a_protocol_error(data: bytes) -> None:
+    session = greeted("PIPELINING")
+    session.mail(tx())
+    with pytest.raises(RemoteProtocolError):
+        events(session, data)
+
+
+def test_a_2xx_to_data_is_no_answer() -> None:
+    session = greeted("PIPELINING")
+    session.mail(tx())
+    with pytest.raises(RemoteProtocolError):
+        events(session, b"250 ok\r\n250 ok\r\n250 ok\r\n")
+
+
+def test_a_reply_nobody_asked_for() -> None:
+    (event,) = events(greeted(), b"250 delivered\r\n")
+    assert isinstance(event, Unsolicited)
+
+
+def test_helo_when_ehlo_is_not_known() -> None:
+    session = ClientSession("me.example")
+    events(session, b"220 hi\r\n")
+    session.hello()
+    sent(session)
+    assert events(session, b"502 what\r\n") == []
+    assert sent(session) == b"HELO me.example\r\n"
+    (done,) = events(session, b"250 hi\r\n")
+    assert isinstance(done, HelloDone) and done.ok and not session.capabilities.names
+
+
+def test_octets_behind_the_answer_to_starttls_are_refused() -> None:
+    session = greeted("STARTTLS")
+    session.starttls()
+    with pytest.raises(RemoteProtocolError):
+        events(session, b"220 go\r\n250-injected\r\n")
+
+
+def test_tls_forgets_the_capabilities() -> None:
+    session = greeted("STARTTLS", "AUTH PLAIN")
+    session.starttls()
+    (reply,) = events(session, b"220 go\r\n")
+    assert isinstance(reply, StartTlsReply)
+    session.tls_established()
+    assert not session.capabilities.auth
+
+
+def login(mechanism: str) -> ClientSession:
+    session = greeted(f"AUTH {mechanism}")
+    session.auth(client_mechanism(mechanism, "scott", Secret("tiger")))
+    return session
+
+
+def test_auth_plain() -> None:
+    session = login("PLAIN")
+    assert sent(session) == b"AUTH PLAIN AHNjb3R0AHRpZ2Vy\r\n"
+    (done,) = events(session, b"235 welcome\r\n")
+    assert isinstance(done, AuthDone) and done.ok
+
+
+def test_auth_login_whatever_the_prompts_say() -> None:
+    session = login("LOGIN")
+    assert sent(session) == b"AUTH LOGIN\r\n"
+    events(session, b"334 not base64!\r\n")
+    assert sent(session) == base64.b64encode(b"scott") + b"\r\n"
+    events(session, b"334 \r\n")
+    assert sent(session) == base64.b64encode(b"tiger") + b"\r\n"
+    (done,) = events(session, b"535 no\r\n")
+    assert isinstance(done, AuthDone) and not done.ok
+
+
+def test_235_before_we_said_everything_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError):
+        events(login("LOGIN"), b"235 already\r\n")
+
+
+def test_endless_challenges_are_given_up() -> None:
+    session = login("PLAIN")
+    with pytest.raises(RemoteProtocolError):
+        for _ in range(20):
+            events(session, b"334 \r\n")
+
+
+def test_arguments_with_control_characters_never_reach_the_wire() -> None:
+    with pytest.raises(LocalProtocolError):
+        ClientSession("me.example\r\nMAIL")
+    with pytest.raises(LocalProtocolError):
+        greeted("PIPELINING").mail(tx("a@b.example>\r\nRCPT TO:<x@y.example"))
+
+
+def test_obstacles() -> None:
+    session = greeted("SIZE 1000")
+    big = Transaction("a@b.example", ["c@d.example"], size=2000)
+    reply = session.obstacle(big)
+    assert reply is not None and (reply.code, reply.enhanced) == (552, "5.3.4")
+    reply = session.obstacle(tx(body_8bit=True))
+    assert reply is not None and reply.enhanced == "5.6.3"
+    reply = session.obstacle(tx("grün@d.example"))
+    assert reply is not None and reply.enhanced == "5.6.7"
+    assert session.obstacle(tx()) is None
+
+
+def test_a_refusal_while_content_is_being_sent() -> None:
+    session = greeted("PIPELINING")
+    one = tx()
+    session.mail(one)
+    events(session, b"250 ok\r\n250 ok\r\n354 go\r\n")
+    session.body(one, [b"x" * 10])
+    assert session.refused_early is None
+    session.receive_data(b"552 5.3.4 enough\r\n")
+    assert session.refused_early is not None
+    assert isinstance(session.next_event(), Finished)
+    assert one.dot_reply is not None and one.dot_reply.code == 552

@@ -1,0 +1,240 @@
+"""engine/smtp/server.py from bytes: each conversation whole, octet by octet and in random pieces."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from engine.smtp import (
+    Auth,
+    BodyReceived,
+    Data,
+    Hello,
+    Mail,
+    Rcpt,
+    Reply,
+    ServerConfig,
+    ServerSession,
+    StartTls,
+)
+from engine.smtp.state import MAIL, RCPT, READY, SERVER, START
+
+CONFIG = ServerConfig(
+    hostname="mx.example", offer_auth=("PLAIN", "LOGIN"), max_recipients=3, max_message_size=2000
+)
+PLAIN = base64.b64encode(b"\0scott\0tiger")
+
+
+class Driver:
+    """Accepts everything; STARTTLS and AUTH included."""
+
+    def __init__(self, config: ServerConfig = CONFIG) -> None:
+        self.session = ServerSession(config)
+        self.session.greet()
+        self.output = self.session.data_to_send()
+        self.bodies: list[bytes] = []
+        self.events: list[object] = []
+
+    def feed(self, data: bytes) -> None:
+        self.session.receive_data(data)
+        while (event := self.session.next_event()) is not None:
+            self.events.append(event)
+            if isinstance(event, BodyReceived):
+                self.bodies.append(event.content)
+            if isinstance(event, Auth):
+                if event.password.reveal() != b"tiger":
+                    self.session.refuse(Reply(535, "5.7.8", "no"))
+                    continue
+                self.session.authenticated(event.authcid)
+            self.session.accept()
+            if isinstance(event, StartTls) and not self.session.closing:
+                self.output += self.session.data_to_send()
+                self.session.tls_established(None)
+        self.output += self.session.data_to_send()
+
+    def codes(self) -> list[int]:
+        return [int(line[:3]) for line in self.output.split(b"\r\n") if line and line[3:4] == b" "]
+
+
+def pieces(data: bytes, how: str) -> Iterator[bytes]:
+    if how == "whole":
+        yield data
+    elif how == "octets":
+        yield from (data[i : i + 1] for i in range(len(data)))
+    else:
+        dice = random.Random(how)
+        while data:
+            cut = dice.randint(1, 9)
+            yield data[:cut]
+            data = data[cut:]
+
+
+def run(data: bytes, how: str = "whole", config: ServerConfig = CONFIG) -> Driver:
+    driver = Driver(config)
+    for piece in pieces(data, how):
+        driver.feed(piece)
+    return driver
+
+
+EHLO = b"EHLO client.example\r\n"
+GOOD = EHLO + b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"
+TLS = EHLO + b"STARTTLS\r\n"
+
+CONVERSATIONS: dict[str, tuple[bytes, list[int]]] = {
+    "a message": (GOOD + b"x\r\n.\r\nQUIT\r\n", [220, 250, 250, 250, 354, 250, 221]),
+    "an empty message": (GOOD + b".\r\nQUIT\r\n", [220, 250, 250, 250, 354, 250, 221]),
+    "two messages": (
+        GOOD + b"x\r\n.\r\n" + GOOD[len(EHLO) :] + b"y\r\n.\r\n",
+        [220, 250, 250, 250, 354, 250, 250, 250, 354, 250],
+    ),
+    "MAIL before EHLO": (b"MAIL FROM:<a@b.example>\r\n", [220, 503]),
+    "RCPT before MAIL": (EHLO + b"RCPT TO:<a@b.example>\r\n", [220, 250, 503]),
+    "DATA without RCPT": (EHLO + b"MAIL FROM:<>\r\nDATA\r\n", [220, 250, 250, 503]),
+    "MAIL twice": (EHLO + b"MAIL FROM:<>\r\nMAIL FROM:<>\r\n", [220, 250, 250, 503]),
+    "EHLO ends a transaction": (
+        EHLO + b"MAIL FROM:<>\r\n" + EHLO + b"MAIL FROM:<>\r\n",
+        [220, 250, 250, 250, 250],
+    ),
+    "RSET": (EHLO + b"MAIL FROM:<>\r\nRSET\r\nRCPT TO:<a@b.example>\r\n", [220, 250, 250, 250, 503]),
+    "unknown": (
+        EHLO + b"BDAT 5\r\nHELP\r\nVRFY a\r\nEXPN a\r\nNOOP\r\n",
+        [220, 250, 500, 214, 252, 502, 250],
+    ),
+    "bare LF in a command": (EHLO + b"NOOP\nNOOP\r\nNOOP\r\n", [220, 250, 500, 250]),
+    "control in a command": (EHLO + b"NO\0OP\r\nNOOP\r\n", [220, 250, 500, 250]),
+    "a long line": (EHLO + b"NOOP " + b"x" * 3000 + b"\r\nNOOP\r\n", [220, 250, 500, 250]),
+    "too many recipients": (
+        EHLO + b"MAIL FROM:<>\r\n" + b"".join(b"RCPT TO:<r%d@b.example>\r\n" % i for i in range(4)),
+        [220, 250, 250, 250, 250, 250, 452],
+    ),
+    "parameters": (
+        EHLO + b"MAIL FROM:<a@b.example> SIZE=100 BODY=8BITMIME\r\nRSET\r\n"
+        b"MAIL FROM:<a@b.example> SIZE=1 SIZE=1\r\nMAIL FROM:<a@b.example> X=1\r\n"
+        b"MAIL FROM:<a@b.example> SIZE=999999\r\nMAIL FROM:<a@b.example> SIZE=+5\r\n",
+        [220, 250, 250, 250, 501, 555, 552, 501],
+    ),
+    "bare LF in a message": (GOOD + b"a\nb\r\n.\r\nNOOP\r\n", [220, 250, 250, 250, 354, 550, 250]),
+    "NUL in a message": (GOOD + b"a\0b\r\n.\r\nNOOP\r\n", [220, 250, 250, 250, 354, 550, 250]),
+    "too big": (
+        GOOD + b"x" * 1000 + b"\r\n" + b"y" * 1000 + b"\r\n.\r\nNOOP\r\n",
+        [220, 250, 250, 250, 354, 552, 250],
+    ),
+    "AUTH in clear": (EHLO + b"AUTH PLAIN " + PLAIN + b"\r\n", [220, 250, 538]),
+    "AUTH": (TLS + EHLO + b"AUTH PLAIN " + PLAIN + b"\r\nAUTH PLAIN x\r\n", [220, 250, 220, 250, 235, 503]),
+    "AUTH cancelled": (TLS + EHLO + b"AUTH PLAIN\r\n*\r\n", [220, 250, 220, 250, 334, 501]),
+    "AUTH not base64": (TLS + EHLO + b"AUTH PLAIN ???\r\n", [220, 250, 220, 250, 501]),
+    "AUTH LOGIN": (
+        TLS + EHLO + b"AUTH LOGIN\r\nc2NvdHQ=\r\ndGlnZXI=\r\n",
+        [220, 250, 220, 250, 334, 334, 235],
+    ),
+    "AUTH wrong": (TLS + EHLO + b"AUTH PLAIN AGEAYg==\r\n", [220, 250, 220, 250, 535]),
+    "TLS forgets EHLO": (TLS + b"MAIL FROM:<>\r\n", [220, 250, 220, 503]),
+}
+
+
+@pytest.mark.parametrize("how", ["whole", "octets", "1", "2", "3"])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_conversation_is_the_same_in_every_split(name: str, how: str) -> None:
+    data, codes = CONVERSATIONS[name]
+    if b"STARTTLS" in data:
+        # What stands behind STARTTLS in one piece is an injection; these clients wait.
+        before, _, after = data.partition(b"STARTTLS\r\n")
+        driver = Driver()
+        for part in (before + b"STARTTLS\r\n", after):
+            for piece in pieces(part, how):
+                driver.feed(piece)
+    else:
+        driver = run(data, how)
+    assert driver.codes() == codes
+
+
+def test_commands_behind_starttls_end_the_session() -> None:
+    driver = run(TLS + b"EHLO injected.example\r\n")
+    assert driver.codes() == [220, 250, 554]
+    assert driver.session.closing and not driver.session.tls
+
+
+@pytest.mark.parametrize("how", ["whole", "octets", "7"])
+def test_dots_come_through(how: str) -> None:
+    driver = run(GOOD + b"..\r\n..x\r\nx..\r\n...\r\n.\r\n", how)
+    assert driver.bodies == [b".\r\n.x\r\nx..\r\n..\r\n"]
+
+
+def test_too_many_errors_end_the_session() -> None:
+    driver = run(EHLO + b"WHAT\r\n" * 30)
+    assert driver.codes()[-1] == 421 and driver.session.closing
+    assert driver.codes().count(500) == CONFIG.max_errors
+
+
+def test_addresses_keep_their_text() -> None:
+    driver = run(EHLO + b'MAIL FROM:<"a@evil"@b.example>\r\nRCPT TO:<@relay.example:c@[IPv6:::1]>\r\n')
+    mail, rcpt = (e for e in driver.events if isinstance(e, (Mail, Rcpt)))
+    assert mail.address.text == '"a@evil"@b.example' and mail.address.route_domain == "b.example"
+    assert mail.address.local_part == "a@evil"
+    assert rcpt.address.text == "c@[IPv6:::1]"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [b"a@b.example", b"<a@b.example", b"<a b@c.example>", b"<a@b..example>", b"<@>", b"<a@-b.example>",
+     b"<" + b"x" * 65 + b"@b.example>", b"<a@[300.1.1.1]>", b"<a@b.example>X=1", b"<\xff@b.example>"],
+)  # fmt: skip
+def test_bad_addresses_are_refused(path: bytes) -> None:
+    assert run(EHLO + b"MAIL FROM:" + path + b"\r\n").codes()[-1] in (501, 553)
+
+
+def test_utf8_addresses_need_smtputf8() -> None:
+    path = "<grün@köln.example>".encode()
+    assert run(EHLO + b"MAIL FROM:" + path + b"\r\n").codes()[-1] == 553
+    driver = run(EHLO + b"MAIL FROM:" + path + b" SMTPUTF8\r\n")
+    assert driver.codes()[-1] == 250
+    assert driver.session.reverse_path is not None
+    assert driver.session.reverse_path.route_domain == "xn--kln-sna.example"
+
+
+def test_records_of_refusals_hold_no_secret() -> None:
+    driver = run(EHLO + b"AUTH PLAIN " + PLAIN + b"\r\n" + PLAIN + b"\r\nAUTH " + PLAIN + b"\r\n")
+    shown = [refusal.command for refusal in driver.session.take_refusals()]
+    assert len(shown) == 3
+    assert not any(PLAIN.decode()[:8] in command or "tiger" in command for command in shown)
+
+
+COMMANDS = {
+    b"EHLO": b"EHLO x\r\n", b"HELO": b"HELO x\r\n", b"STARTTLS": b"STARTTLS\r\n", b"AUTH": b"AUTH PLAIN\r\n",
+    b"MAIL": b"MAIL FROM:<>\r\n", b"RCPT": b"RCPT TO:<a@b.example>\r\n", b"DATA": b"DATA\r\n",
+    b"RSET": b"RSET\r\n", b"NOOP": b"NOOP\r\n", b"VRFY": b"VRFY a\r\n", b"EXPN": b"EXPN a\r\n",
+    b"HELP": b"HELP\r\n", b"QUIT": b"QUIT\r\n",
+}  # fmt: skip
+ROADS = {
+    START: b"",
+    READY: EHLO,
+    MAIL: EHLO + b"MAIL FROM:<>\r\n",
+    RCPT: EHLO + b"MAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\n",
+}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("state", ROADS)
+def test_the_session_does_what_the_table_says(state: str, verb: bytes) -> None:
+    """Every pair of state and verb is a transition or a refusal that changes nothing."""
+    config = ServerConfig(hostname="x", offer_auth=("PLAIN",), require_tls_for_auth=False)
+    driver = run(ROADS[state], config=config)
+    assert driver.session._state == state
+    before = len(driver.codes())
+    driver.feed(COMMANDS[verb])
+    (code,) = driver.codes()[before:]
+    step = SERVER[state][verb]
+    if isinstance(step, Reply):
+        assert code == step.code == 503
+        assert driver.session._state == state
+    elif verb not in (b"AUTH", b"STARTTLS"):
+        assert code < 400 or verb == b"EXPN"
+        assert driver.session._state == step or verb == b"QUIT"
+
+
+def test_events_in_order() -> None:
+    driver = run(GOOD + b"x\r\n.\r\n")
+    assert [type(event) for event in driver.events] == [Hello, Mail, Rcpt, Data, BodyReceived]
