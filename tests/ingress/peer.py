@@ -87,9 +87,14 @@ class Relay:
         self.spool = spool
         self.log = log
         self.queued: list[tuple[Message, bytes]] = []
+        self.clients: list[Client] = []
 
     def enqueue(self, message: Message, body: bytes, handle: object) -> None:
         self.queued.append((message, body))
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.socket.close()
 
     @property
     def contents(self) -> list[bytes]:
@@ -116,7 +121,7 @@ class Relay:
                 assert (await client.ask(HELLO))[0] == 250
             yield client
         finally:
-            await trio.aclose_forcefully(client.stream)
+            client.socket.close()
 
 
 class Client:
@@ -215,23 +220,32 @@ async def open_relay(
     *,
     keys: Any = None,
     seconds: float = 20.0,
+    keep: bool = False,
     **options: Any,
 ) -> AsyncIterator[Relay]:
     """A listener on a free port of 127.0.0.1 with these hooks and `start_esmtp_listener` options, open for
-    at most `seconds`."""
+    at most `seconds`. `keep`: the clients are left open behind the block."""
     options = {"listen": "127.0.0.1:0", "hostname": "mx.example"} | options
     declaration = LISTENER(None, options)
     spool, log = FakeSpool(), FakeLog()
     relay = Relay(None, spool, log)  # type: ignore[arg-type]
-    async with open_listeners(
+    try:
+        async with _listeners(declaration, relay, make_hooks(hooks), keys or NoKeys()) as listeners:
+            relay.listeners = listeners
+            with trio.fail_after(seconds):
+                yield relay
+    finally:
+        if not keep:
+            relay.close()
+
+
+def _listeners(declaration: Any, relay: Relay, hooks: Hooks, keys: Any) -> Any:
+    return open_listeners(
         [declaration],
-        hooks=make_hooks(hooks),
-        spool=spool,  # type: ignore[arg-type]
+        hooks=hooks,
+        spool=relay.spool,  # type: ignore[arg-type]
         enqueue=relay.enqueue,
-        log=log,  # type: ignore[arg-type]
-        keys=keys or NoKeys(),
+        log=relay.log,  # type: ignore[arg-type]
+        keys=keys,
         hostname="fallback.example",
-    ) as listeners:
-        relay.listeners = listeners
-        with trio.fail_after(seconds):
-            yield relay
+    )

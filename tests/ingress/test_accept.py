@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import policy
 from engine.errors import SpoolError, SpoolFull
@@ -107,7 +108,7 @@ async def test_cancelled_during_the_commit_it_is_finished_and_the_client_is_told
 
 async def test_cancelled_at_every_step_a_message_is_queued_or_was_never_committed() -> None:
     for steps in range(1, 60):
-        async with open_relay() as relay:
+        async with open_relay(keep=True) as relay:
             client = await relay.connect()
             await client.send(b"EHLO a\r\n" + ENVELOPE + b"DATA\r\n" + BODY + b".\r\n")
             for _ in range(steps):
@@ -117,7 +118,7 @@ async def test_cancelled_at_every_step_a_message_is_queued_or_was_never_committe
         assert committed == [bytes.fromhex(record.id) for record in relay.log.of("Reception")]
         codes = await client.codes()
         assert (codes.count(250) == 4) is bool(committed), "what is ours was acknowledged"
-        await trio.aclose_forcefully(client.stream)
+        relay.close()
 
 
 async def test_hooks_change_envelope_meta_and_headers_of_each_message() -> None:
@@ -139,7 +140,7 @@ async def test_hooks_change_envelope_meta_and_headers_of_each_message() -> None:
     async with open_relay({"smtp_server_message_received": received}) as relay, relay.client() as client:
         code, text = await client.transaction(envelope=TWO)
         assert code == 250
-        assert text.split("ids=")[1].split() == ids
+        assert text.replace("\n2.0.0", " ").split("ids=")[1].split() == ids
         ((bodies, messages),) = relay.spool.commits
         one, two = messages
         assert bodies == [BODY, b"Subject: changed\r\n\r\nbody\r\n"]
