@@ -6,7 +6,6 @@ import re
 import socket
 import struct
 from typing import Any
-import socket
 
 import pytest
 import trio
