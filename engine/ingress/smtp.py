@@ -180,7 +180,7 @@ class InboundSession:
             if self._stage is _READING and trio.current_time() < self._until:
                 self._stage = _WORKING
                 continue
-            session.close_with(TIMEOUT)
+            session.close_with(STOPPING if self._draining else TIMEOUT)
             return
 
     async def _converse(self) -> None:
@@ -239,16 +239,20 @@ class InboundSession:
                 turns = 0
                 self._stage = _READING
                 await stream.wait_readable()
-                if self._scope.cancel_called:
-                    return  # too late for this scope, but nothing is lost: `_serve` looks at the time
                 self._stage = _WORKING
                 data = stream.receive_nowait(_READ)
             if not data:
                 return
             turns += _FAIR // 16
             self._data_octets += len(data)
-            self._arm(trio.current_time())
             session.receive_data(data)
+            now = trio.current_time()
+            late = now >= self._scope.deadline
+            self._arm(now)
+            if late:
+                # The scope fired while these octets came in. They count: `_serve` opens a new one.
+                self._stage = _READING
+                return
 
     def _arm(self, now: float) -> None:
         """Something came, or was done, at `now`: the client has its full time again."""

@@ -182,6 +182,17 @@ async def test_an_auth_hook_that_fails_is_no_yes_and_shows_no_password(
         assert PASSWORD not in caplog.text + repr(record)
 
 
+@pytest.mark.parametrize(("length", "code"), [(12286, 535), (12288, 501), (12289, 500)])
+async def test_an_auth_line_may_be_long_but_not_endless(length: int, code: int) -> None:
+    """A line of 12288 octets is read as a whole (and is no base64, which comes in fours)."""
+    options = {"allow_auth_without_tls": True}
+    async with open_relay({"smtp_server_auth_plain": Check()}, **options) as relay, relay.client() as client:
+        assert (await client.ask(b"AUTH LOGIN\r\n"))[0] == 334
+        assert (await client.ask(base64.b64encode(b"scott") + b"\r\n"))[0] == 334
+        assert (await client.ask(b"A" * (length - 2) + b"\r\n"))[0] == code
+        assert (await client.ask(b"NOOP\r\n"))[0] == 250
+
+
 async def _login(client: Client) -> None:
     await client.ask(HELLO)
     assert (await client.ask(plain()))[0] == 235

@@ -132,6 +132,18 @@ async def test_every_command_gives_the_client_its_full_time_again(autojump_clock
             assert (await _ends(client))[0] == 421
 
 
+@pytest.mark.parametrize("pause", [59.9, 60.0, 60.9, 61.0, 61.1, 122.0, 299.0])
+async def test_a_command_at_the_moment_a_scope_fires_is_not_lost(
+    pause: float, autojump_clock: MockClock
+) -> None:
+    async with open_relay(client_timeout=300, seconds=10_000) as relay, relay.client() as client:
+        for _ in range(5):
+            await trio.sleep(pause)
+            assert (await client.ask(b"NOOP\r\n"))[0] == 250
+        assert (await client.transaction())[0] == 250
+        assert relay.contents == [BODY]
+
+
 async def test_inside_data_other_limits_hold(autojump_clock: MockClock) -> None:
     """3 min per read; 100 octets a second on average after a minute (reliability S31)."""
     async with open_relay(client_timeout=10, seconds=1000) as relay:
