@@ -41,7 +41,7 @@ from .format import (
     parse_tables,
     relocate,
     segment_header,
-    trailer_is_valid,
+    trailer,
 )
 from .segment import Segment
 from .shelf import JOURNAL_STEP, Shelf
@@ -248,7 +248,7 @@ def _fault_in(data: bytes, segment: Segment, offset: int, length: int) -> str:
         if crc32(view[at : at + size]) != crc:
             return "checksum of the body"
         at += size
-    return "" if trailer_is_valid(data, at, header) else "no end"
+    return "" if data[at:] == trailer(header) else "no end"
 
 
 def _check_blocking(shelf: Shelf, target: Segment, copy: _Copy) -> None:

@@ -7,20 +7,18 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
-from zlib import crc32
 
-import msgspec
 import trio
 
-from engine.errors import MessageUnreadable, SpoolError
+from engine.errors import SpoolError
 from engine.model import Message
 from policy.units import Floor
 
 from .commit import Committer
 from .directory import Survey, lock_directory, survey
-from .files import Files, as_spool_error, read_salvaging, sync_file
-from .format import RECORD_HEADER, RecordHeader, parse_record_header, parse_tables, trailer_is_valid
+from .files import Files, as_spool_error, sync_file
 from .protocol import Handle, Recovered, SpoolStatistics
+from .read import Reader
 from .scan import Found, Scanner
 from .segment import Segment
 from .shelf import Shelf
@@ -36,11 +34,6 @@ MIN_FREE_INODES = Floor(10.0, 100_000)
 
 _BATCH = 500
 """Messages per batch of `recover`: about a millisecond of the loop."""
-_READERS = 8
-_HEAD = 8192
-"""Octets read at once by `read`: all of a small record, or the tables of a large one."""
-
-_decoder = msgspec.msgpack.Decoder(Message)
 
 
 class DurableSpool:
@@ -51,7 +44,7 @@ class DurableSpool:
         self._committer = committer
         self._upkeep = upkeep
         self._unread = found.segments
-        self._limiter = trio.CapacityLimiter(_READERS)
+        self._reader = Reader(shelf)
         self.finish = shelf.finish
 
     def commit(
@@ -69,78 +62,9 @@ class DurableSpool:
             handle.due = due
             self._shelf.note(handle.place, handle)
 
-    async def read(self, handle: Handle) -> tuple[Message, bytes]:
+    def read(self, handle: Handle) -> Coroutine[Any, Any, tuple[Message, bytes]]:
         """See `Spool.read`."""
-        shelf = self._shelf
-        if not handle.left:
-            raise MessageUnreadable("the message is not in the spool any more")
-        if shelf.closed:
-            raise SpoolError("the spool is closed")
-        segment: Segment = handle.place
-        ordinal = handle.ordinal
-        try:
-            with shelf.descriptors.pinned(segment.path) as fd:
-                return await trio.to_thread.run_sync(
-                    self._read_blocking,
-                    segment,
-                    fd,
-                    segment.offsets[ordinal],
-                    segment.lengths[ordinal],
-                    segment.index(ordinal),
-                    limiter=self._limiter,
-                )
-        except _Damaged as damage:
-            if damage.saved:
-                shelf.counters.quarantined += 1
-                shelf.finish(handle, handle.left)
-            raise MessageUnreadable(str(damage)) from None
-        except OSError as error:
-            raise as_spool_error(error, "reading mail") from None
-
-    def _read_blocking(
-        self, segment: Segment, fd: int, offset: int, length: int, index: int
-    ) -> tuple[Message, bytes]:
-        files = self._shelf.files
-        data = read_salvaging(files, fd, min(length, _HEAD), offset)
-        header = parse_record_header(data, 0, segment.nonce, offset)
-        if header is None or header.length != length:
-            raise self._damaged(segment, fd, offset, length, "no valid record")
-        inner = RECORD_HEADER + header.tables_length
-        if inner > len(data):
-            data = read_salvaging(files, fd, inner, offset)
-        tables = parse_tables(data, 0, header)
-        if tables is None or index >= len(tables.messages):
-            raise self._damaged(segment, fd, offset, length, "checksum of the envelopes")
-        at = tables.envelopes_at + sum(size for _, size in tables.messages[:index])
-        try:
-            message = _decoder.decode(data[at : at + tables.messages[index][1]])
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self._damaged(segment, fd, offset, length, "an envelope cannot be decoded") from None
-        if message.body_index >= len(tables.bodies):
-            raise self._damaged(segment, fd, offset, length, "an envelope without its body")
-        at = tables.bodies_at + sum(size for size, _ in tables.bodies[: message.body_index])
-        size, crc = tables.bodies[message.body_index]
-        inside = at + size <= len(data)
-        body = data[at : at + size] if inside else read_salvaging(files, fd, size, offset + at)
-        if len(body) != size or crc32(body) != crc:
-            raise self._damaged(segment, fd, offset, length, "checksum of the body")
-        if not self._has_end(fd, header, data):
-            raise self._damaged(segment, fd, offset, length, "no end")
-        return message, body
-
-    def _has_end(self, fd: int, header: RecordHeader, data: bytes) -> bool:
-        if len(data) == header.length:
-            return trailer_is_valid(data, header.length - 8, header)
-        tail = read_salvaging(self._shelf.files, fd, 8, header.offset + header.length - 8)
-        return trailer_is_valid(tail, 0, header)
-
-    def _damaged(self, segment: Segment, fd: int, offset: int, length: int, why: str) -> _Damaged:
-        where = f"segment {segment.number} at {offset}: {why}"
-        try:
-            self._shelf.quarantine.save(fd, segment.number, offset, length, why)
-        except OSError as error:
-            return _Damaged(f"{where}; it could not be copied to the quarantine: {error.strerror}", False)
-        return _Damaged(where, True)
+        return self._reader.read(handle)
 
     # -- the start -------------------------------------------------------------------------------
 
@@ -239,14 +163,6 @@ class DurableSpool:
             free_bytes=self._upkeep.free_bytes,
             free_inodes=self._upkeep.free_inodes,
         )
-
-
-class _Damaged(Exception):
-    """A record is not what was written. `saved`: its octets are in the quarantine."""
-
-    def __init__(self, text: str, saved: bool) -> None:
-        super().__init__(text)
-        self.saved = saved
 
 
 @asynccontextmanager

@@ -53,6 +53,15 @@ class Files:
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         return os.pread(fd, size, offset)
 
+    def read_cached(self, fd: int, size: int, offset: int) -> bytes | None:
+        """Exactly `size` octets if they are in memory, without waiting for the disk; else None."""
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError:  # it would have to wait, or the file system cannot tell
+            return None
+        return bytes(buffer) if count == size else None
+
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         return os.pwrite(fd, data, offset)
 

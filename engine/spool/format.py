@@ -68,7 +68,7 @@ __all__ = [
     "relocate",
     "segment_header",
     "slot_size",
-    "trailer_is_valid",
+    "trailer",
 ]
 
 VERSION = 1
@@ -252,9 +252,9 @@ def parse_tables(data: bytes, at: int, header: RecordHeader) -> Tables | None:
     return Tables(bodies, messages, envelopes_at - at, end - at)
 
 
-def trailer_is_valid(data: bytes, at: int, header: RecordHeader) -> bool:
-    """Whether the eight octets at `data[at:]` are the end of this record."""
-    return data[at : at + _TRAILER.size] == _TRAILER.pack(header.crc, _END_MARK)
+def trailer(header: RecordHeader) -> bytes:
+    """The last `TRAILER` octets of this record."""
+    return _TRAILER.pack(header.crc, _END_MARK)
 
 
 def relocate(header: RecordHeader, nonce: bytes, offset: int, slots: int) -> tuple[bytes, bytes]:

@@ -27,7 +27,7 @@ from .format import (
     parse_tables,
     read_slot,
     slot_size,
-    trailer_is_valid,
+    trailer,
 )
 from .quarantine import Quarantine
 from .segment import Segment
@@ -164,7 +164,7 @@ class Scanner:
             if at + length > len(data) or crc32(data[at : at + length]) != crc:
                 return False
             at += length
-        return trailer_is_valid(data, at, header)
+        return data[at : at + TRAILER] == trailer(header)
 
     def _take(self, header: RecordHeader, tables: Tables, found: list[Found]) -> bool:
         """Add the record's messages if one is unfinished; False when an envelope makes no sense."""
