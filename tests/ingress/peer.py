@@ -87,14 +87,9 @@ class Relay:
         self.spool = spool
         self.log = log
         self.queued: list[tuple[Message, bytes]] = []
-        self.clients: list[Client] = []
 
     def enqueue(self, message: Message, body: bytes, handle: object) -> None:
         self.queued.append((message, body))
-
-    def close(self) -> None:
-        for client in self.clients:
-            client.socket.close()
 
     @property
     def contents(self) -> list[bytes]:
@@ -220,23 +215,18 @@ async def open_relay(
     *,
     keys: Any = None,
     seconds: float = 20.0,
-    keep: bool = False,
     **options: Any,
 ) -> AsyncIterator[Relay]:
     """A listener on a free port of 127.0.0.1 with these hooks and `start_esmtp_listener` options, open for
-    at most `seconds`. `keep`: the clients are left open behind the block."""
+    at most `seconds`."""
     options = {"listen": "127.0.0.1:0", "hostname": "mx.example"} | options
     declaration = LISTENER(None, options)
     spool, log = FakeSpool(), FakeLog()
     relay = Relay(None, spool, log)  # type: ignore[arg-type]
-    try:
-        async with _listeners(declaration, relay, make_hooks(hooks), keys or NoKeys()) as listeners:
-            relay.listeners = listeners
-            with trio.fail_after(seconds):
-                yield relay
-    finally:
-        if not keep:
-            relay.close()
+    async with _listeners(declaration, relay, make_hooks(hooks), keys or NoKeys()) as listeners:
+        relay.listeners = listeners
+        with trio.fail_after(seconds):
+            yield relay
 
 
 def _listeners(declaration: Any, relay: Relay, hooks: Hooks, keys: Any) -> Any:

@@ -108,7 +108,7 @@ async def test_cancelled_during_the_commit_it_is_finished_and_the_client_is_told
 
 async def test_cancelled_at_every_step_a_message_is_queued_or_was_never_committed() -> None:
     for steps in range(1, 60):
-        async with open_relay(keep=True) as relay:
+        async with open_relay() as relay:
             client = await relay.connect()
             await client.send(b"EHLO a\r\n" + ENVELOPE + b"DATA\r\n" + BODY + b".\r\n")
             for _ in range(steps):
@@ -118,7 +118,6 @@ async def test_cancelled_at_every_step_a_message_is_queued_or_was_never_committe
         assert committed == [bytes.fromhex(record.id) for record in relay.log.of("Reception")]
         codes = await client.codes()
         assert (codes.count(250) == 4) is bool(committed), "what is ours was acknowledged"
-        relay.close()
 
 
 async def test_hooks_change_envelope_meta_and_headers_of_each_message() -> None:

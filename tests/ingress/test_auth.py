@@ -65,10 +65,10 @@ async def test_tls_forgets_what_was_said_before() -> None:
         conn_meta.set_meta("x_network", "kept")
 
     def ehlo(domain: str, conn_meta: Any) -> None:
-        conn_meta.set_meta("x_ehlo", domain)
+        conn_meta.set_meta("x_said", [*(conn_meta.get_meta("x_said") or []), domain])
 
     def sender(address: Any, conn_meta: Any) -> None:
-        notes.append((conn_meta.get_meta("x_network"), conn_meta.get_meta("x_ehlo")))
+        notes.append((conn_meta.get_meta("x_network"), conn_meta.get_meta("x_said")))
 
     hooks = {
         "smtp_server_connection_accepted": accepted,
@@ -81,7 +81,7 @@ async def test_tls_forgets_what_was_said_before() -> None:
         assert (await client.ask(b"STARTTLS\r\n"))[0] in (501, 503)
         assert (await client.ask(b"HELO x.example\r\n"))[0] == 250
         assert (await client.transaction())[0] == 250
-        assert notes == [("kept", "x.example")]
+        assert notes == [("kept", ["x.example"])]
         assert b"from x.example (" in relay.queued[0][0].prefix
 
 
@@ -169,7 +169,7 @@ async def test_an_auth_hook_that_fails_is_no_yes_and_shows_no_password(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def check(authz: str, authc: str, password: Secret, conn_meta: Any) -> bool:
-        raise ValueError(f"cannot check {password}")
+        raise ValueError(f"cannot check {password.reveal()!r}")
 
     options = {"allow_auth_without_tls": True}
     async with open_relay({"smtp_server_auth_plain": check}, **options) as relay, relay.client() as client:
@@ -209,6 +209,16 @@ async def test_relay_authenticated_grants_after_login_only() -> None:
         await _login(client)
         assert (await client.transaction())[0] == 250
         assert len(relay.queued) == 1
+
+
+async def test_rights_gained_before_tls_are_gone_inside_it() -> None:
+    options = {"allow_auth_without_tls": True, "relay_hosts": [], "relay_authenticated": True}
+    async with open_relay({"smtp_server_auth_plain": Check()}, **options) as relay, relay.client() as client:
+        assert (await client.ask(plain()))[0] == 235
+        await client.start_tls()
+        await client.ask(HELLO)
+        assert (await client.transaction())[0] == 550
+        assert not relay.queued
 
 
 async def test_domain_lookups_are_asked_again_after_login() -> None:
