@@ -7,6 +7,7 @@ can, and that is at most one per outgoing session and kill.
 from __future__ import annotations
 
 import collections
+import time
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,9 @@ SESSIONS_IN = 8
     ],
 )
 def test_kill_9_under_load_loses_nothing(total: int, kills: int, tmp_path: Path) -> None:
-    at_risk = 0
+    at_risk = waiting = 0
     with (
-        run_sink(delay=0.001) as sink,
+        run_sink(delay=0.005) as sink,
         relay(
             tmp_path / "relay",
             next_hop=sink.port,
@@ -44,19 +45,14 @@ def test_kill_9_under_load_loses_nothing(total: int, kills: int, tmp_path: Path)
     ):
         for kill in range(kills):
             enough = total * (kill + 1) // (kills + 1)
-            until(
-                lambda enough=enough: (
-                    (len(load.accepted) >= enough and len(sink.arrivals) > 0) or load.failures
-                ),  # type: ignore[misc]
-                seconds=120,
-                what=lambda: f"{len(load.accepted)} accepted\n{running.stderr}",
-                every=0.005,
-            )
-            arrived_before = len(sink.arrivals)
+            patience = time.monotonic() + 120
+            while len(load.accepted) < enough and not load.failures:
+                assert time.monotonic() < patience, f"{len(load.accepted)} accepted\n{running.stderr}"
+                time.sleep(0.005)
+            waiting += max(0, len(load.accepted) - len(sink.arrivals))
             running.kill()
             at_risk += SESSIONS_OUT
             until(lambda: sink.sessions == 0, seconds=20, what="the sessions of the dead are over")
-            assert len(sink.arrivals) - arrived_before <= 2 * SESSIONS_OUT + 50
             running.start()
         load.wait(seconds=300)
         accepted = set(load.accepted)
@@ -70,6 +66,7 @@ def test_kill_9_under_load_loses_nothing(total: int, kills: int, tmp_path: Path)
             what=lambda: f"{len(accepted - arrived())} messages that got their 250: {running.stderr}",
         )
         running.stop()
+        assert waiting > 0, "nothing was queued at any of the kills, so they showed nothing"
         counts = collections.Counter(arrival.recipients[0] for arrival in sink.arrivals)
         duplicates = sum(counts.values()) - len(counts)
         assert duplicates <= at_risk, f"{duplicates} duplicates after {kills} kills"

@@ -28,12 +28,10 @@ def test_a_stop_under_load_loses_and_repeats_nothing(sign: signal.Signals, tmp_p
         run_load(running.port, total, sessions=6) as load,
     ):
         for part in (1, 2):
-            until(
-                lambda part=part: len(load.accepted) >= total * part // 3 or load.failures,  # type: ignore[misc]
-                seconds=60,
-                what=lambda: running.stderr,
-                every=0.005,
-            )
+            patience = time.monotonic() + 60
+            while len(load.accepted) < total * part // 3 and not load.failures:
+                assert time.monotonic() < patience, running.stderr
+                time.sleep(0.005)
             assert running.process is not None
             running.process.send_signal(sign)
             assert running.wait(seconds=40) == 0, running.stderr

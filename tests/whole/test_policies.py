@@ -222,12 +222,14 @@ def paths(domain, egress_source, site_name):
 }
 
 
-@pytest.mark.parametrize("verb", ["check", "run"])
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(
+    ("verb", "mistake"),
+    # The hooks of the way out are only asked with the first message; `check` asks them before.
+    [("check", name) for name in MISTAKES]
+    + [("run", name) for name, (_, _, words) in MISTAKES.items() if words[0] not in ("paths", "queues")],
+)
 def test_a_mistake_in_a_policy_names_file_line_and_hook(mistake: str, verb: str, tmp_path: Path) -> None:
     text, line, words = MISTAKES[mistake]
-    if verb == "run" and words[0] in ("paths", "queues"):
-        pytest.skip("only asked with the first message; check asks before")
     (tmp_path / "policy.py").write_text(text)
     result = subprocess.run(
         [*command(), verb, "policy.py"],
