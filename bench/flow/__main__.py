@@ -200,8 +200,8 @@ def one_run(relay: str, arguments: argparse.Namespace, sessions: int) -> dict[st
         output = where / "sink.txt"
         if arguments.tls_out and relay == "posthorn":
             command = [sys.executable, "-m", "engine", "sink", "--listen", f"127.0.0.1:{sink_port}", "--tls",
-                       "--ca-out", str(where / "ca.pem"), "--auth", "scott:tiger"]  # fmt: skip
-            counter = Counter(output, r"([\d,]+) messages")
+                       "--ca-out", str(where / "ca.pem"), "--auth", "scott:tiger", "--json"]  # fmt: skip
+            counter = Counter(output, r'"messages":(\d+)')
         else:
             user = ["-u", "root"] if os.geteuid() == 0 else []
             command = [program("smtp-sink"), *user, "-c", f"127.0.0.1:{sink_port}", "1000"]

@@ -7,6 +7,7 @@ import sys
 from cyclopts import App
 
 from engine import __version__
+from engine.errors import ConfigError
 
 __all__ = ["main"]
 
@@ -19,5 +20,9 @@ app.command("engine.cli.sink:sink", name="sink")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with its status."""
-    status = app(arguments, result_action="return_value")
+    try:
+        status = app(arguments, result_action="return_value")
+    except ConfigError as error:
+        print(f"posthorn: {error}", file=sys.stderr)
+        status = 2
     sys.exit(status if isinstance(status, int) else 0)

@@ -1,479 +1,422 @@
-"""``posthorn sink``: a fast test next hop that can insist on TLS and AUTH, and can misbehave.
+"""``posthorn sink``: a fast test next hop, for experiments, demonstrations and measurements.
 
-It keeps nothing (or a maildir), counts, and answers pipelined input in as few writes as possible;
-its loop is its own because a sink must be faster than what it measures.
+It takes every message and forgets it, unless asked to store it; it can offer STARTTLS with a
+certificate of a throw-away CA, insist on AUTH, and misbehave at every stage. `open_sink` is the
+same as a library.
 """
 
 from __future__ import annotations
 
-import base64
-import hmac
-import json
+import itertools
 import os
+import resource
 import signal
+import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import msgspec
 import trio
 from cyclopts import Parameter
 
-from engine import _fast
-from engine.cli.ca import ThrowAwayCa
-from engine.errors import ConfigError, ConnectionLost, TlsError
-from engine.net import Listener, Stream, open_listener
+from engine.cli.report import guarded
+from engine.errors import ConfigError
 
-__all__ = ["Behaviour", "Sink", "SinkOptions", "open_sink", "sink"]
+from .ca import ThrowAwayCa
+from .sink_loop import Loop
+from .sink_rules import Rules, parse_rule
+from .sink_session import Arrival, Counts, Session, SinkConfig
 
-STAGES = ("connect", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "dot", "quit")
-_LIMIT = 1 << 30
-_READ = 256 * 1024
+__all__ = ["Arrival", "Counts", "Sink", "open_sink", "sink"]
 
-
-class Behaviour(msgspec.Struct, frozen=True):
-    """What to do at a stage instead of the usual. `every` N: only each Nth time.
-
-    `action`: ``reply`` (with `text`), ``drop`` the connection, ``hang``, or ``delay`` by `seconds`
-    and then answer as usual.
-    """
-
-    action: str
-    text: str = ""
-    seconds: float = 0.0
-    every: int = 1
-
-
-def parse_behaviour(value: str) -> tuple[str, Behaviour]:
-    """``STAGE=CODE TEXT``, ``STAGE=drop``, ``STAGE=hang``, ``STAGE=delay=SECONDS``; ``;every=N`` behind.
-
-    Raises: ConfigError.
-    """
-    stage, equals, what = value.partition("=")
-    what, _, option = what.partition(";")
-    every = 1
-    if option:
-        name, _, number = option.partition("=")
-        if name != "every" or not number.isdigit() or int(number) < 1:
-            raise ConfigError(f"--reply {value!r}: after ';' only every=N is known, with N at least 1")
-        every = int(number)
-    if not equals or stage not in STAGES:
-        raise ConfigError(f"--reply {value!r}: STAGE must be one of {', '.join(STAGES)}")
-    if what in ("drop", "hang"):
-        return stage, Behaviour(what, every=every)
-    if what.startswith("delay="):
-        try:
-            return stage, Behaviour("delay", seconds=float(what[6:]), every=every)
-        except ValueError:
-            raise ConfigError(f"--reply {value!r}: delay= takes seconds") from None
-    if len(what) < 3 or not what[:3].isdigit() or what[0] not in "2345" or what[3:4] not in ("", " "):
-        raise ConfigError(f"--reply {value!r}: CODE TEXT, drop, hang or delay=SECONDS expected")
-    return stage, Behaviour("reply", text=what, every=every)
-
-
-class SinkOptions(msgspec.Struct, kw_only=True):
-    """How a sink behaves. `auth`: (user, password), None when AUTH is not offered."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    context: ssl.SSLContext | None = None
-    auth: tuple[str, str] | None = None
-    auth_without_tls: bool = False
-    behaviours: dict[str, Behaviour] = {}
-    store: Path | None = None
-    on_message: Callable[[str, list[str], bytes], None] | None = None
+Names: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
+Flag: TypeAlias = Annotated[bool, Parameter(negative=())]
 
 
 class Sink:
-    """A running sink. `count`: messages taken; `connections`: ever made; `open`: now."""
+    """A running sink. `address` is where it listens, `ca_pem` the CA it made (or was given), if any."""
 
-    def __init__(self, options: SinkOptions, listener: Listener, ca_pem: bytes = b"") -> None:
-        self._options = options
-        self.address = listener.address
+    def __init__(self, config: SinkConfig, ca_pem: bytes | None) -> None:
+        self.address = ("", 0)
         self.ca_pem = ca_pem
-        self.count = 0
-        self.connections = 0
-        self.open = 0
-        self.octets = 0
-        self._turns = dict.fromkeys(STAGES, 0)
-        self._serial = 0
+        self.config = config
+        """What is offered and insisted on; may be changed while the sink runs."""
+        self.counts = Counts()
+        self.begun = 0.0
+        """Unix time of the first connection; 0 when there was none."""
+        self.last = 0.0
+        """Unix time of the last accepted message."""
+        self._news = trio.lowlevel.ParkingLot()
 
-    def behaviour(self, stage: str) -> Behaviour | None:
-        """What is asked for at this stage, this time."""
-        found = self._options.behaviours.get(stage)
-        if found is None:
-            return None
-        self._turns[stage] += 1
-        return found if self._turns[stage] % found.every == 0 else None
+    @property
+    def count(self) -> int:
+        """Messages accepted so far."""
+        return self.counts.messages
 
-    async def serve(self, stream: Stream) -> None:
-        """One connection."""
-        self.connections += 1
-        self.open += 1
-        try:
-            await _Conversation(self, self._options, stream).run()
-        except (ConnectionLost, TlsError):
-            pass
-        finally:
-            self.open -= 1
-            stream.close()
+    def misbehave(self, *replies: str) -> None:
+        """Replace the reply rules (see `sink_rules`); without any the sink behaves again.
 
-    def take(self, sender: str, recipients: list[str], content: bytes) -> None:
-        """A message arrived."""
-        self.count += 1
-        self.octets += len(content)
-        if self._options.on_message is not None:
-            self._options.on_message(sender, recipients, content)
-        if self._options.store is not None:
-            self._serial += 1
-            name = f"{int(time.time())}.{os.getpid()}_{self._serial}.sink"
-            unfinished = self._options.store / "tmp" / name
-            unfinished.write_bytes(content)
-            unfinished.rename(self._options.store / "new" / name)
+        Raises: ConfigError.
+        """
+        self.config.rules = _rules(replies)
 
+    async def wait_count(self, number: int) -> None:
+        """Wait until at least `number` messages were accepted."""
+        while self.counts.messages < number:
+            await self._news.park()
 
-class _Conversation:
-    """The state of one connection; replies collect in `out` until the input is used up."""
+    def opened(self) -> None:
+        """A connection came."""
+        self.counts.connections += 1
+        self.counts.sessions += 1
+        if not self.begun:
+            self.begun = time.time()
 
-    def __init__(self, sink: Sink, options: SinkOptions, stream: Stream) -> None:
-        self.sink = sink
-        self.options = options
-        self.stream = stream
-        self.out: list[bytes] = []
-        self.reader = _fast.CommandReader(65536)
-        self.data: _fast.DataReader | None = None
-        self.sender = ""
-        self.recipients: list[str] = []
-        self.login: list[str] | None = None
-        self.user: str | None = None
-        self.tls = False
-        self.done = False
-        # Nothing is asked for: skip every look at the behaviours.
-        self.plain = not options.behaviours and options.auth is None
+    def closed(self) -> None:
+        """A connection went."""
+        self.counts.sessions -= 1
 
-    async def run(self) -> None:
-        if not await self.answer("connect", b"220 sink.posthorn.invalid ESMTP sink\r\n"):
-            return
-        stream, out = self.stream, self.out
-        while not self.done:
-            if out:
-                data = b"".join(out)
-                out.clear()
-                await stream.send_all(data)
-            chunk = await stream.receive_some(_READ)
-            if not chunk:
-                return
-            start = 0
-            if self.data is not None:
-                start = await self.content(chunk, 0)
-            if start < len(chunk):
-                self.reader.feed(chunk[start:] if start else chunk)
-                await self.commands()
-        if out:
-            await stream.send_all(b"".join(out))
-
-    async def content(self, chunk: bytes, start: int) -> int:
-        """Feed message content; the offset of what lies behind it."""
-        data = self.data
-        assert data is not None
-        used = data.feed(chunk, start)
-        if data.done:
-            self.data = None
-            if await self.answer("dot", b"250 2.0.0 taken\r\n") and self.out[-1][:1] == b"2":
-                self.sink.take(self.sender, self.recipients, data.take())
-            self.recipients = []
-        return start + used
-
-    async def commands(self) -> None:
-        reader = self.reader
-        while not self.done:
-            line = reader.next_line()
-            if line is None:
-                return
-            if not isinstance(line, bytes):
-                self.out.append(b"500 5.5.2 bad line\r\n")
-                continue
-            if self.login is not None:
-                await self.auth_line(line)
-                continue
-            await self.command(line)
-            while self.data is not None and reader.pending():
-                ahead = reader.take()
-                used = await self.content(ahead, 0)
-                if used < len(ahead):
-                    reader.feed(ahead[used:])
-
-    async def command(self, line: bytes) -> None:
-        verb = line[:4].upper()
-        if verb == b"MAIL":
-            if self.options.auth is not None and self.user is None:
-                self.out.append(b"530 5.7.0 Authentication required\r\n")
-            elif await self.answer("mail", b"250 2.1.0 ok\r\n"):
-                self.sender = _path(line)
-                self.recipients = []
-        elif verb == b"RCPT":
-            if self.options.auth is not None and self.user is None:
-                self.out.append(b"530 5.7.0 Authentication required\r\n")
-            elif await self.answer("rcpt", b"250 2.1.5 ok\r\n") and self.out[-1][:1] == b"2":
-                self.recipients.append(_path(line))
-        elif verb == b"DATA":
-            if not self.recipients:
-                self.out.append(b"503 5.5.1 no recipients\r\n")
-            elif await self.answer("data", b"354 go ahead\r\n") and self.out[-1][:3] == b"354":
-                self.data = _fast.DataReader(_LIMIT)
-        elif verb in (b"EHLO", b"HELO", b"LHLO"):
-            await self.answer("ehlo", self.hello() if verb == b"EHLO" else b"250 sink.posthorn.invalid\r\n")
-        elif verb == b"RSET":
-            self.recipients = []
-            self.out.append(b"250 2.0.0 ok\r\n")
-        elif verb == b"NOOP":
-            self.out.append(b"250 2.0.0 ok\r\n")
-        elif verb == b"QUIT":
-            await self.answer("quit", b"221 2.0.0 bye\r\n")
-            self.done = True
-        elif line[:8].upper() == b"STARTTLS" and self.options.context is not None and not self.tls:
-            await self.starttls()
-        elif verb == b"AUTH" and self.options.auth is not None:
-            await self.auth(line)
-        else:
-            self.out.append(b"502 5.5.1 not here\r\n")
-
-    def hello(self) -> bytes:
-        lines = ["sink.posthorn.invalid", "PIPELINING", "SIZE 1073741824", "8BITMIME", "SMTPUTF8"]
-        lines.append("ENHANCEDSTATUSCODES")
-        if self.options.context is not None and not self.tls:
-            lines.append("STARTTLS")
-        if self.options.auth is not None and (self.tls or self.options.auth_without_tls):
-            lines.append("AUTH PLAIN LOGIN")
-        last = len(lines) - 1
-        return "".join(f"250{' ' if i == last else '-'}{line}\r\n" for i, line in enumerate(lines)).encode()
-
-    async def starttls(self) -> None:
-        if not await self.answer("starttls", b"220 2.0.0 go ahead\r\n") or self.out[-1][:3] != b"220":
-            return
-        await self.stream.send_all(b"".join(self.out))
-        self.out.clear()
-        assert self.options.context is not None
-        await self.stream.start_tls(self.options.context, server_side=True)
-        self.tls = True
-        self.user = None
-        self.reader = _fast.CommandReader(65536)
-
-    async def auth(self, line: bytes) -> None:
-        if not (self.tls or self.options.auth_without_tls):
-            self.out.append(b"538 5.7.11 encryption required\r\n")
-            return
-        words = line.split()
-        name = words[1].upper() if len(words) > 1 else b""
-        if name not in (b"PLAIN", b"LOGIN"):
-            self.out.append(b"504 5.5.4 PLAIN or LOGIN\r\n")
-            return
-        self.login = [name.decode()]
-        if len(words) > 2:
-            await self.auth_line(words[2])
-        else:
-            self.out.append(b"334 \r\n" if name == b"PLAIN" else b"334 VXNlcm5hbWU6\r\n")
-
-    async def auth_line(self, line: bytes) -> None:
-        login = self.login
-        assert login is not None and self.options.auth is not None
-        try:
-            text = base64.b64decode(line, validate=True).decode()
-        except ValueError:
-            self.login = None
-            self.out.append(b"501 5.5.2 not base64\r\n")
-            return
-        if login[0] == "PLAIN":
-            login += text.split("\0")[1:]
-        else:
-            login.append(text)
-            if len(login) == 2:
-                self.out.append(b"334 UGFzc3dvcmQ6\r\n")
-                return
-        self.login = None
-        user, password = self.options.auth
-        given = "\0".join(login[1:]).encode()
-        right = hmac.compare_digest(given, f"{user}\0{password}".encode())
-        reply = b"235 2.7.0 welcome\r\n" if right else b"535 5.7.8 wrong user or password\r\n"
-        if await self.answer("auth", reply) and self.out[-1][:3] == b"235":
-            self.user = user
-
-    async def answer(self, stage: str, usual: bytes) -> bool:
-        """Queue the answer of a stage; False when the connection is over."""
-        if self.plain:
-            self.out.append(usual)
-            return True
-        found = self.sink.behaviour(stage)
-        if found is None:
-            self.out.append(usual)
-        elif found.action == "reply":
-            self.out.append(found.text.encode() + b"\r\n")
-            if found.text.startswith("421"):
-                self.done = True
-        elif found.action == "delay":
-            await trio.sleep(found.seconds)
-            self.out.append(usual)
-        elif found.action == "hang":
-            await trio.sleep_forever()
-        else:
-            raise ConnectionLost("dropped on purpose")
-        return True
+    def took(self) -> None:
+        """Messages were accepted."""
+        self.last = time.time()
+        if self._news:
+            self._news.unpark_all()
 
 
-def _path(line: bytes) -> str:
-    return line[line.find(b"<") + 1 : line.rfind(b">")].decode("utf-8", "replace")
+class _Maildir:
+    """Messages as files, octet for octet: written under ``tmp``, then moved to ``new``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._numbers = itertools.count(1)
+        for part in ("tmp", "new", "cur"):
+            (path / part).mkdir(parents=True, exist_ok=True)
+        self._host = socket.gethostname().replace("/", "_").replace(":", "_")
+
+    def keep(self, arrival: Arrival) -> None:
+        """Store one message. In a thread. Raises: OSError."""
+        number = next(self._numbers)
+        second, micro = divmod(time.time_ns() // 1000, 1_000_000)
+        name = f"{second}.M{micro:06d}P{os.getpid()}Q{number}.{self._host}"
+        draft = self._path / "tmp" / name
+        draft.write_bytes(arrival.content)
+        draft.rename(self._path / "new" / name)
+
+
+def _rules(replies: Iterable[str]) -> Rules:
+    rules: Rules = {}
+    for text in replies:
+        rule = parse_rule(text)
+        rules.setdefault(rule.stage, []).append(rule)
+    return rules
 
 
 @asynccontextmanager
 async def open_sink(
-    options: SinkOptions | None = None, *, ca: ThrowAwayCa | None = None
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    ca: ThrowAwayCa | None = None,
+    context: ssl.SSLContext | None = None,
+    names: Iterable[str] = (),
+    auth: tuple[str, str] | None = None,
+    auth_without_tls: bool = False,
+    replies: Iterable[str] = (),
+    without: Iterable[str] = (),
+    on_message: Callable[[Arrival], str | None] | None = None,
+    store: Path | None = None,
+    patience: float = 0.0,
 ) -> AsyncIterator[Sink]:
-    """A running sink; `Sink.address` is where. `ca`: offers STARTTLS with a certificate of it."""
-    options = options or SinkOptions()
-    if ca is not None and options.context is None:
-        options.context = ca.server_context(options.host)
-    if options.store is not None:
-        for part in ("tmp", "new", "cur"):
-            await trio.Path(options.store / part).mkdir(parents=True, exist_ok=True)
-    listener = open_listener(options.host, options.port)
-    running = Sink(options, listener, ca.pem if ca is not None else b"")
-    async with trio.open_nursery() as nursery:
+    """A running sink; `port` 0 takes a free one.
 
-        async def accept() -> None:
-            while True:
-                try:
-                    nursery.start_soon(running.serve, await listener.accept())
-                except OSError:
-                    await trio.sleep(0.05)
+    STARTTLS is offered with `context`, or with a certificate of `ca` for `host`, the loopback names
+    and `names`. `auth`: user and password that must be given, inside TLS unless `auth_without_tls`.
+    `replies`: rules of misbehaviour. `without`: EHLO keywords that are not offered. `on_message`:
+    called with each message; a reply line it returns is sent instead of 250. `store`: a maildir.
+    `patience`: see `Loop`.
 
-        nursery.start_soon(accept)
-        try:
+    Raises: ConfigError, OSError (the address, the maildir).
+    """
+    if context is None and ca is not None:
+        context = ca.server_context(host, *names)
+    if auth is not None and context is None and not auth_without_tls:
+        raise ConfigError("AUTH needs TLS to protect the password, or leave to take it in the clear")
+    config = SinkConfig(
+        offer_tls=context is not None,
+        login=auth,
+        login_without_tls=auth_without_tls,
+        without=frozenset(word.upper() for word in without),
+        rules=_rules(replies),
+    )
+    keep = None if store is None else (await trio.to_thread.run_sync(_Maildir, store)).keep
+    running = Sink(config, None if ca is None else ca.pem)
+
+    def session(peer: tuple[str, int]) -> Session:
+        return Session(config, running.counts, peer=peer, on_message=on_message, keeps=keep is not None)
+
+    loop = Loop(
+        host,
+        port,
+        session=session,
+        opened=running.opened,
+        closed=running.closed,
+        took=running.took,
+        keep=keep,
+        context=context,
+        patience=patience,
+    )
+    running.address = loop.address
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(loop.run)
             yield running
-        finally:
             nursery.cancel_scope.cancel()
-            listener.close()
+    finally:
+        loop.close()
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+class _Status(msgspec.Struct, omit_defaults=True):
+    """A line of ``--json``. Rates are messages per second; times are Unix seconds."""
+
+    listening: str
+    connections: int
+    sessions: int
+    tls: int
+    logins: int
+    messages: int
+    recipients: int
+    octets: int
+    rate: float
+    begun: float
+    last: float
+    final: bool = False
 
 
 def sink(
     *,
     listen: str = "127.0.0.1:2600",
-    tls: bool = False,
+    tls: Flag = False,
     cert: Path | None = None,
     key: Path | None = None,
     ca_out: Path | None = None,
+    tls_name: Names = None,
     auth: str | None = None,
-    auth_without_tls: bool = False,
-    reply: Annotated[list[str] | None, Parameter(negative=())] = None,
+    auth_without_tls: Flag = False,
+    reply: Names = None,
+    without: Names = None,
     store: Path | None = None,
-    json_: Annotated[bool, Parameter(name="--json")] = False,
+    stop_after: int | None = None,
+    json: Flag = False,
 ) -> int:
-    """A fast next hop for experiments: takes every message, counts it, and can misbehave.
+    """A fast test next hop: takes every message, counts it and forgets it; can misbehave.
 
     Parameters
     ----------
     listen
-        Where to listen, HOST:PORT.
+        IP address and port; port 0 takes a free one.
     tls
-        Offer STARTTLS with a certificate of a throw-away CA made at the start.
+        Offer STARTTLS with a certificate of a throw-away CA (or with --cert and --key).
     cert
-        Certificate chain (PEM) to use instead; needs --key.
+        Certificate chain in PEM, instead of the throw-away one.
     key
-        Its private key (PEM).
+        Its private key in PEM.
     ca_out
         Write the throw-away CA's certificate to this file.
+    tls_name
+        A further host name for the throw-away certificate; may be repeated.
     auth
-        USER:PASSWORD; insist on AUTH PLAIN or LOGIN, inside TLS.
+        USER:PASSWORD that must be given (AUTH PLAIN or LOGIN) before MAIL is allowed.
     auth_without_tls
-        Take AUTH in clear text as well.
+        Offer AUTH without TLS too.
     reply
-        Misbehave: STAGE=CODE TEXT, STAGE=drop, STAGE=hang or STAGE=delay=SECONDS, each with ;every=N
-        behind it if wanted. Stages: connect ehlo starttls auth mail rcpt data dot quit. May be repeated.
+        Misbehave: STAGE=CODE TEXT, STAGE=drop, STAGE=hang or STAGE=delay=SECONDS, each with ;every=N,
+        ;first=N or ;delay=SECONDS behind it. STAGE is connect, ehlo, helo, starttls, auth, mail, rcpt,
+        data, dot, rset or quit. May be repeated; of one stage the first rule that applies counts.
+    without
+        An EHLO keyword not to offer, such as PIPELINING; may be repeated.
     store
-        Keep the messages in this maildir.
-    json_
-        No status line; one line of JSON at the end.
+        Keep the messages in this maildir, octet for octet, instead of forgetting them.
+    stop_after
+        End after this many messages.
+    json
+        Machine-readable lines on standard output, the last one with "final": true.
     """
-    from engine.cli.report import guarded
-
     return guarded(
-        lambda: trio.run(
-            _run, listen, tls, cert, key, ca_out, auth, auth_without_tls, reply or [], store, json_
+        lambda: _main(
+            listen=listen,
+            tls=tls,
+            cert=cert,
+            key=key,
+            ca_out=ca_out,
+            names=tls_name or [],
+            auth=auth,
+            auth_without_tls=auth_without_tls,
+            replies=reply or [],
+            without=without or [],
+            store=store,
+            stop_after=stop_after,
+            json=json,
         ),
         command="sink",
     )
 
 
-async def _run(
+def _main(
+    *,
     listen: str,
     tls: bool,
     cert: Path | None,
     key: Path | None,
     ca_out: Path | None,
+    names: list[str],
     auth: str | None,
     auth_without_tls: bool,
-    reply: list[str],
+    replies: list[str],
+    without: list[str],
     store: Path | None,
-    as_json: bool,
+    stop_after: int | None,
+    json: bool,
 ) -> None:
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--listen {listen!r}: HOST:PORT expected")
+    from policy.nets import parse_listen
+
+    try:
+        where = parse_listen(listen)
+    except ValueError as wrong:
+        raise ConfigError(f"--listen {listen}: {wrong}") from None
     if (cert is None) != (key is None):
         raise ConfigError("--cert and --key belong together")
+    if ca_out is not None and (not tls or cert is not None):
+        raise ConfigError("--ca-out is for the CA that --tls makes when no --cert is given")
     login: tuple[str, str] | None = None
     if auth is not None:
         user, colon, password = auth.partition(":")
         if not colon or not user or not password:
-            raise ConfigError("--auth takes USER:PASSWORD")
+            raise ConfigError("--auth: right would be USER:PASSWORD")
         login = (user, password)
         if not (tls or cert or auth_without_tls):
-            raise ConfigError("--auth needs --tls, or --auth-without-tls to take passwords in clear text")
-    options = SinkOptions(
-        host=host,
-        port=int(port),
-        auth=login,
-        auth_without_tls=auth_without_tls,
-        behaviours=dict(parse_behaviour(value) for value in reply),
-        store=store,
-    )
-    ca: ThrowAwayCa | None = None
-    if cert is not None:
-        options.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        options.context.load_cert_chain(cert, key)
-    elif tls:
-        ca = ThrowAwayCa()
-        if ca_out is not None:
+            raise ConfigError("--auth needs --tls, or --auth-without-tls to take passwords in the clear")
+    if stop_after is not None and stop_after < 1:
+        raise ConfigError("--stop-after must be at least 1")
+    _raise_file_limit()
+
+    async def run() -> None:
+        context: ssl.SSLContext | None = None
+        ca: ThrowAwayCa | None = None
+        if cert is not None and key is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(cert, key)
+        elif tls:
+            ca = ThrowAwayCa()
+        if ca_out is not None and ca is not None:
             await trio.Path(ca_out).write_bytes(ca.pem)
-    async with open_sink(options, ca=ca) as running:
-        begun = time.monotonic()
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                if not as_json:
-                    nursery.start_soon(_status, running)
-                await anext(signals)
+        async with open_sink(
+            where.host,
+            where.port,
+            ca=ca,
+            context=context,
+            names=names,
+            auth=login,
+            auth_without_tls=auth_without_tls,
+            replies=replies,
+            without=without,
+            store=store,
+            # Only the status line shares this process.
+            patience=0.02,
+        ) as running:
+            await _watch(running, stop_after, json=json)
+
+    trio.run(run)
+
+
+async def _watch(running: Sink, stop_after: int | None, *, json: bool) -> None:
+    """Show counts until a signal, or enough messages."""
+    screen = _Screen(running, json=json)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def status() -> None:
+                while True:
+                    await trio.sleep(1.0)
+                    screen.show()
+
+            async def until_enough(number: int) -> None:
+                await running.wait_count(number)
+                # The last replies leave before the sockets are closed.
+                await trio.sleep(0.05)
                 nursery.cancel_scope.cancel()
-        facts = {
-            "messages": running.count,
-            "connections": running.connections,
-            "octets": running.octets,
-            "seconds": round(time.monotonic() - begun, 3),
-        }
-        print(json.dumps(facts) if as_json else "", flush=True)
+
+            screen.show(first=True)
+            nursery.start_soon(status)
+            if stop_after is not None:
+                nursery.start_soon(until_enough, stop_after)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+    screen.show(final=True)
 
 
-async def _status(running: Sink) -> None:
-    """One line that is rewritten: what came, and how fast in the last second."""
-    host, port = running.address
-    last = -1
-    while True:
-        rate = running.count - max(last, 0)
-        if running.count != last:
-            line = f"{host}:{port}  {running.count:,} messages  {running.open} open  {rate:,}/s"
-            print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
-        last = running.count
-        await trio.sleep(1)
+class _Screen:
+    """The status: one line that changes on a terminal, JSON lines with ``--json``."""
+
+    def __init__(self, running: Sink, *, json: bool) -> None:
+        self._sink = running
+        self._json = json
+        self._terminal = sys.stderr.isatty()
+        self._before = (0, time.monotonic())
+        self._shown = Counts()
+        host, port = running.address
+        self._where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def show(self, *, first: bool = False, final: bool = False) -> None:
+        counts = self._sink.counts
+        rate = self._rate(final)
+        if self._json:
+            if first or final or counts != self._shown:
+                fields = msgspec.structs.asdict(counts)
+                status = _Status(
+                    listening=self._where,
+                    rate=round(rate, 1),
+                    begun=self._sink.begun,
+                    last=self._sink.last,
+                    final=final,
+                    **fields,
+                )
+                self._write(sys.stdout.fileno(), msgspec.json.encode(status) + b"\n")
+        elif first:
+            self._write(sys.stderr.fileno(), f"sink on {self._where}; Ctrl-C ends it\n".encode())
+        elif self._terminal or final:
+            line = (
+                f"{counts.messages:,} messages, {counts.sessions:,} sessions open of "
+                f"{counts.connections:,}, {rate:,.0f} messages/s" + (" in all" if final else "")
+            )
+            before, behind = ("\r\x1b[K", "\n" if final else "") if self._terminal else ("", "\n")
+            self._write(sys.stderr.fileno(), f"{before}{line}{behind}".encode())
+        self._shown = msgspec.structs.replace(counts)
+
+    def _rate(self, final: bool) -> float:
+        counts, now = self._sink.counts, time.monotonic()
+        if final:
+            span = self._sink.last - self._sink.begun
+            return counts.messages / span if span > 0 else 0.0
+        number, then = self._before
+        self._before = (counts.messages, now)
+        return (counts.messages - number) / max(now - then, 1e-6)
+
+    @staticmethod
+    def _write(fd: int, data: bytes) -> None:
+        # A status nobody reads any more must not end the sink.
+        with suppress(OSError):
+            os.write(fd, data)
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
