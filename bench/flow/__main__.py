@@ -1,311 +1,219 @@
 """``python -m bench.flow``: direct, Posthorn and Postfix in turn, in the same run, with ratios.
 
-Source and plain sink are Postfix's smtp-source and smtp-sink; where the way out is TLS with AUTH
-the sink is ``posthorn sink``. Every figure is end to end: from the first submission until the sink
-has counted the last message.
+Every figure is end to end: from the first submission until the last message has arrived at the
+sink. Source and sink are Postfix's smtp-source and smtp-sink unless TLS, AUTH or an option asks for
+our own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from . import machine, parts
 
-POLICY = """\
-import policy
-
-@policy.on("init")
-def init():
-    policy.define_spool(path="{where}/spool")
-    policy.configure_local_logs(log_dir="{where}/log")
-    policy.start_esmtp_listener(listen="127.0.0.1:{port}", relay_hosts=["127.0.0.1"],
-        max_messages_per_connection=10_000_000, max_connections_per_peer=10_000)
-
-@policy.on("smtp_server_message_received")
-def received(msg, conn_meta):
-    msg.set_meta("x_seen", 1)
-
-@policy.on("get_queue_config")
-def queue_config(domain, tenant, campaign, routing_domain):
-    return policy.make_queue_config(protocol={{"smtp": {{"mx_list": ["127.0.0.1:{sink}"]}}}})
-
-@policy.on("get_egress_path_config")
-def egress_path(domain, egress_source, site_name):
-    return policy.make_egress_path({path})
-"""
-TLS_PATH = (
-    'enable_tls="Required", tls_ca={{"file": "{where}/ca.pem"}}, smtp_auth_plain_username="scott", '
-    'smtp_auth_plain_password={{"key_data": "tiger"}}'
-)
+RELAYS = {"posthorn": parts.posthorn, "postfix": parts.postfix, "haraka": parts.haraka}
+LIMIT = 900.0
+"""Seconds a run may take."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def program(name: str) -> str:
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if found is None:
-        raise SystemExit(f"bench.flow: {name} is missing; on Debian: apt-get install postfix")
-    return found
-
-
-@contextmanager
-def running(command: list[str], output: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    with output.open("wb") as file:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            wait_port(port, child)
-            yield child
-        finally:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(90)
-            except subprocess.TimeoutExpired:
-                child.kill()
-
-
-def wait_port(port: int, child: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if child is not None and child.poll() is not None:
-            raise SystemExit(f"bench.flow: {child.args} ended with {child.returncode}")
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SystemExit(f"bench.flow: nothing listens on port {port}")
-
-
-class Counter:
-    """How many messages the sink has: smtp-sink's own display, or the deliveries of our sink."""
-
-    def __init__(self, output: Path, pattern: str) -> None:
-        self._output = output
-        self._pattern = re.compile(pattern.encode())
-
-    def read(self) -> int:
-        with self._output.open("rb") as file:
-            file.seek(max(0, self._output.stat().st_size - 400))
-            found = self._pattern.findall(file.read())
-        return int(found[-1].replace(b",", b"")) if found else 0
-
-
-def cpu_and_memory(pids: list[int]) -> tuple[float, int]:
-    seconds, peak = 0.0, 0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            continue
-        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        found = re.search(r"VmHWM:\s+(\d+)", status)
-        peak += int(found[1]) if found else 0
-    return seconds, peak
-
-
-@contextmanager
-def postfix(where: Path, port: int, sink: int) -> Iterator[None]:
-    """A private Postfix, tuned: 200 processes, no in-flow delay, connection cache."""
-    config, queue, data = where / "etc", where / "queue", where / "data"
-    for directory in (config, queue, data):
-        directory.mkdir(parents=True)
-    shutil.chown(data, "postfix")
-    for parent in (where, where.parent):
-        parent.chmod(0o755)
-    (config / "main.cf").write_text(
-        f"""compatibility_level = 3.6
-queue_directory = {queue}
-data_directory = {data}
-mail_owner = postfix
-setgid_group = postdrop
-myhostname = relay.example
-mydestination =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-relayhost = [127.0.0.1]:{sink}
-smtpd_relay_restrictions = permit_mynetworks, reject
-default_process_limit = 200
-in_flow_delay = 0
-smtp_connection_cache_on_demand = yes
-smtp_connection_cache_destinations = 127.0.0.1
-default_destination_concurrency_limit = 100
-smtpd_client_connection_count_limit = 0
-smtpd_client_connection_rate_limit = 0
-smtpd_timeout = 300
-smtp_tls_security_level = none
-smtpd_tls_security_level = none
-maillog_file = {where}/mail.log
-maillog_file_prefixes = {where}
-"""
-    )
-    default = Path("/etc/postfix/master.cf").read_text()
-    services = []
-    for line in default.splitlines():
-        if line[:1].isspace() or line.startswith("#") or not line.strip():
-            continue
-        words = line.split()
-        if words[1] == "inet" and words[0] == "smtp":
-            words[0] = f"127.0.0.1:{port}"
-        elif words[1] == "inet" or words[0] == "pickup":
-            continue
-        if len(words) >= 8:
-            words[4] = "n"
-            services.append(" ".join(words))
-    (config / "master.cf").write_text("\n".join(services) + "\n")
-    command = [program("postfix"), "-c", str(config)]
-    subprocess.run([*command, "start"], check=True, capture_output=True)
-    try:
-        wait_port(port)
-        yield
-    finally:
-        subprocess.run([*command, "stop"], check=False, capture_output=True)
-
-
-def one_run(relay: str, arguments: argparse.Namespace, sessions: int) -> dict[str, Any]:
-    count, size = arguments.messages, arguments.size
+def one_run(relay: str, options: argparse.Namespace, sessions: int) -> dict[str, Any]:
+    """One relay, one load; what came of it."""
+    count = options.messages
     if relay == "postfix":
-        count = min(count, arguments.postfix_messages)
-    elif relay == "none":
-        count = max(count, 4 * arguments.messages if size <= 10_000 else count)
-    base = Path(arguments.directory or ROOT / "var")
+        count = min(count, options.postfix_messages)
+    elif relay == "none" and options.size <= 10_000:
+        count = max(count, 40_000)  # the tools are fast: a short run would measure their start
+    base = Path(options.directory)
     base.mkdir(parents=True, exist_ok=True)
     where = Path(tempfile.mkdtemp(prefix="bench-", dir=base))
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, where, True)
-        sink_port, port = free_port(), free_port()
-        output = where / "sink.txt"
-        if arguments.tls_out and relay == "posthorn":
-            command = [sys.executable, "-m", "engine", "sink", "--listen", f"127.0.0.1:{sink_port}", "--tls",
-                       "--ca-out", str(where / "ca.pem"), "--auth", "scott:tiger", "--json"]  # fmt: skip
-            counter = Counter(output, r'"messages":(\d+)')
+        stack.callback(shutil.rmtree, where, ignore_errors=True)
+        sink_port, port = machine.free_port(), machine.free_port()
+        tls = options.tls_out and relay != "none"
+        if options.sink == "posthorn" or options.tls_out:
+            sink: parts.Sink = stack.enter_context(parts.posthorn_sink(where, sink_port, tls=options.tls_out))
         else:
-            user = ["-u", "root"] if os.geteuid() == 0 else []
-            command = [program("smtp-sink"), *user, "-c", f"127.0.0.1:{sink_port}", "1000"]
-            counter = Counter(output, r"mesg=(\d+)")
-        stack.enter_context(running(command, output, sink_port))
-        pids: list[int] = []
-        if relay == "posthorn":
-            path = TLS_PATH.format(where=where) if arguments.tls_out else 'enable_tls="Disabled"'
-            policy = where / "mail.py"
-            policy.write_text(POLICY.format(where=where, port=port, sink=sink_port, path=path))
-            child = stack.enter_context(
-                running([sys.executable, "-m", "engine", "run", str(policy)], where / "relay.txt", port)
-            )
-            pids = [child.pid]
-        elif relay == "postfix":
-            stack.enter_context(postfix(where / "postfix", port, sink_port))
-        else:
+            sink = stack.enter_context(parts.smtp_sink(where, sink_port))
+        pid = 0
+        if relay == "none":
             port = sink_port
-        cpu_before, _ = cpu_and_memory(pids)
-        before = counter.read()
-        begun = time.monotonic()
-        subprocess.run(
-            [program("smtp-source"), "-d", "-s", str(sessions), "-m", str(count), "-l", str(size),
-             "-f", "a@sender.example", "-t", "b@domain.example", f"127.0.0.1:{port}"],
-            check=True, timeout=600,
-        )  # fmt: skip
-        submitted = time.monotonic() - begun
-        # The displays are updated once a second or faster; what is read is never more than arrived.
-        while counter.read() - before < count and time.monotonic() - begun < 600:
-            time.sleep(0.02)
-        seconds = time.monotonic() - begun
-        arrived = counter.read() - before
-        cpu, peak = cpu_and_memory(pids)
-    facts = {
-        "relay": relay, "sessions": sessions, "messages": count, "size": size, "arrived": arrived,
-        "seconds": round(seconds, 3), "per_second": round(count / seconds, 1),
-        "submitted_per_second": round(count / submitted, 1),
-    }  # fmt: skip
-    if pids:
-        facts["cpu_ms_per_1000"] = round((cpu - cpu_before) * 1e6 / count, 1)
-        facts["peak_rss_kib"] = peak
+        else:
+            # The relay is stopped before its sink: left to itself it would report lost connections.
+            inner = stack.enter_context(ExitStack())
+            pid = inner.enter_context(RELAYS[relay](where, port, sink_port, tls=tls))
+        before, _ = machine.cost(pid) if pid else (0.0, 0)
+        sink_before, _ = machine.cost(sink.pid)
+        begun = time.time()
+        source = run_source(relay, options, sessions, count, port, where)
+        submitted = time.time() - begun
+        begun = source.pop("begun", begun)
+        seconds = sink.wait(count, LIMIT) - begun
+        facts = {
+            "relay": relay,
+            "sessions": sessions,
+            "messages": count,
+            "size": options.size,
+            "source": source.pop("name"),
+            "sink": sink.name,
+            "seconds": round(seconds, 3),
+            "per_second": round(count / seconds, 1),
+            "submitted_per_second": round(count / submitted, 1),
+            "sink_cpu_ms_per_1000": round((machine.cost(sink.pid)[0] - sink_before) * 1e6 / count, 1),
+            **source,
+        }
+        if pid:
+            cpu, peak = machine.cost(pid)
+            facts["cpu_s_per_1000"] = round((cpu - before) * 1e3 / count, 4)
+            facts["pss_kib"] = machine.pss(pid)
+            if relay == "posthorn":
+                facts["peak_rss_kib"] = peak
+            inner.close()
+        if relay == "posthorn":
+            facts |= delays(where / "log")
     return facts
 
 
-def machine() -> dict[str, Any]:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "",
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    return {
-        "cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release(),
-        "python": platform.python_version(), "commit": commit.strip(),
-    }  # fmt: skip
+def run_source(
+    relay: str, options: argparse.Namespace, sessions: int, count: int, port: int, where: Path
+) -> dict[str, Any]:
+    """Submit `count` messages; waits until the last one is accepted."""
+    direct_tls = relay == "none" and options.tls_out
+    if options.source == "posthorn" or direct_tls:
+        command = [sys.executable, "-m", "bench.flow.source", "--to", f"127.0.0.1:{port}"]
+        command += ["--sessions", str(sessions), "--messages", str(count), "--size", str(options.size)]
+        command += ["--pipeline"] * options.pipeline + ["--across"] * options.across
+        if direct_tls:
+            command += ["--tls", "--ca", str(where / "ca.pem"), "--auth", parts.LOGIN]
+        done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, timeout=LIMIT)
+        if done.returncode:
+            raise SystemExit(f"bench: {done.stderr.strip()}")
+        facts = json.loads(done.stdout)
+        return {
+            "name": "bench.flow.source",
+            "begun": facts["begun"],
+            "source_cpu_us_per_message": facts["cpu_us_per_message"],
+            "accept_p50_ms": facts["accept_p50_ms"],
+            "accept_p99_ms": facts["accept_p99_ms"],
+        }
+    command = [machine.program("smtp-source"), "-d", "-s", str(sessions), "-m", str(count)]
+    command += ["-l", str(options.size), "-f", "a@sender.example", "-t", "b@domain.example"]
+    subprocess.run([*command, f"127.0.0.1:{port}"], check=True, timeout=LIMIT)
+    return {"name": "smtp-source"}
+
+
+def delays(log: Path) -> dict[str, Any]:
+    """From the records: milliseconds from a message's Reception to its Delivery; what went wrong."""
+    from engine.log import read_segment
+
+    received: dict[str, datetime] = {}
+    waits: list[float] = []
+    others: dict[str, int] = {}
+    for segment in sorted(log.iterdir()):
+        for record in read_segment(segment):
+            if record["type"] == "Reception":
+                received[record["id"]] = datetime.fromisoformat(record["event_time"])
+            elif record["type"] == "Delivery" and record["id"] in received:
+                delivered = datetime.fromisoformat(record["event_time"])
+                waits.append((delivered - received[record["id"]]).total_seconds() * 1e3)
+            else:
+                others[record["type"]] = others.get(record["type"], 0) + 1
+    facts: dict[str, Any] = {}
+    if len(waits) > 1:
+        cuts = statistics.quantiles(waits, n=100, method="inclusive")
+        facts = {"delivery_p50_ms": round(cuts[49], 2), "delivery_p99_ms": round(cuts[98], 2)}
+    if others:
+        facts["other_records"] = others
+    return facts
+
+
+def summarize(runs: list[dict[str, Any]], relays: list[str], counts: list[int]) -> list[dict[str, Any]]:
+    """Medians, and ratios of rounds: each round's Posthorn to its own ceiling and Postfix."""
+    summary = []
+    for sessions in counts:
+        rates = {
+            relay: [run["per_second"] for run in runs if (run["relay"], run["sessions"]) == (relay, sessions)]
+            for relay in relays
+        }
+        line: dict[str, Any] = {
+            "sessions": sessions,
+            "median_per_second": {relay: statistics.median(found) for relay, found in rates.items()},
+        }
+        for other in relays:
+            if other != "posthorn" and "posthorn" in rates:
+                pairs = zip(rates["posthorn"], rates[other], strict=True)
+                line[f"posthorn_to_{other}"] = round(
+                    statistics.median([ours / theirs for ours, theirs in pairs]), 3
+                )
+        summary.append(line)
+    return summary
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.flow", description=__doc__)
-    parser.add_argument("--relay", action="append", choices=["none", "posthorn", "postfix"],
-                        help="what stands in the middle; several: compared (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--relay",
+        action="append",
+        choices=["none", *RELAYS],
+        help="what stands in the middle (none: source straight into sink); may be repeated",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="none, posthorn and postfix in turn (what no --relay means too)",
+    )
     parser.add_argument("--sessions", type=int, action="append", help="of the source (default 20 and 100)")
     parser.add_argument("--messages", type=int, default=20_000)
-    parser.add_argument("--postfix-messages", type=int, default=3_000, help="Postfix is slower: fewer")
+    parser.add_argument("--postfix-messages", type=int, default=5_000, help="at most so many: it is slower")
     parser.add_argument("--size", type=int, default=4096, help="octets of a message")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--tls-out", action="store_true", help="Posthorn's way out is STARTTLS and AUTH")
-    parser.add_argument("--directory", help="where spools lie (default ./var): a real disk, not tmpfs")
+    parser.add_argument("--runs", type=int, default=3, help="rounds; ratios are taken within a round")
+    parser.add_argument("--tls-out", action="store_true", help="the way out is STARTTLS and AUTH")
+    parser.add_argument("--source", choices=["postfix", "posthorn"], default="postfix")
+    parser.add_argument("--sink", choices=["postfix", "posthorn"], default="postfix")
+    parser.add_argument(
+        "--pipeline", action="store_true", help="our source: MAIL, RCPT and DATA in one write"
+    )
+    parser.add_argument("--across", action="store_true", help="our source: pipelining across messages too")
+    parser.add_argument(
+        "--directory", default=machine.ROOT / "var", help="where spools lie (default ./var): a real disk"
+    )
     parser.add_argument("--name", default="compare", help="part of the result's file name")
-    arguments = parser.parse_args()
-    relays = arguments.relay or ["none", "posthorn", "postfix"]
+    parser.add_argument("--no-result", action="store_true", help="print only, write no result file")
+    options = parser.parse_args()
+    if (options.pipeline or options.across) and options.source != "posthorn":
+        parser.error("--pipeline and --across are for --source posthorn")
+    if options.compare and options.relay:
+        parser.error("--compare runs its own relays; leave --relay out")
+    relays = list(dict.fromkeys(options.relay or ["none", "posthorn", "postfix"]))
+    counts = list(dict.fromkeys(options.sessions or [20, 100]))
+    base = Path(options.directory)
+    base.mkdir(parents=True, exist_ok=True)
+    about = machine.facts(base)
+    if about["disk"].startswith(("tmpfs", "ramfs")):
+        print(f"warning: {base} is {about['disk']}: the relay's syncs cost nothing there", file=sys.stderr)
     runs: list[dict[str, Any]] = []
-    for sessions in arguments.sessions or [20, 100]:
-        for _ in range(arguments.runs):
+    for sessions in counts:
+        for _ in range(options.runs):
             for relay in relays:
-                facts = one_run(relay, arguments, sessions)
+                facts = one_run(relay, options, sessions)
                 runs.append(facts)
-                print(f"{relay:9} {sessions:4} sessions  {facts['per_second']:10,.0f}/s  {facts}", flush=True)
-    summary: list[dict[str, Any]] = []
-    for sessions in arguments.sessions or [20, 100]:
-        rates = {
-            relay: statistics.median(
-                r["per_second"] for r in runs if r["relay"] == relay and r["sessions"] == sessions
-            )
-            for relay in relays
-        }
-        line: dict[str, Any] = {"sessions": sessions, "median_per_second": rates}
-        for other in ("none", "postfix"):
-            if other in rates and "posthorn" in rates:
-                line[f"posthorn_to_{other}"] = round(rates["posthorn"] / rates[other], 3)
-        summary.append(line)
+                shown = {name: value for name, value in facts.items() if name not in ("relay", "sessions")}
+                print(f"{relay:9}{sessions:4} sessions {facts['per_second']:9,.0f}/s  {shown}", flush=True)
+    summary = summarize(runs, relays, counts)
+    for line in summary:
         print(json.dumps(line))
-    result = {"command": " ".join(["python", "-m", "bench.flow", *sys.argv[1:]]), "machine": machine(),
-              "summary": summary, "runs": runs}  # fmt: skip
-    results = ROOT / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    file = results / f"flow-{arguments.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {file.relative_to(ROOT)}")
+    if not options.no_result:
+        machine.write_result(f"flow-{options.name}", {"machine": about, "summary": summary, "runs": runs})
     return 0
 
 

@@ -286,7 +286,9 @@ class Committer(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """Trio's loop has nothing to run now. Called by Trio on each turn, so quick to say no."""
-        if timeout > 0.0 and self._line and self._group is None:
+        # Not once closing: the thread may have been told to end, and a group handed over behind that
+        # would be written by nobody, its callers never woken.
+        if timeout > 0.0 and self._line and self._group is None and not self._closing:
             self._launch()
 
     def _launch(self) -> None:

@@ -41,12 +41,14 @@ from .format import (
 )
 from .segment import Segment
 
-__all__ = ["Survey", "lock_directory", "survey"]
+__all__ = ["PROBE", "Survey", "lock_directory", "survey"]
 
 logger = logging.getLogger("posthorn.spool")
 
 _FORMAT = b"posthorn-spool %d\n"
 _NAME = re.compile(r"([0-9]{8,18})\.(seg|jnl|tmp|spare)")
+PROBE = "probe"
+"""A file that is written and removed to see whether there is space again."""
 _FOLDERS = ("segments", "quarantine")
 
 
@@ -131,6 +133,9 @@ def survey(files: Files, path: str) -> Survey:
     kinds: dict[str, dict[int, str]] = {"seg": {}, "jnl": {}, "tmp": {}, "spare": {}}
     strange = []
     for name in files.list(directory):
+        if name == PROBE:
+            files.unlink(f"{directory}/{name}")
+            continue
         found = _NAME.fullmatch(name)
         if found is None:
             strange.append(name)

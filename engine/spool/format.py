@@ -120,16 +120,14 @@ def segment_header(number: int, nonce: bytes, created: float, sources: Sequence[
 
 
 def parse_segment_header(data: bytes) -> SegmentHeader | None:
-    """None when damaged or incomplete. A newer version is reported with its number only."""
+    """None when damaged or incomplete. Later versions keep this layout of the header."""
     if len(data) < _SEGMENT.size:
         return None
     magic, version, _, count, number, nonce, created = _SEGMENT.unpack_from(data)
-    if magic != _SEGMENT_MAGIC:
-        return None
-    if version > VERSION:
-        return SegmentHeader(version, number, b"", 0.0, ())
     end = _SEGMENT.size + 8 * count
-    if count > MAX_SOURCES or len(data) < end + 4 or _CRC.unpack_from(data, end)[0] != crc32(data[:end]):
+    if magic != _SEGMENT_MAGIC or count > MAX_SOURCES or len(data) < end + 4:
+        return None
+    if _CRC.unpack_from(data, end)[0] != crc32(data[:end]):
         return None
     sources = struct.unpack_from(f"<{count}Q", data, _SEGMENT.size)
     return SegmentHeader(version, number, nonce, created, sources)

@@ -22,6 +22,7 @@ from policy.units import Floor
 
 from .commit import Committer
 from .compact import compact
+from .directory import PROBE
 from .files import CREATE, sync_file
 from .segment import Segment
 from .shelf import SPARSE, Shelf
@@ -298,7 +299,7 @@ class Upkeep:
     def _probe_blocking(self) -> None:
         """Whether a mebibyte can be written and synced."""
         files = self._shelf.files
-        path = f"{self._shelf.directory}/probe"
+        path = f"{self._shelf.directory}/{PROBE}"
         with suppress(FileNotFoundError):
             files.unlink(path)
         fd = files.open(path, CREATE)

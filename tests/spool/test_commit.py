@@ -1,0 +1,356 @@
+"""Group commit: what shares a sync, what a failure does, what becomes of a caller who leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from engine.errors import SpoolError, SpoolFull
+from engine.model import Message
+from engine.spool import DurableSpool, Files, open_spool
+from tests.contract.spool import found, message
+from tests.spool.helpers import BadDisk, failing
+
+
+class SlowDisk(Files):
+    """Syncs of segments wait for `go`; counts them and remembers what was written before each."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.hold = False
+        self.written = 0
+        self.synced: list[int] = []
+
+    def pwritev(self, fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
+        count = super().pwritev(fd, parts, offset)
+        self.written = offset + count
+        return count
+
+    def fdatasync(self, fd: int) -> None:
+        covered = self.written
+        if self.hold:
+            self.go.wait(10)
+        super().fdatasync(fd)
+        self.synced.append(covered)
+
+
+async def until(condition: object) -> None:
+    """Wait for something a thread does."""
+    assert callable(condition)
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.001)
+
+
+async def test_the_next_group_gathers_while_a_sync_runs(tmp_path: Path) -> None:
+    disk = SlowDisk()
+    async with open_spool(tmp_path, files=disk) as spool:
+        await spool.commit([b"first"], [message()])
+        before = spool.statistics().batches
+        disk.hold = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spool.commit, [b"a"], [message()])
+            await until(lambda: spool.statistics().waiting == 1 and disk.written)
+            for _ in range(10):
+                nursery.start_soon(spool.commit, [b"b"], [message()])
+            await until(lambda: spool.statistics().waiting == 11)
+            disk.go.set()
+        assert spool.statistics().batches - before == 2
+
+
+async def test_nobody_is_released_before_the_sync_that_covers_it(tmp_path: Path) -> None:
+    disk = SlowDisk()
+    async with open_spool(tmp_path, files=disk) as spool:
+
+        async def session() -> None:
+            for _ in range(10):
+                (handle,) = await spool.commit([os.urandom(500)], [message()])
+                segment = handle.place
+                end = segment.offsets[handle.ordinal] + segment.lengths[handle.ordinal]
+                assert any(covered >= end for covered in disk.synced)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(15):
+                nursery.start_soon(session)
+
+
+async def test_a_group_is_closed_although_the_loop_never_rests(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
+        done = trio.Event()
+
+        async def busy() -> None:
+            while not done.is_set():
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(busy)
+            with trio.fail_after(5):
+                for _ in range(5):
+                    await spool.commit([b"x"], [message()])
+            done.set()
+
+
+async def test_a_hanging_disk_hurts_nobody_else(tmp_path: Path) -> None:
+    """Other tasks go on, nobody gets an early answer, who waits may leave (D22)."""
+    disk = SlowDisk()
+    one, two, three = message(), message(), message()
+    async with open_spool(tmp_path, files=disk) as spool:
+        await spool.commit([b"x"], [one])
+        disk.hold = True
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(0.05) as scope:
+                await spool.commit([b"x"], [two])
+            assert scope.cancelled_caught
+            nursery.start_soon(spool.commit, [b"x"], [three])
+            await until(lambda: spool.statistics().waiting == 2)
+            assert spool.trouble is None
+            disk.go.set()
+        assert spool.statistics().abandoned == 1
+        assert spool.statistics().messages == 2
+    async with open_spool(tmp_path) as spool:
+        assert set(await found(spool)) == {one.id, three.id}, "the one whose caller left is gone"
+
+
+async def test_cancelling_at_any_moment(tmp_path: Path) -> None:
+    """Whoever gets handles has a message; whoever is cancelled has left none behind."""
+    kept: set[bytes] = set()
+    async with open_spool(tmp_path) as spool:
+
+        async def session(patience: float) -> None:
+            one = message()
+            with trio.move_on_after(patience):
+                await spool.commit([b"x" * 2000], [one])
+                kept.add(one.id)
+
+        for turn in range(20):
+            async with trio.open_nursery() as nursery:
+                for number in range(10):
+                    nursery.start_soon(session, number * turn * 0.00001)
+        await until(lambda: spool.statistics().waiting == 0)
+        assert spool.statistics().messages == len(kept)
+    async with open_spool(tmp_path) as spool:
+        assert set(await found(spool)) == kept
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, SpoolFull),
+        (errno.EDQUOT, SpoolFull),
+        (errno.EFBIG, SpoolFull),
+        (errno.EIO, SpoolError),
+        (errno.EROFS, SpoolError),
+    ],
+)
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
+async def test_a_failure_fails_the_whole_group_and_is_repaired(
+    tmp_path: Path, number: int, kind: type[SpoolError], call: str
+) -> None:
+    disk = BadDisk()
+    kept: list[Message] = []
+    async with open_spool(tmp_path, files=disk) as spool:
+        kept.append(message())
+        (handle,) = await spool.commit([b"good"], kept[-1:])
+        disk.plan = failing(number, call, "create", suffix=".seg")
+        refused: list[type[BaseException]] = []
+
+        async def session() -> None:
+            try:
+                await spool.commit([b"bad"], [message()])
+            except SpoolError as error:
+                refused.append(type(error))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(session)
+        assert refused == [kind] * 5
+        assert spool.trouble is not None
+        assert ("no space" in spool.trouble) == (kind is SpoolFull)
+        assert (spool.halted is None) == (kind is SpoolFull), "a full disk does not stop deliveries"
+        with pytest.raises(kind):
+            await spool.commit([b"bad"], [message()])
+        assert await spool.read(handle) == (kept[0], b"good")
+        spool.postpone(handle, 2, 3.0)
+        disk.plan = lambda call, path: None
+        spool.statistics()
+        await until(lambda: spool.trouble is None)
+        assert spool.halted is None
+        kept.append(message())
+        await spool.commit([b"good"], kept[-1:])
+        assert await spool.read(handle) == (kept[0], b"good")
+    async with open_spool(tmp_path) as spool:
+        again = await found(spool)
+        assert set(again) == {each.id for each in kept}, "and nothing of what was refused"
+        assert again[kept[0].id].attempts == 2
+
+
+async def test_a_file_whose_sync_failed_is_never_synced_again(tmp_path: Path) -> None:
+    disk = BadDisk()
+    async with open_spool(tmp_path, files=disk) as spool:
+        (handle,) = await spool.commit([b"good"], [message()])
+        bad = handle.place.path
+        failures: list[str] = []
+
+        def once(call: str, path: str) -> OSError | None:
+            if call == "fdatasync" and path == bad:
+                failures.append(path)
+                if len(failures) == 1:
+                    return OSError(errno.EIO, "")
+            return None
+
+        disk.plan = once
+        with pytest.raises(SpoolError):
+            await spool.commit([b"bad"], [message()])
+        await until(lambda: spool.trouble is None)
+        assert handle.place.path != bad, "its message has moved to a fresh file"
+        await spool.commit([b"good"], [message()])
+        assert not Path(bad).exists()
+        # The one after the failure only follows the cut; nothing is believed because of it.
+        assert len(failures) <= 2
+    async with open_spool(tmp_path) as spool:
+        assert len(await found(spool)) == 2
+
+
+async def test_the_segment_that_heals_is_read_back(tmp_path: Path) -> None:
+    """A disk that swallows what it is given is not believed (D21)."""
+
+    class Liar(BadDisk):
+        lying = False
+
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            data = super().pread(fd, size, offset)
+            return b"\0" * len(data) if self.lying else data
+
+    disk = Liar()
+    async with open_spool(tmp_path, files=disk) as spool:
+        await spool.commit([b"good"], [message()])
+        disk.lying = True
+        disk.plan = failing(errno.EIO, "fdatasync", suffix=".seg")
+        with pytest.raises(SpoolError):
+            await spool.commit([b"bad"], [message()])
+        disk.plan = lambda call, path: None
+        await until(lambda: spool.statistics().failures >= 2)
+        assert spool.trouble is not None
+        disk.lying = False
+        await until(lambda: spool.trouble is None)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 100, 1000])
+async def test_short_writes_are_completed(tmp_path: Path, limit: int) -> None:
+    disk = BadDisk(lambda call, path: limit if call == "pwrite" and not path.endswith("format") else None)
+    async with open_spool(tmp_path, files=disk) as spool:
+        one = message(40)
+        (handle,) = await spool.commit([b"x" * 3000, b"y" * 10], [one])
+        spool.finish(handle, 3)
+        assert await spool.read(handle) == (one, b"x" * 3000)
+    async with open_spool(tmp_path) as spool:
+        assert (await found(spool))[one.id].done == 3
+
+
+async def test_interrupted_calls_are_repeated(tmp_path: Path) -> None:
+    turn = 0
+
+    def now_and_then(call: str, path: str) -> OSError | None:
+        nonlocal turn
+        turn += 1
+        if call in ("pwrite", "fdatasync") and turn % 3:
+            return InterruptedError(errno.EINTR, "") if turn % 2 else BlockingIOError(errno.EAGAIN, "")
+        return None
+
+    disk = BadDisk(
+        lambda call, path: None if call == "fdatasync" and turn % 3 == 2 else now_and_then(call, path)
+    )
+    async with open_spool(tmp_path, files=BadDisk()) as spool:
+        pass
+    disk.plan = lambda call, path: (
+        InterruptedError(errno.EINTR, "")
+        if call in ("pwrite", "fdatasync") and disk.calls.count((call, path)) % 2
+        else None
+    )
+    async with open_spool(tmp_path, files=disk) as spool:
+        one = message()
+        (handle,) = await spool.commit([b"x"], [one])
+        spool.postpone(handle, 1, 2.0)
+        assert spool.trouble is None
+    async with open_spool(tmp_path) as spool:
+        assert (await found(spool))[one.id].attempts == 1
+
+
+async def test_a_transaction_larger_than_a_segment(tmp_path: Path) -> None:
+    async with open_spool(tmp_path, segment_size=10_000) as spool:
+        messages = [message() for _ in range(6)]
+        for size, each in zip((10, 50_000, 10, 20_000, 20_000, 10), messages, strict=True):
+            await spool.commit([b"x" * size], [each])
+    async with open_spool(tmp_path) as spool:
+        again = await found(spool)
+        assert list(again) == [each.id for each in messages]
+        assert len((await spool.read(again[messages[1].id].handle))[1]) == 50_000
+
+
+async def test_many_parts_in_one_group(tmp_path: Path) -> None:
+    """More buffers than one pwritev takes."""
+    async with open_spool(tmp_path) as spool:
+        bodies = [b"%d" % number for number in range(3000)]
+        messages = [message(body_index=number) for number in range(3000)]
+        handles = await spool.commit(bodies, messages)
+        assert (await spool.read(handles[2999]))[1] == b"2999"
+
+
+async def test_leaving_ends_what_waits(tmp_path: Path) -> None:
+    """Nothing is lost on the way out; who comes too late is told so."""
+    disk = SlowDisk()
+    one = message()
+    outcomes: list[str] = []
+    async with trio.open_nursery() as nursery:
+        async with open_spool(tmp_path, files=disk) as spool:
+            await spool.commit([b"x"], [message()])
+            disk.hold = True
+
+            async def session(each: Message) -> None:
+                try:
+                    await spool.commit([b"x"], [each])
+                    outcomes.append("kept")
+                except SpoolError:
+                    outcomes.append("refused")
+
+            nursery.start_soon(session, one)
+            await until(lambda: spool.statistics().waiting == 1)
+            await until(lambda: spool._committer._group is not None)
+            nursery.start_soon(session, message())
+            await until(lambda: spool.statistics().waiting == 2)
+            disk.go.set()
+            disk.hold = False
+    assert sorted(outcomes) == ["kept", "refused"]
+    async with open_spool(tmp_path) as spool:
+        assert one.id in await found(spool)
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with open_spool(tmp_path) as spool:
+            await spool.commit([b"x"], [message()])
+            raise KeyError("mine")
+    async with open_spool(tmp_path) as spool:
+        assert isinstance(spool, DurableSpool)
+        assert len(await found(spool)) == 1
+
+
+async def test_closing_gives_up_on_a_dead_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The process must be able to end (O9)."""
+    disk = SlowDisk()
+    with trio.fail_after(5):
+        async with open_spool(tmp_path, files=disk, close_timeout=0.1) as spool:
+            await spool.commit([b"x"], [message()])
+            disk.hold = True
+            with trio.move_on_after(0.05):
+                await spool.commit([b"x"], [message()])
+    assert "does not answer" in caplog.text
+    disk.go.set()
+    await until(lambda: not spool._shelf.spares and spool._committer._work.empty())
