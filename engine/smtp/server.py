@@ -8,7 +8,6 @@ is answered inside and shows up in `take_refusals` when it was a refusal.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,9 +16,10 @@ import msgspec
 from engine import _fast
 from engine.errors import LocalProtocolError
 
-from .address import NULL, Address, AddressError, parse_path_full
-from .auth import MECHANISMS, Credentials, SaslError, ServerMechanism, decode_base64, server_mechanism
-from .command import NO_PARAMETERS, ParameterError, parse_mail_parameters
+from .address import Address, AddressError
+from .auth import MECHANISMS
+from .command import ParameterError, parse_hello, parse_mail, parse_rcpt, shown
+from .content import TOO_BIG, content_fault
 from .events import (
     Auth,
     BodyReceived,
@@ -31,19 +31,15 @@ from .events import (
     ServerEvent,
     StartTls,
 )
+from .exchange import ServerExchange, Turn
 from .reply import Reply
-from .state import DATA, MAIL, RCPT, READY, SASL, SERVER, START, TLS, VERBS
+from .state import DATA, MAIL, RCPT, READY, SASL, SERVER, START, TLS
 
 __all__ = ["ServerConfig", "ServerSession"]
 
 COMMAND_LIMIT = 2048
 AUTH_LIMIT = 12288
 """Octets of a line with its CR LF (reliability S20; RFC 4954 4)."""
-
-EHLO_LIMIT = 255
-HEADER_LIMIT = 512 * 1024
-HEADER_FIELDS = 1000
-"""Reliability S22, S27."""
 
 _OK_MAIL = b"250 2.1.0 OK\r\n"
 _OK_RCPT = b"250 2.1.5 OK\r\n"
@@ -59,7 +55,6 @@ _BAD_LINES = {_fast.LINE_TOO_LONG: _TOO_LONG, _fast.LINE_BARE: _BARE_LINE, _fast
 _UNKNOWN = Reply(500, "5.5.2", "Command not recognized")
 _ENOUGH_ERRORS = Reply(421, "4.7.0", "Too many errors")
 _TOO_MANY = Reply(452, "4.5.3", "Too many recipients")
-_TOO_BIG = Reply(552, "5.3.4", "Message size exceeds the limit")
 _INJECTED = Reply(554, "5.5.0", "Commands behind STARTTLS")
 _NULL_EVENT_DATA = Data()
 
@@ -88,13 +83,12 @@ class ServerSession:
         "_config",
         "_content",
         "_errors",
+        "_exchange",
         "_line",
-        "_mechanism",
         "_noops",
         "_out",
         "_reader",
         "_refusals",
-        "_sasl_rounds",
         "_state",
         "closing",
         "ehlo_domain",
@@ -114,8 +108,7 @@ class ServerSession:
         self._awaiting: ServerEvent | None = None
         self._content: _fast.DataReader | None = None
         self._line = b""
-        self._mechanism: ServerMechanism | None = None
-        self._sasl_rounds = 0
+        self._exchange: ServerExchange | None = None
         self._errors = 0
         self._noops = 0
         self._refusals: list[Refusal] = []
@@ -241,57 +234,26 @@ class ServerSession:
         return self._seldom(verb, rest)
 
     def _mail(self, rest: bytes) -> Mail | None:
-        if rest[:5].upper() != b"FROM:":
-            self._error(Reply(501, "5.5.4", "Syntax: MAIL FROM:<address>"))
-            return None
-        path = rest[5:].lstrip(b" ")
-        quick = _fast.parse_path(path)
         config = self._config
         try:
-            if quick is not None:
-                text, parameters = quick
-                address = Address(text) if text else NULL
-                if not parameters:
-                    return Mail(address, 0, False, False)
-                given = parse_mail_parameters(parameters, auth_offered=bool(config.offer_auth))
-            else:
-                # The parameters decide whether UTF-8 is allowed, so they are looked at first.
-                utf8 = b"SMTPUTF8" in path[path.rfind(b">") + 1 :].upper().split()
-                address, parameters = parse_path_full(path, allow_null=True, smtputf8=utf8)
-                given = NO_PARAMETERS
-                if parameters:
-                    given = parse_mail_parameters(parameters, auth_offered=bool(config.offer_auth))
+            event = parse_mail(rest, auth_offered=bool(config.offer_auth))
         except (AddressError, ParameterError) as error:
             self._error(error.reply)
             return None
-        if given.size > config.max_message_size:
-            self._error(_TOO_BIG)
+        if event.size > config.max_message_size:
+            self._error(TOO_BIG)
             return None
-        return Mail(address, given.size, given.body_8bit, given.smtputf8)
+        return event
 
     def _rcpt(self, rest: bytes) -> Rcpt | None:
-        if rest[:3].upper() != b"TO:":
-            self._error(Reply(501, "5.5.4", "Syntax: RCPT TO:<address>"))
-            return None
-        if len(self.forward_paths) >= self._config.max_recipients:
+        if len(self.forward_paths) >= self._config.max_recipients and rest[:3].upper() == b"TO:":
             self._refuse(_TOO_MANY)
             return None
-        path = rest[3:].lstrip(b" ")
-        quick = _fast.parse_path(path)
-        if quick is not None and quick[0] and not quick[1]:
-            return Rcpt(Address(quick[0]))
         try:
-            address, parameters = parse_path_full(
-                path, allow_null=False, smtputf8=self.smtputf8, allow_postmaster=True
-            )
-        except AddressError as error:
+            return parse_rcpt(rest, smtputf8=self.smtputf8)
+        except (AddressError, ParameterError) as error:
             self._error(error.reply)
             return None
-        if parameters:
-            name = parameters.partition(b"=")[0][:32].decode("ascii", "replace")
-            self._error(Reply(555, "5.5.4", f"parameter {name} not recognized"))
-            return None
-        return Rcpt(address)
 
     def _seldom(self, verb: bytes, rest: bytes) -> ServerEvent | None:
         if verb in (b"EHLO", b"HELO"):
@@ -329,14 +291,10 @@ class ServerSession:
 
     def _hello(self, esmtp: bool, rest: bytes) -> Hello | None:
         try:
-            domain = rest.decode()
-        except UnicodeDecodeError:
-            domain = ""
-        if not domain or len(rest) > EHLO_LIMIT or not domain.isprintable() or " " in domain:
-            verb = "EHLO" if esmtp else "HELO"
-            self._error(Reply(501, "5.5.4", f"Syntax: {verb} domain"))
+            return parse_hello(rest, esmtp=esmtp)
+        except ParameterError as error:
+            self._error(error.reply)
             return None
-        return Hello(domain, esmtp)
 
     def _starttls(self, rest: bytes) -> StartTls | None:
         if rest:
@@ -361,49 +319,34 @@ class ServerSession:
             # The response that may stand in this line is not even decoded (reliability S52).
             self._error(Reply(538, "5.7.11", "Encryption required for authentication"))
             return None
-        word, _, initial = rest.partition(b" ")
+        word, _, rest = rest.partition(b" ")
         name = word.decode("ascii", "replace").upper()
         if name not in config.offer_auth or name not in MECHANISMS:
             self._error(Reply(504, "5.5.4", "Authentication mechanism not offered"))
             return None
-        self._mechanism = server_mechanism(name)
-        self._sasl_rounds = 0
+        self._exchange = exchange = ServerExchange(name)
         self._state = SASL
         self._reader.limit = AUTH_LIMIT
-        initial = initial.strip(b" ")
-        return self._sasl_line(initial) if initial else self._sasl_step(None)
+        return self._sasl(exchange.begin(rest))
 
     def _sasl_line(self, line: bytes) -> Auth | None:
         self._line = b"AUTH (response)"
-        if line == b"*":
-            self._end_sasl()
-            self._error(Reply(501, "5.7.0", "Authentication cancelled"))
-            return None
-        try:
-            response = decode_base64(line)
-        except SaslError:
-            self._end_sasl()
-            self._error(Reply(501, "5.5.2", "Authentication response is not base64"))
-            return None
-        return self._sasl_step(response)
+        assert self._exchange is not None
+        return self._sasl(self._exchange.line(line))
 
-    def _sasl_step(self, response: bytes | None) -> Auth | None:
-        mechanism = self._mechanism
-        assert mechanism is not None
-        try:
-            answer = mechanism.step(response)
-        except SaslError:
-            self._end_sasl()
-            self._error(Reply(501, "5.5.2", "Authentication response not understood"))
+    def _sasl(self, turn: Turn) -> Auth | None:
+        if type(turn) is bytes:
+            self._out.append(turn)
             return None
-        if type(answer) is Credentials:
-            self._end_sasl()
-            return Auth(mechanism.name, answer.authzid, answer.authcid, answer.password)
-        self._out.append(b"334 " + base64.b64encode(bytes(answer)) + b"\r\n")  # type: ignore[arg-type]
-        return None
+        self._end_sasl()
+        if type(turn) is Reply:
+            self._error(turn)
+            return None
+        assert type(turn) is Auth
+        return turn
 
     def _end_sasl(self) -> None:
-        self._mechanism = None
+        self._exchange = None
         self._state = READY
         self._reader.limit = COMMAND_LIMIT
 
@@ -411,20 +354,7 @@ class ServerSession:
         self._content = None
         self._line = b"DATA"
         config = self._config
-        fault: Reply | None = None
-        if content.over:
-            fault = _TOO_BIG
-        elif content.long_line:
-            fault = Reply(550, "5.6.0", f"A line is longer than {config.text_line_limit} octets")
-        elif content.nul:
-            fault = Reply(550, "5.6.0", "The message holds a NUL octet")
-        elif (content.bare_cr or content.bare_lf) and config.bare_lines == "Deny":
-            which = "CR without LF" if content.bare_cr else "LF without CR"
-            fault = Reply(550, "5.6.0", f"The message holds a {which}; lines end with CR LF only")
-        else:
-            end = content.header_end if content.header_end >= 0 else content.size
-            if end > HEADER_LIMIT or content.header_fields > HEADER_FIELDS:
-                fault = Reply(552, "5.3.4", "The header section exceeds the limit")
+        fault = content_fault(content, config.text_line_limit, bare_lines=config.bare_lines)
         if fault is not None:
             self._refuse(fault)
             self._state = READY
@@ -562,7 +492,7 @@ class ServerSession:
         sender = self.reverse_path.text if self.reverse_path is not None else ""
         if not recipient and self.forward_paths:
             recipient = self.forward_paths[-1].text
-        command = _shown(self._line)
+        command = shown(self._line)
         self._refusals.append(Refusal(reply, command, sender, recipient))
 
     def _error(self, reply: Reply) -> None:
@@ -580,17 +510,3 @@ class ServerSession:
         self._noops += 1
         if self._noops > self._config.max_noop:
             self._count_error()
-
-
-def _shown(line: bytes) -> str:
-    """A command as records may show it (reliability K3): of AUTH no more than a known mechanism, and
-    nothing at all of what is no command, for it may be a response that came out of step."""
-    verb, rest = _fast.parse_command(line)
-    if verb == b"AUTH":
-        word = rest.split(b" ", 1)[0].decode("ascii", "replace").upper()
-        if word in MECHANISMS:
-            return f"AUTH {word}"
-        return "AUTH" if not rest or rest.startswith(b"(") else f"AUTH ({len(rest)} octets)"
-    if line and verb not in VERBS:
-        return f"({len(line)} octets that are no command)"
-    return line.decode("utf-8", "replace")
