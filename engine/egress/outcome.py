@@ -19,12 +19,11 @@ changes another's outcome.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from engine.smtp import Reply
+from engine.smtp import Reply, Transaction
 
 __all__ = [
     "INTERNAL",
@@ -81,25 +80,18 @@ def refused_at(command: str, reply: Reply) -> Outcome:
     return Outcome("transient", reply, command)
 
 
-def finished(
-    sender: str,
-    recipients: Sequence[str],
-    mail_reply: Reply | None,
-    rcpt_replies: Sequence[Reply | None],
-    data_reply: Reply | None,
-    dot_reply: Reply | None,
-    lost: Reply,
-    dot_sent: bool,
-) -> list[Outcome]:
+def finished(tx: Transaction, lost: Reply, *, dot_sent: bool) -> list[Outcome]:
     """The outcome of each recipient of one transaction, complete or broken off.
 
     `lost`: the internal reply that says how the conversation broke off; used where the peer's
     answer is missing. `dot_sent`: whether the final dot was handed to the kernel.
     """
+    recipients, rcpt_replies = tx.recipients, tx.rcpt_replies
+    mail_reply, data_reply, dot_reply = tx.mail_reply, tx.data_reply, tx.dot_reply
     if mail_reply is None:
         return [Outcome("transient", lost, "MAIL FROM")] * len(recipients)
     if not mail_reply.is_positive:
-        return [refused_at(f"MAIL FROM:<{sender}>", mail_reply)] * len(recipients)
+        return [refused_at(f"MAIL FROM:<{tx.sender}>", mail_reply)] * len(recipients)
     accepted: Outcome
     if data_reply is None:
         accepted = Outcome("transient", lost, "DATA")

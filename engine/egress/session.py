@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
@@ -33,17 +33,11 @@ from engine.smtp import Finished, GoAhead, QuitDone, Unsolicited
 
 from . import outcome
 from .dial import Connection, NoHostReached
-from .work import Services, Work, make_work, patience
-
-if TYPE_CHECKING:
-    pass
+from .work import Services, Work, make_work, patience, send
 
 __all__ = ["Session"]
 
 logger = logging.getLogger("posthorn.egress")
-
-_SLICE = 256 * 1024
-"""Octets of a large body written between two looks at what the peer says (reliability C13)."""
 
 _QUIT_PATIENCE = 5.0
 """Seconds to wait for the reply to QUIT; nothing depends on it (C15)."""
@@ -273,7 +267,7 @@ class Session:
                 parts = client.data_to_send()
                 if parts:
                     scope.deadline = trio.current_time() + patience(self._ready.path, self._stage())
-                    await self._send(parts)
+                    await send(connection, parts, scope, self._ready.path.data_timeout)
                 data = stream.receive_nowait(8192)
                 if data is None:
                     scope.deadline = trio.current_time() + patience(self._ready.path, self._stage())
@@ -383,32 +377,6 @@ class Session:
             wait = self._throttle()
         return True
 
-    async def _send(self, parts: list[bytes]) -> None:
-        connection = self._connection
-        assert connection is not None
-        stream = connection.stream
-        total = 0
-        for part in parts:
-            total += len(part)
-        if total <= _SLICE:
-            await stream.send_parts(parts)
-            return
-        # A large body goes out in slices, so that a refusal in the middle is heard (C13) and each
-        # slice has its own deadline.
-        for part in parts:
-            view = memoryview(part)
-            for start in range(0, len(view), _SLICE):
-                if self._scope is not None:
-                    self._scope.deadline = trio.current_time() + self._ready.path.data_timeout
-                await stream.send_all(view[start : start + _SLICE])
-                early = stream.receive_nowait(8192)
-                if early is not None:
-                    if not early:
-                        raise ConnectionLost("the peer closed the connection", stage=self._stage())
-                    connection.client.receive_data(early)
-                    if connection.client.refused_early is not None:
-                        return  # the rest of the message is not wanted; the session ends the transaction
-
     def _stage(self) -> str:
         return self._connection.client.stage if self._connection is not None else "connect"
 
@@ -426,16 +394,7 @@ class Session:
             ready.put_back(work.entry)
             return
         lost = outcome.internal(421, "4.4.2", "the peer ended the session")
-        results = outcome.finished(
-            tx.sender,
-            tx.recipients,
-            mail,
-            tx.rcpt_replies,
-            tx.data_reply,
-            tx.dot_reply,
-            lost,
-            work.dot_sent and tx.dot_reply is None,
-        )
+        results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
         indices = work.indices
         if tx.surplus:
             # "Too many recipients": those go in another transaction at once, uncounted (C12).
@@ -468,16 +427,7 @@ class Session:
         stage = getattr(error, "stage", "") or self._stage()
         timeout = isinstance(error, PeerTimeout)
         lost = outcome.broken(stage, str(error), timeout=timeout, dot_sent=dot_unanswered)
-        results = outcome.finished(
-            tx.sender,
-            tx.recipients,
-            tx.mail_reply,
-            tx.rcpt_replies,
-            tx.data_reply,
-            tx.dot_reply,
-            lost,
-            dot_unanswered,
-        )
+        results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
         self._services.settler.settle(work.entry, work.indices, results, ready, self, begun=work.begun)
 
     async def _idle(self, scope: trio.CancelScope) -> Queued | None:

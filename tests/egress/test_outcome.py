@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.egress.outcome import INTERNAL, broken, expired, finished, internal, refused_at
-from engine.smtp import Reply
+from engine.smtp import Reply, Transaction
 
 OK = Reply(250, "2.1.0", "OK")
 GO = Reply(354, "", "go ahead")
@@ -21,7 +21,10 @@ def verdicts(
     dot_sent: bool = True,
 ) -> list[str]:
     names = [f"r{i}@example.com" for i in range(len(rcpt))]
-    return [o.verdict for o in finished("s@example.com", names, mail, rcpt, data, dot, LOST, dot_sent)]
+    tx = Transaction(
+        "s@example.com", names, mail_reply=mail, rcpt_replies=rcpt, data_reply=data, dot_reply=dot
+    )
+    return [o.verdict for o in finished(tx, LOST, dot_sent=dot_sent)]
 
 
 def test_accepted_recipients_share_the_answer_to_the_dot() -> None:
