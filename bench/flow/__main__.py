@@ -30,8 +30,8 @@ LIMIT = 900.0
 def one_run(relay: str, options: argparse.Namespace, sessions: int) -> dict[str, Any]:
     """One relay, one load; what came of it."""
     count = options.messages
-    if relay == "postfix":
-        count = min(count, options.postfix_messages)
+    if relay in ("postfix", "haraka"):
+        count = min(count, options.peer_messages)
     elif relay == "none" and options.size <= 10_000:
         count = max(count, 40_000)  # the tools are fast: a short run would measure their start
     base = Path(options.directory)
@@ -170,11 +170,16 @@ def main() -> int:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="none, posthorn and postfix in turn (what no --relay means too)",
+        help="none, posthorn, postfix (and haraka, if present) in turn; what no --relay means too",
     )
     parser.add_argument("--sessions", type=int, action="append", help="of the source (default 20 and 100)")
     parser.add_argument("--messages", type=int, default=20_000)
-    parser.add_argument("--postfix-messages", type=int, default=5_000, help="at most so many: it is slower")
+    parser.add_argument(
+        "--peer-messages",
+        type=int,
+        default=20_000,
+        help="at most so many for the other relays: they are slower",
+    )
     parser.add_argument("--size", type=int, default=4096, help="octets of a message")
     parser.add_argument("--runs", type=int, default=3, help="rounds; ratios are taken within a round")
     parser.add_argument("--tls-out", action="store_true", help="the way out is STARTTLS and AUTH")
@@ -194,7 +199,10 @@ def main() -> int:
         parser.error("--pipeline and --across are for --source posthorn")
     if options.compare and options.relay:
         parser.error("--compare runs its own relays; leave --relay out")
-    relays = list(dict.fromkeys(options.relay or ["none", "posthorn", "postfix"]))
+    everybody = ["none", "posthorn", "postfix"]
+    if machine.present("haraka") and not options.tls_out:
+        everybody.append("haraka")
+    relays = list(dict.fromkeys(options.relay or everybody))
     counts = list(dict.fromkeys(options.sessions or [20, 100]))
     base = Path(options.directory)
     base.mkdir(parents=True, exist_ok=True)

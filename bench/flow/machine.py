@@ -21,6 +21,7 @@ __all__ = [
     "disk_of",
     "facts",
     "free_port",
+    "present",
     "program",
     "pss",
     "wait_port",
@@ -45,6 +46,9 @@ def facts(directory: Path) -> dict[str, Any]:
     postfix = _said("postconf", "-h", "mail_version")
     if postfix:
         versions["postfix"] = postfix
+    haraka = re.search(r"Version: ([\d.]+)", _said("haraka", "-v"))
+    if haraka:
+        versions["haraka"] = haraka[1]
     return {
         "cpu": cpu[1] if cpu else platform.processor(),
         "cores": os.cpu_count(),
@@ -72,7 +76,13 @@ def _said(*command: str) -> str:
 
 
 def _path() -> str:
-    return os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    haraka = ROOT / "var" / "haraka" / "node_modules" / ".bin"
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:{haraka}"
+
+
+def present(name: str) -> bool:
+    """Whether a program can be started."""
+    return shutil.which(name, path=_path()) is not None
 
 
 def program(name: str, package: str = "postfix") -> str:
