@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import trio
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine.smtp import Reply
     from engine.spool import Spool
 
-    from .session import Session
+    from .dial import Connection
 
 __all__ = ["Counters", "Settler"]
 
@@ -54,6 +54,16 @@ _KIND = {
     "uncertain": "TransientFailure",
     "held": "TransientFailure",
 }
+
+
+class Carrier(Protocol):
+    """Whoever tried the message, as far as records speak of it: a session."""
+
+    id: str
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection; None before there is one."""
 
 
 class Counters(msgspec.Struct):
@@ -112,7 +122,7 @@ class Settler:
         indices: Sequence[int],
         results: Sequence[Outcome],
         ready: ReadyQueue | None,
-        session: Session | None,
+        session: Carrier | None,
         *,
         begun: float = 0.0,
         last: bool = True,
@@ -247,7 +257,7 @@ class Settler:
         reply: Reply,
         command: str,
         ready: ReadyQueue | None,
-        session: Session | None,
+        session: Carrier | None,
         begun: float,
         due: float | None,
         attempts: int,
