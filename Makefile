@@ -13,7 +13,7 @@ ARGS   ?=
 POLICY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-pure test-slow test-asan lint format build bench-micro clean
+.PHONY: help demo run test test-pure test-slow test-asan test-wheel lint format build bench bench-micro clean
 
 help:
 	@echo "make demo              set up, then watch 1,000 messages go through"
@@ -22,8 +22,10 @@ help:
 	@echo "make test-pure         the byte-handling rooms on the plain Python twin of engine/_fast"
 	@echo "make test-slow         the tests that take minutes"
 	@echo "make test-asan         engine/_fast built with the address and undefined behaviour sanitizers"
+	@echo "make test-wheel        what 'pip install .' installs, started from another directory"
 	@echo "make lint              formatting, lint, types"
 	@echo "make build             set up and compile; wheel and sdist are made by 'pip wheel .'"
+	@echo "make bench             Posthorn against Postfix and the load tools' ceiling (bench/setup first)"
 	@echo "make bench-micro       engine/_fast against its twin, into bench/results"
 	@echo "make clean             remove everything that make made"
 
@@ -52,6 +54,16 @@ test-asan: $(VENV)/.made-dev
 	  $(BIN)/python -m pytest -o pythonpath="build/asan/lib ." tests/fast \
 	  --deselect tests/fast/test_work.py $(ARGS)
 
+# The checkout must not help: the wheel gets an environment of its own and is started elsewhere.
+WHEEL := build/wheel
+test-wheel: $(VENV)/.made-run
+	@rm -rf $(WHEEL) && mkdir -p $(WHEEL)
+	@$(PIP) wheel --no-build-isolation --no-deps --wheel-dir $(WHEEL) .
+	@$(PYTHON) -m venv $(WHEEL)/venv
+	@$(WHEEL)/venv/bin/python -m pip --disable-pip-version-check --quiet install $(WHEEL)/posthorn-*.whl
+	@cd $(WHEEL) && venv/bin/python -c 'import engine._fast as f; assert f.ACTIVE == "compiled", f.ACTIVE'
+	@cd $(WHEEL) && venv/bin/posthorn check && venv/bin/posthorn demo --messages 100
+
 lint: $(VENV)/.made-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,11 +76,14 @@ format: $(VENV)/.made-dev
 
 build: $(VENV)/.made-run
 
+bench: $(VENV)/.made-run
+	$(BIN)/python -m bench.flow $(ARGS)
+
 bench-micro: $(VENV)/.made-run
 	$(BIN)/python -m bench.micro
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info var/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -f engine/_fast/*.so engine/_fast/*.c
 	find bench engine policy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

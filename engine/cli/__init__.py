@@ -1,4 +1,4 @@
-"""The command ``posthorn``. Subcommands are imported when they are called, so help is quick."""
+"""The command ``posthorn``. Subcommands are imported when they are called, so each starts quickly."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from engine.errors import ConfigError
 __all__ = ["main"]
 
 app = App(name="posthorn", version=__version__, help="A high-throughput SMTP relay steered by Python hooks.")
-app.command("engine.cli.run:run", name="run")
-app.command("engine.cli.check:check", name="check")
-app.command("engine.cli.demo:demo", name="demo")
-app.command("engine.cli.sink:sink", name="sink")
+_COMMANDS = ("run", "check", "demo", "sink")
+for _name in _COMMANDS:
+    app.command(f"engine.cli.{_name}:{_name}", name=_name)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with its status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] not in _COMMANDS:
+        for name in _COMMANDS:
+            app[name]  # imports it: the list of commands shows the first line of each
     try:
         status = app(arguments, result_action="return_value")
     except ConfigError as error:

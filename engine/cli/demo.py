@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import smtplib
 import socket
@@ -269,9 +270,9 @@ def _summary(
         "Next",
         [
             (f"less {_short(where / 'policy.py')}", "the policy of this run, forty lines"),
-            (f"posthorn check {_short(where / 'policy.py')}", "load and validate a policy without starting"),
-            ("posthorn run", "the relay with the shipped default: SMTP on 127.0.0.1:2525"),
-            ("posthorn sink --help", "a next hop for your own experiments"),
+            (f"{_program()} check {_short(where / 'policy.py')}", "load and validate a policy without starting"),
+            (f"{_program()} run", "the relay with the shipped default: SMTP on 127.0.0.1:2525"),
+            (f"{_program()} sink --help", "a next hop for your own experiments"),
         ],
     )
     return 0 if len(deliveries) == accepted else 1
@@ -299,6 +300,15 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("AUTH", f"{record.get('smtp_auth_mechanism')} as {record.get('smtp_auth_user')}, password ********"),
     ]
     return facts
+
+
+def _program() -> str:
+    """How this command can be typed again: by its name if that is found, else by where it lies."""
+    own = Path(sys.argv[0])
+    found = shutil.which("posthorn")
+    if found is not None and own.exists() and own.samefile(found):
+        return "posthorn"
+    return _short(own) if own.name == "posthorn" else f"{sys.executable} -m engine"
 
 
 def _short(path: Path) -> str:
