@@ -270,7 +270,10 @@ def _summary(
         "Next",
         [
             (f"less {_short(where / 'policy.py')}", "the policy of this run, forty lines"),
-            (f"{_program()} check {_short(where / 'policy.py')}", "load and validate a policy without starting"),
+            (
+                f"{_program()} check {_short(where / 'policy.py')}",
+                "load and validate a policy without starting",
+            ),
             (f"{_program()} run", "the relay with the shipped default: SMTP on 127.0.0.1:2525"),
             (f"{_program()} sink --help", "a next hop for your own experiments"),
         ],
