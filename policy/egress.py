@@ -8,7 +8,7 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, Unpack, overload
 
 import msgspec
@@ -117,25 +117,6 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     refresh_strategy: Literal["Ttl"] = "Ttl"
     refresh_interval: Timeout = 60.0
     provider_name: Text | None = None
-
-    @property
-    def wire_key(self) -> tuple[Hashable, ...]:
-        """Everything of this path that two messages must agree on to share a connection.
-
-        Holds references to secrets, never secrets that were fetched; a literal one compares in
-        constant time. The version of the credential is the engine's to add.
-        """
-        return (
-            self.smtp_port,
-            self.enable_tls,
-            self.tls_ca,
-            self.tls_server_name,
-            self.smtp_auth_plain_username,
-            self.smtp_auth_plain_password,
-            self.allow_smtp_auth_plain_without_tls,
-            self.allow_smtp_auth_plain_without_valid_certificate,
-            self.ehlo_domain,
-        )
 
 
 class EgressSource(msgspec.Struct, frozen=True, kw_only=True):

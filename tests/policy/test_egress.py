@@ -91,27 +91,6 @@ def test_names_that_cannot_follow_ehlo(name: str) -> None:
     assert "ehlo_domain" in refused(ehlo_domain=name)
 
 
-def test_the_wire_key_tells_apart_what_may_not_share_a_connection() -> None:
-    base = policy.make_egress_path()
-    scott = {"smtp_auth_plain_username": "scott", "smtp_auth_plain_password": {"key_data": "tiger"}}
-    different: list[dict[str, Any]] = [
-        {"smtp_port": 587},
-        {"enable_tls": "Required"},
-        {"tls_ca": "/etc/ca.pem"},
-        {"tls_server_name": "mx.example"},
-        {"ehlo_domain": "a.example"},
-        scott,
-        {**scott, "smtp_auth_plain_password": {"key_data": "lion"}},
-        {**scott, "allow_smtp_auth_plain_without_tls": True},
-        {**scott, "allow_smtp_auth_plain_without_valid_certificate": True},
-    ]
-    keys = {policy.make_egress_path(options).wire_key for options in different}
-    assert len(keys | {base.wire_key}) == len(different) + 1
-    same = policy.make_egress_path(max_ready=5, idle_timeout=1, connection_limit=2)
-    assert same.wire_key == base.wire_key
-    assert "tiger" not in repr(keys)
-
-
 def test_source() -> None:
     source = policy.make_egress_source(
         name="ip-1", source_address="2001:DB8::1", remote_port=26, ttl="5 minutes"
