@@ -40,11 +40,12 @@ from engine.smtp import (
     ClientSession,
     Greeting,
     HelloDone,
+    Masker,
     StartTlsReply,
     client_mechanism,
-    mask,
 )
 
+from .logins import LoginKey, Logins
 from .tls import TlsContexts
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class Dialer:
         self._contexts = TlsContexts()
         self._broken_tls: dict[tuple[str, int], float] = {}
         self._is_own = is_own
+        self._logins = Logins()
 
     async def credential(self, path: EgressPath, *, fresh: bool = False) -> Credential | None:
         """The path's password, None when the path declares no AUTH. Raises SecretUnavailable."""
@@ -225,19 +227,23 @@ class Dialer:
 
     async def _one(self, candidate: Candidate, asked: _Asked) -> Connection:
         path = asked.path
+        key: LoginKey | None = None
+        if asked.credential is not None:
+            user = path.smtp_auth_plain_username or ""
+            key = (candidate.name, candidate.port, user, asked.credential.version)
+            self._logins.check(key)
         stream: Stream | None = None
         with trio.move_on_after(path.connect_timeout):
             stream = await connect(candidate.address, candidate.port, source_address=asked.source_address)
         if stream is None:
             raise ConnectError(f"no connection within {path.connect_timeout:g} s", stage="connect")
         try:
-            connection = Connection(
-                stream, ClientSession(asked.ehlo_domain), candidate.name, candidate.address
-            )
+            client = ClientSession(asked.ehlo_domain, pipelining=path.enable_pipelining)
+            connection = Connection(stream, client, candidate.name, candidate.address)
             await self._greet(connection, path, asked.route)
             await self._secure(connection, candidate, path, asked.ca_pem)
-            if asked.credential is not None:
-                await self._log_in(connection, path, asked.credential)
+            if asked.credential is not None and key is not None:
+                await self._log_in(connection, path, asked.credential, key)
         except BaseException:
             stream.close()
             raise
@@ -308,7 +314,9 @@ class Dialer:
         until = self._broken_tls.get((candidate.address, candidate.port))
         return until is not None and trio.current_time() < until
 
-    async def _log_in(self, connection: Connection, path: EgressPath, credential: Credential) -> None:
+    async def _log_in(
+        self, connection: Connection, path: EgressPath, credential: Credential, key: LoginKey
+    ) -> None:
         user = path.smtp_auth_plain_username or ""
         tls = connection.stream.tls
         if tls is None and not path.allow_smtp_auth_plain_without_tls:
@@ -330,16 +338,25 @@ class Dialer:
                 f"the path needs AUTH as {user!r} and the peer offers "
                 + (f"only {listed}; we can do {' and '.join(_MECHANISMS)}" if listed else "no AUTH")
             )
-        client.auth(client_mechanism(name, user, credential.secret))
-        event = await connection.event("AUTH", path.auth_timeout)
-        if not isinstance(event, AuthDone):
-            raise RemoteProtocolError(f"expected the end of AUTH, got {type(event).__name__}")
-        if not event.ok:
-            text = mask(event.reply.line, (credential.secret,))
-            if event.reply.is_permanent:
-                raise LoginRefused(f"login as {user!r} refused with AUTH {name}: {text}")
-            error = LoginRefused(f"login as {user!r} not possible now with AUTH {name}: {text}")
-            error.cause = "login-deferred"
-            raise error
+        client.mask = Masker((credential.secret,), (user,))
+        async with self._logins.turn(key, path.hold_interval):
+            client.auth(client_mechanism(name, user, credential.secret))
+            try:
+                event = await connection.event("AUTH", path.auth_timeout)
+            except (NetworkError, RemoteProtocolError) as error:
+                # The peer has the password and did not say what it thinks of it: as good as refused.
+                raise _not_now(f"login as {user!r} with AUTH {name} not answered: {error}") from None
+            if not isinstance(event, AuthDone):
+                raise RemoteProtocolError(f"expected the end of AUTH, got {type(event).__name__}")
+            if not event.ok:
+                if event.reply.is_permanent:
+                    raise LoginRefused(f"login as {user!r} refused with AUTH {name}: {event.reply.line}")
+                raise _not_now(f"login as {user!r} not possible now with AUTH {name}: {event.reply.line}")
         connection.credential = credential
         connection.auth_mechanism = name
+
+
+def _not_now(text: str) -> LoginRefused:
+    error = LoginRefused(text)
+    error.cause = "login-deferred"
+    return error

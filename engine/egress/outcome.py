@@ -33,6 +33,7 @@ __all__ = [
     "expired",
     "finished",
     "internal",
+    "out_of_step",
     "refused_at",
 ]
 
@@ -117,6 +118,16 @@ def finished(tx: Transaction, lost: Reply, *, dot_sent: bool) -> list[Outcome]:
         else:
             outcomes.append(refused_at(command, reply))
     return outcomes
+
+
+def out_of_step(tx: Transaction, lost: Reply, *, dot_sent: bool) -> list[Outcome]:
+    """Each recipient's outcome when the peer broke the protocol or left a command unanswered.
+
+    Then nobody knows which reply answered what: a reply too few or too many makes the next
+    recipient's refusal this one's. So no refusal is believed, and all are tried again.
+    """
+    verdict: Verdict = "uncertain" if dot_sent and tx.dot_reply is None else "transient"
+    return [Outcome(verdict, lost, "." if dot_sent else "")] * len(tx.recipients)
 
 
 def broken(stage: str, text: str, *, timeout: bool, dot_sent: bool) -> Reply:

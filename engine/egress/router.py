@@ -57,6 +57,9 @@ _CALL_BACK = 32
 _LOOK_AGAIN = 0.005
 """Seconds after which a backlog that was left to the working sessions is looked at again."""
 
+_SPOOL_LOOK = 1.0
+"""Seconds between two looks at a spool that cannot take results."""
+
 _ROUTE_PATIENCE = 60.0
 """Seconds before routes that could not be worked out because of a failing hook are tried again."""
 
@@ -250,7 +253,13 @@ class Router:
                 return
 
     def _start_session(self, ready: ReadyQueue, now: float) -> bool:
-        if self.services.draining or not ready.lease.acquire(ready.path.connection_limit):
+        if self.services.draining:
+            return False
+        if self.services.spool.halted is not None:
+            # A result could not be recorded now, so nothing is begun (reliability D21).
+            self._wake_at(ready, now + _SPOOL_LOOK)
+            return False
+        if not ready.lease.acquire(ready.path.connection_limit):
             return False
         spec = ready.path.max_connection_rate
         if spec is not None:
@@ -278,16 +287,7 @@ class Router:
 
     async def _session(self, ready: ReadyQueue) -> None:
         """One outgoing session, behind its barrier."""
-        released = False
-
-        def release() -> None:
-            nonlocal released
-            if not released:
-                released = True
-                ready.lease.release()
-                ready.sessions -= 1
-
-        session = Session(self.services, ready, f"{self._session_prefix}{next(self._serial):012x}", release)
+        session = Session(self.services, ready, f"{self._session_prefix}{next(self._serial):012x}")
         self._sessions.add(session)
         try:
             await session.run()
@@ -296,7 +296,8 @@ class Router:
             ready.connection_failed(trio.current_time())
         finally:
             self._sessions.discard(session)
-            release()
+            ready.lease.release()
+            ready.session_over()
         now = trio.current_time()
         ready.touched = now
         if ready.retired:

@@ -126,16 +126,18 @@ class Settler:
         *,
         begun: float = 0.0,
         last: bool = True,
-    ) -> None:
+        counted: bool = False,
+    ) -> bool:
         """Settle some recipients of a loaded message.
 
         `last`: no other transaction of the same message follows at once, so recipients without a
-        final result go back to the timer (or expire) now.
+        final result go back to the timer (or expire) now. `counted`: an earlier transaction of
+        this visit has counted the attempt. Returns: whether it is counted now.
         """
         message = entry.message
         assert message is not None
         mask = 0
-        counted = False
+        before = counted
         groups: dict[int, tuple[Outcome, list[int]]] = {}
         for index, result in zip(indices, results, strict=True):
             verdict = result.verdict
@@ -148,6 +150,8 @@ class Settler:
                 groups[id(result)] = (result, [index])
             else:
                 found[1].append(index)
+        if counted and not before:
+            entry.attempts += 1
         if mask:
             entry.done |= mask
             self._finish(entry, mask)
@@ -179,6 +183,18 @@ class Settler:
                 self._expire(entry, message, pending, ready)
             else:
                 self._postpone(entry, due)
+        return counted
+
+    def put_off(self, entry: Queued, ready: ReadyQueue) -> None:
+        """A message of which some recipients were tried and must be tried again, and others were not
+        reached: the attempt is counted already, so the schedule says when all of them are due."""
+        message = entry.message
+        assert message is not None
+        due = self._next_due(entry, True, ready)
+        if due is None:
+            self._expire(entry, message, ((1 << len(message.recipients)) - 1) & ~entry.done, ready)
+        else:
+            self._postpone(entry, due)
 
     def _count(self, result: Outcome, number: int) -> None:
         counters, verdict = self.counters, result.verdict
@@ -202,7 +218,8 @@ class Settler:
             logger.error("message %s: its result could not be written: %s", entry.id.hex(), error)
 
     def _next_due(self, entry: Queued, counted: bool, ready: ReadyQueue | None) -> float | None:
-        """When to try again (monotonic), None when this was the last attempt."""
+        """When to try again (monotonic), None when this was the last attempt. `counted`: the attempt
+        is in `entry.attempts` already."""
         now = trio.current_time()
         config = entry.queue.config or _DEFAULTS
         last_moment = now + self._left(entry, config)
@@ -211,10 +228,13 @@ class Settler:
             if now >= last_moment:
                 return None
             return min(now + interval, last_moment)
-        attempts = entry.attempts
-        entry.attempts = attempts + 1
         return next_attempt(
-            now, last_moment, attempts, config.retry_interval, config.max_retry_interval, self._dice.random()
+            now,
+            last_moment,
+            entry.attempts - 1,
+            config.retry_interval,
+            config.max_retry_interval,
+            self._dice.random(),
         )
 
     def _left(self, entry: Queued, config: QueueConfig) -> float:

@@ -9,7 +9,6 @@ import msgspec
 import trio
 
 from engine import _fast
-from engine.errors import ConnectionLost
 from engine.queues.scheduled import Queued
 from engine.smtp import Transaction
 
@@ -21,17 +20,14 @@ if TYPE_CHECKING:
     from engine.spool import Spool
     from policy.egress import EgressPath
 
-    from .dial import Connection, Dialer
+    from .dial import Dialer
     from .resolve import Plan
     from .settle import Settler
 
-__all__ = ["Services", "Stumblers", "Work", "make_work", "patience", "send"]
+__all__ = ["Services", "Stumblers", "Work", "make_work", "patience"]
 
 _STUMBLE_MEMORY = 24 * 3600.0
 _STUMBLERS = 10_000
-
-_SLICE = 256 * 1024
-"""Octets of a large body written between two looks at what the peer says (reliability C13)."""
 
 _DIRTY = _fast.BARE_CR | _fast.BARE_LF | _fast.NUL
 
@@ -98,8 +94,10 @@ class Services:
 class Work(msgspec.Struct, gc=False):
     """One transaction under way: a message, some of its recipients, and the bytes to send.
 
-    `more`: recipients of the same message that follow in another transaction.
+    `more`: recipients of the same message that follow in another transaction; `again`: this is such
+    another one; `counted`: an earlier one has counted the attempt.
     `ahead`: its commands were sent together with the previous message's body.
+    `dot_sent`: the final dot was handed to the kernel, or is about to be.
     """
 
     entry: Queued
@@ -108,6 +106,8 @@ class Work(msgspec.Struct, gc=False):
     tx: Transaction
     begun: float
     more: list[int]
+    again: bool = False
+    counted: bool = False
     ahead: bool = False
     dot_sent: bool = False
 
@@ -153,31 +153,3 @@ def patience(path: EgressPath, stage: str) -> float:
     if stage == "RSET":
         return path.rset_timeout
     return path.data_dot_timeout
-
-
-async def send(connection: Connection, parts: list[bytes], scope: trio.CancelScope, limit: float) -> None:
-    """Send `parts`. A large body goes out in slices, so that a refusal in the middle is heard (C13)
-    and each slice has `limit` seconds of its own in `scope`.
-
-    Raises: ConnectionLost, RemoteProtocolError.
-    """
-    stream = connection.stream
-    total = 0
-    for part in parts:
-        total += len(part)
-    if total <= _SLICE:
-        await stream.send_parts(parts)
-        return
-    client = connection.client
-    for part in parts:
-        view = memoryview(part)
-        for start in range(0, len(view), _SLICE):
-            scope.deadline = trio.current_time() + limit
-            await stream.send_all(view[start : start + _SLICE])
-            early = stream.receive_nowait(8192)
-            if early is not None:
-                if not early:
-                    raise ConnectionLost("the peer closed the connection", stage=client.stage)
-                client.receive_data(early)
-                if client.refused_early is not None:
-                    return  # the rest of the message is not wanted; the session ends the transaction

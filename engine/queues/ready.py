@@ -11,7 +11,12 @@ A ready queue's state is one of three names:
 - *held*: something an operator must know of stands in the way (no trusted TLS, AUTH not offered,
   credentials refused, secret not available). Nothing is tried before `retry_at`; then one session
   probes. Waiting here is no attempt of any message;
-- *backed off*: hosts could not be reached; one session at a time until one succeeds.
+- *backed off*: sessions came to nothing (no host reached, 421 or closed before anything was done);
+  one session at a time until a transaction comes to its end.
+
+A queue without sessions is *cold*: a single session if it has to log in, else a few, go first,
+whatever the backlog; all the others follow when one transaction has come to its end. A peer that
+takes no mail, or takes our password no longer, is met by one or a few sessions, not by thirty.
 """
 
 from __future__ import annotations
@@ -34,9 +39,12 @@ _PATIENCE = 0.01
 messages at loopback speed, nothing next to the delay of a real network. A guess that was tried:
 2 ms cost a tenth more CPU per message."""
 
+_COLD = 4
+"""Sessions that a cold queue may start at once."""
+
 _BACK_OFF_FIRST = 1.0
 _BACK_OFF_LAST = 300.0
-"""Seconds between sessions to a site that fails before any message is tried (reliability C17)."""
+"""Seconds between sessions to a site where they come to nothing (reliability C17)."""
 
 
 def wanted_sessions(queued: int, limit: int) -> int:
@@ -62,12 +70,12 @@ class ReadyQueue:
         "hold_text",
         "hungry",
         "lease",
+        "met",
         "name",
         "noted_for",
         "pace",
         "path",
         "proceed",
-        "proven",
         "refill",
         "retired",
         "retry_at",
@@ -75,6 +83,7 @@ class ReadyQueue:
         "site",
         "source",
         "touched",
+        "warm",
     )
 
     def __init__(self, source: EgressSource, site: Any, path: EgressPath, lease: Lease) -> None:
@@ -94,9 +103,10 @@ class ReadyQueue:
         """The router's: called by `take` when there is room again and messages wait for it."""
         self.proceed: Callable[[ReadyQueue], None] | None = None
         """The router's: called when a session became ready, so that others may follow."""
-        self.proven = path.smtp_auth_plain_username is None
-        """Whether the credentials were accepted; until then one session tries them, alone. Thirty
-        sessions with one wrong password at once would lock an account (reliability C42)."""
+        self.met = path.smtp_auth_plain_username is None
+        """Whether a session got ready for mail, so that the credentials are known to be good."""
+        self.warm = False
+        """Whether a transaction came to its end; see the module."""
         self.failures = 0
         self.back_off = 0.0
         self.retry_at = float("-inf")
@@ -175,31 +185,61 @@ class ReadyQueue:
             return False
         if now < self.retry_at:
             return False
-        if self.hold_cause or self.back_off or not self.proven:
+        if self.hold_cause or self.back_off:
             return self.sessions == 0
+        if not self.warm:
+            some = _COLD if self.met else 1
+            return self.sessions < min(some, self.path.connection_limit, self.sessions + len(self.entries))
         return self.sessions < wanted_sessions(len(self.entries) + self.sessions, self.path.connection_limit)
 
     def hold(self, cause: str, text: str, until: float) -> None:
         """Try nothing before `until`, then let one session probe."""
-        self.proven = False
+        self._cool_down()
         self.hold_cause = cause
         self.hold_text = text
         self.retry_at = until
 
     def connection_failed(self, now: float) -> None:
-        """No host could be reached: the next session waits 1 s, 2 s, 4 s ... 5 min."""
+        """No host could be reached."""
         self.failures += 1
+        self.setback(now)
+
+    def setback(self, now: float) -> None:
+        """A session came to nothing: the next one waits 1 s, 2 s, 4 s ... 5 min (reliability C17)."""
+        self._cool_down()
+        if now < self.retry_at:
+            return  # one of several that met the same trouble at once
         self.back_off = min(max(_BACK_OFF_FIRST, self.back_off * 2), _BACK_OFF_LAST)
         self.retry_at = now + self.back_off
 
     def connected(self) -> None:
-        """A session is ready for mail: whatever stood in the way is gone."""
+        """A session is ready for mail. Whether the peer takes any shows in `progressed`."""
         self.failures = 0
-        self.back_off = 0.0
         self.hold_cause = ""
         self.hold_text = ""
+        if not self.back_off:
+            self.retry_at = float("-inf")
+            if not self.met:
+                self.met = True
+                self._proceed()
+
+    def progressed(self) -> None:
+        """A transaction came to its end, whatever that was: whatever stood in the way is gone."""
+        self.back_off = 0.0
         self.retry_at = float("-inf")
-        alone = not self.proven
-        self.proven = True
-        if alone and self.proceed is not None:
+        self.met = self.warm = True
+        self._proceed()
+
+    def _proceed(self) -> None:
+        if self.proceed is not None:
             self.proceed(self)
+
+    def session_over(self) -> None:
+        """One session less."""
+        self.sessions -= 1
+        if not self.sessions:
+            self._cool_down()
+
+    def _cool_down(self) -> None:
+        self.warm = False
+        self.met = self.path.smtp_auth_plain_username is None

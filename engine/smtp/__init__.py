@@ -1,7 +1,7 @@
 """SMTP without sockets: octets in, events out; no clock, no log, no waiting."""
 
 from .address import NULL, Address, AddressError, parse_path_full, route_domain
-from .auth import MECHANISMS, Credentials, client_mechanism, mask, server_mechanism
+from .auth import MECHANISMS, Credentials, client_mechanism, server_mechanism
 from .client import Capabilities, ClientSession
 from .events import (
     Auth,
@@ -25,6 +25,7 @@ from .events import (
     Transaction,
     Unsolicited,
 )
+from .masking import Masker
 from .reply import Reply
 from .server import ServerConfig, ServerSession
 
@@ -47,6 +48,7 @@ __all__ = [
     "Hello",
     "HelloDone",
     "Mail",
+    "Masker",
     "QuitDone",
     "Rcpt",
     "Refusal",
@@ -60,7 +62,6 @@ __all__ = [
     "Transaction",
     "Unsolicited",
     "client_mechanism",
-    "mask",
     "parse_path_full",
     "route_domain",
     "server_mechanism",

@@ -1,4 +1,4 @@
-"""SASL mechanisms PLAIN (RFC 4616) and LOGIN, both halves, and keeping secrets out of texts.
+"""SASL mechanisms PLAIN (RFC 4616) and LOGIN, both halves.
 
 A mechanism is a small object that is fed the other side's octets (base64 is removed and put on by
 the sessions). `MECHANISMS` is the table of what there is.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
 from typing import Protocol
 
 from policy.secret import Secret
@@ -21,11 +20,8 @@ __all__ = [
     "ServerMechanism",
     "client_mechanism",
     "decode_base64",
-    "mask",
     "server_mechanism",
 ]
-
-_MASK = "********"
 
 
 class SaslError(Exception):
@@ -178,25 +174,3 @@ def _text(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise SaslError("not UTF-8") from None
-
-
-def mask(text: str, secrets: Iterable[Secret], users: Iterable[str] = ()) -> str:
-    """`text` with each secret replaced, in the forms a peer may repeat it (reliability K4): raw,
-    base64 at each of the three alignments, and as PLAIN blobs of the given users."""
-    for secret in secrets:
-        value = secret.reveal()
-        if not value:
-            continue
-        forms = {base64.b64encode(b"\0" + user.encode() + b"\0" + value).decode() for user in users}
-        for shift in range(3):
-            # The characters that depend only on the secret, whatever stands before and behind it.
-            coded = base64.b64encode(b"\0" * shift + value + b"\0\0").decode()
-            skip = (0, 2, 3)[shift]
-            whole = (shift + len(value)) * 8 // 6
-            core = coded[skip:whole]
-            if len(core) >= 4:
-                forms.add(core)
-        forms.add(value.decode("utf-8", "replace"))
-        for form in sorted(forms, key=len, reverse=True):
-            text = text.replace(form, _MASK)
-    return text

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -43,9 +43,13 @@ SASL_ROUNDS = 8
 """Challenges before we give up (reliability C43)."""
 
 _NOT_MIME = Reply(554, "5.6.3", "The message is 8-bit and the next hop does not take 8BITMIME")
+_NOT_SENT = Reply(553, "5.1.3", "An address holds control characters")
 _NOT_UTF8 = Reply(554, "5.6.7", "An address is not ASCII and the next hop does not take SMTPUTF8")
 
 _CACHED_REPLIES = 64
+
+_CLOSING = -2
+"""Marks a RSET that ends a transaction of which nothing was accepted."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, gc=False):
@@ -94,9 +98,13 @@ def _capabilities(text: str) -> Capabilities:
 
 def _argument(text: str) -> bytes:
     """A command argument; control characters never reach the wire (reliability C32)."""
-    if not text.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text):
+    if _controls(text):
         raise LocalProtocolError("a command argument holds control characters")
     return text.encode()
+
+
+def _controls(text: str) -> bool:
+    return not text.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)
 
 
 class ClientSession:
@@ -112,8 +120,10 @@ class ClientSession:
         "_replies",
         "_rounds",
         "_waiting",
+        "answered",
         "capabilities",
         "closing",
+        "mask",
         "pipelining",
         "tls",
     )
@@ -132,6 +142,10 @@ class ClientSession:
         self._replies: dict[tuple[int, int, bytes], Reply] | None = None
         self.capabilities = NONE
         self.pipelining = pipelining
+        self.answered = 0
+        """Replies so far; a deadline is for one reply, however many pieces it comes in (C3)."""
+        self.mask: Callable[[str], str] | None = None
+        """Takes secrets out of what the peer says, once there is one it could repeat (K4)."""
         self.closing = False
         """The peer said 421, or refused in the middle of a message: close when settled."""
         self.tls = False
@@ -155,9 +169,9 @@ class ClientSession:
         return self._expected[0][0] if self._expected else "idle"
 
     @property
-    def outstanding(self) -> int:
-        """Commands sent and not yet answered."""
-        return len(self._expected)
+    def unasked(self) -> bool:
+        """Whether octets are here that answer nothing: the session is out of step or over (C6)."""
+        return not self._expected and bool(self._reader.pending())
 
     # -- what we say -----------------------------------------------------------------------------
 
@@ -216,6 +230,8 @@ class ClientSession:
         if offered.size and tx.size > offered.size:
             text = f"The message has {tx.size} octets, the next hop takes {offered.size}"
             return Reply(552, "5.3.4", text)
+        if _controls(tx.sender) or any(map(_controls, tx.recipients)):
+            return _NOT_SENT
         if check_8bit:
             if tx.body_8bit and not offered.eight_bit_mime:
                 return _NOT_MIME
@@ -227,6 +243,8 @@ class ClientSession:
         """Begin a transaction: [RSET] MAIL RCPT... DATA, as one group where that is allowed."""
         if self._expected:
             raise LocalProtocolError(f"MAIL while {self.stage} is unanswered")
+        if self._reader.pending():
+            raise RemoteProtocolError("octets nobody asked for before MAIL")
         lines = self._lines(tx)
         if self.pipelining and self.capabilities.pipelining:
             self._out.append(b"".join(lines))
@@ -295,8 +313,9 @@ class ClientSession:
             self._left = None
             if tx.mail_reply is not None and tx.mail_reply.is_positive:
                 # The transaction is open at the peer; the next one must find it closed.
-                self._say("RSET", b"RSET\r\n")
-                self._expected[-1] = ("RSET", tx, -1)
+                self._out.append(b"RSET\r\n")
+                self._expected.append(("RSET", tx, _CLOSING))
+                return
             self._waiting.append(Finished(tx))
             return
         lines = self._line(tx, kind, index)
@@ -339,6 +358,7 @@ class ClientSession:
                 self.closing = True
                 return Unsolicited(reply)
             kind, tx, index = expected.popleft()
+            self.answered += 1
             code = found[0]
             if code // 100 not in CLIENT[kind]:
                 raise RemoteProtocolError(f"{code} is no answer to {kind}")
@@ -362,7 +382,10 @@ class ClientSession:
         reply = cache.get(found)
         if reply is None:
             code, enhanced, text = found
-            reply = Reply(code, enhanced_text(enhanced), text.decode("utf-8", "replace"))
+            shown = text.decode("utf-8", "replace")
+            if self.mask is not None:
+                shown = self.mask(shown)
+            reply = Reply(code, enhanced_text(enhanced), shown)
             if len(cache) < _CACHED_REPLIES and len(text) < 200:
                 cache[found] = reply
         return reply
@@ -383,7 +406,7 @@ class ClientSession:
                 tx.surplus = [*tx.surplus, index]
         elif kind == "DATA":
             return self._data_answer(tx, reply)
-        elif kind == "lone dot":
+        elif kind == "lone dot" or index == _CLOSING:
             return Finished(tx)
         # RSET inside a group: whatever the answer, MAIL's answer tells.
         if self._left is not None:
@@ -399,6 +422,9 @@ class ClientSession:
             if wanted:
                 tx.data_reply = reply
             return Finished(tx)
+        if self._reader.pending():
+            # DATA ends a group. A reply that is here before the message is cannot be about it (C6).
+            raise RemoteProtocolError("octets nobody asked for behind the answer to DATA")
         if wanted:
             tx.data_reply = reply
             return GoAhead(tx)
@@ -468,18 +494,19 @@ class ClientSession:
                 raise RemoteProtocolError(f"{reply.code} to AUTH before it was finished")
         return AuthDone(reply, reply.is_positive)
 
-    @property
-    def refused_early(self) -> Reply | None:
-        """While content is being sent: a refusal that is already here (reliability C13), or None.
+    def hear_early(self, data: bytes) -> None:
+        """Octets that came before the message was complete. A refusal ends the transaction with it
+        (reliability C13): its Finished is the next event.
 
-        The transaction then ends with it. Raises: RemoteProtocolError for anything else early.
+        Raises: RemoteProtocolError for anything else; it must never pass for the answer to the dot.
         """
+        self._reader.feed(data)
         try:
             found = self._reader.next_reply()
         except ValueError as error:
             raise RemoteProtocolError(str(error)) from None
         if found is None:
-            return None
+            raise RemoteProtocolError("part of a reply before the message was complete")
         reply = self._reply(found)
         if not self._expected or reply.code < 400:
             raise RemoteProtocolError(f"{reply.code} before the message was complete")
@@ -488,7 +515,6 @@ class ClientSession:
         tx.dot_reply = reply
         self.closing = True
         self._end_all(tx)
-        return reply
 
 
 def _needs_utf8(tx: Transaction) -> bool:

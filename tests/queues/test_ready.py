@@ -108,24 +108,69 @@ def test_a_held_queue_tries_nothing_then_probes_with_one_session() -> None:
     ready.sessions = 1
     assert not ready.wants_session(100.0)
     ready.connected()
+    assert not ready.hold_cause
     assert ready.wants_session(100.0)
 
 
-def test_back_off_grows_to_minutes_and_ends_with_a_connection() -> None:
+def test_back_off_grows_to_minutes_and_ends_with_a_transaction() -> None:
     ready = ready_queue()
-    waits = []
+    now, waits = 0.0, []
     for _ in range(12):
-        ready.connection_failed(0.0)
-        waits.append(ready.retry_at)
+        ready.connection_failed(now)
+        waits.append(ready.retry_at - now)
+        now = ready.retry_at
     assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
     assert waits[-1] == 300.0
     # A peer that fails at once for ever sees fewer than ten connects in its first minute (C17).
     assert sum(1 for i in range(12) if sum(waits[:i]) < 60.0) < 10
     ready.connected()
-    assert ready.back_off == 0.0 and ready.failures == 0
+    assert ready.failures == 0
+    # A peer may greet and then take nothing: only a transaction shows that it works.
+    assert ready.back_off == 300.0
+    ready.progressed()
+    assert ready.back_off == 0.0 and ready.retry_at == float("-inf")
 
 
-def test_credentials_are_tried_by_one_session_alone_until_they_were_accepted() -> None:
+def test_many_sessions_that_meet_one_outage_count_once() -> None:
+    ready = ready_queue()
+    for _ in range(32):
+        ready.setback(0.0)
+    assert ready.retry_at == 1.0
+    ready.setback(1.0)
+    assert ready.retry_at == 3.0
+
+
+def test_while_backed_off_one_session_at_a_time() -> None:
+    ready = ready_queue()
+    for _ in range(100):
+        ready.put(entry())
+    ready.setback(0.0)
+    assert not ready.wants_session(0.5)
+    assert ready.wants_session(1.0)
+    ready.sessions = 1
+    ready.connected()
+    assert not ready.wants_session(1.0)
+    ready.progressed()
+    assert ready.wants_session(1.0)
+
+
+def test_a_cold_queue_sends_a_few_ahead_and_is_cold_again_without_sessions() -> None:
+    ready = ready_queue()
+    for _ in range(100):
+        ready.put(entry())
+    while ready.wants_session(0.0):
+        ready.sessions += 1
+    assert ready.sessions == 4
+    ready.connected()
+    assert not ready.wants_session(0.0)
+    ready.progressed()
+    assert ready.wants_session(0.0)
+    for _ in range(4):
+        ready.session_over()
+    assert not ready.warm
+
+
+def test_a_login_is_tried_by_one_session_alone_until_it_was_accepted() -> None:
     ready = ready_queue(user="scott")
     called: list[ReadyQueue] = []
     ready.proceed = called.append
@@ -136,6 +181,8 @@ def test_credentials_are_tried_by_one_session_alone_until_they_were_accepted() -
     assert not ready.wants_session(0.0)
     ready.connected()
     assert called == [ready]
-    assert ready.wants_session(0.0)
+    while ready.wants_session(0.0):
+        ready.sessions += 1
+    assert ready.sessions == 4
     ready.hold("login-refused", "535", until=0.0)
     assert not ready.wants_session(0.0)

@@ -84,10 +84,13 @@ def test_without_pipelining_one_command_at_a_time_and_none_after_a_refusal() -> 
     assert sent(session) == b"RCPT TO:<c@d.example>\r\n"
     events(session, b"550 no\r\n")
     assert sent(session) == b"RCPT TO:<e@f.example>\r\n"
-    (finished,) = events(session, b"550 no\r\n")
-    assert isinstance(finished, Finished)
+    assert events(session, b"550 no\r\n") == []
     assert sent(session) == b"RSET\r\n"
+    (finished,) = events(session, b"250 reset\r\n")
+    assert isinstance(finished, Finished)
     assert one.data_reply is None
+    session.mail(tx())
+    assert sent(session) == b"MAIL FROM:<a@b.example>\r\n"
 
 
 def test_354_although_nobody_was_accepted_gets_a_lone_dot_that_counts_for_nothing() -> None:
@@ -240,8 +243,39 @@ def test_a_refusal_while_content_is_being_sent() -> None:
     session.mail(one)
     events(session, b"250 ok\r\n250 ok\r\n354 go\r\n")
     session.body(one, [b"x" * 10])
-    assert session.refused_early is None
-    session.receive_data(b"552 5.3.4 enough\r\n")
-    assert session.refused_early is not None
+    session.hear_early(b"552 5.3.4 enough\r\n")
     assert isinstance(session.next_event(), Finished)
     assert one.dot_reply is not None and one.dot_reply.code == 552
+
+
+@pytest.mark.parametrize("early", [b"250 taken\r\n", b"25", b"354 go\r\n", b"junk\r\n"])
+def test_nothing_that_came_before_the_dot_answers_the_dot(early: bytes) -> None:
+    session = greeted("PIPELINING")
+    one = tx()
+    session.mail(one)
+    events(session, b"250 ok\r\n250 ok\r\n354 go\r\n")
+    session.body(one, [b"x" * 10])
+    with pytest.raises(RemoteProtocolError):
+        session.hear_early(early)
+    assert one.dot_reply is None
+
+
+def test_a_reply_behind_the_answer_to_data_is_out_of_step() -> None:
+    session = greeted("PIPELINING")
+    session.mail(tx())
+    with pytest.raises(RemoteProtocolError, match="behind the answer to DATA"):
+        events(session, b"250 ok\r\n250 ok\r\n354 go\r\n250 taken\r\n")
+
+
+def test_a_reply_that_waits_before_mail_is_noticed() -> None:
+    session = greeted("PIPELINING")
+    session.receive_data(b"421 bye\r\n")
+    assert session.unasked
+    with pytest.raises(RemoteProtocolError, match="before MAIL"):
+        session.mail(tx())
+
+
+def test_an_address_with_control_characters_is_an_obstacle() -> None:
+    session = greeted("PIPELINING", "SMTPUTF8")
+    assert session.obstacle(tx("c\u0085@d.example")) is not None
+    assert session.obstacle(tx("c\u00e4@d.example")) is None

@@ -1,0 +1,426 @@
+"""Messages over one connection: transactions back to back, each settled when its replies are in.
+
+The steady state is one write and one read per message: the body of a message, its final dot and
+the next message's MAIL, RCPT and DATA leave together (RFC 2920 3.1), where the peer offers
+PIPELINING and the path allows it. A host that stumbles over that is remembered and spoken to
+plainly from then on, and the message that was sent ahead goes back untried.
+
+A message is in exactly one of four places here, and `broken` gives back what is in any of them:
+in hand (taken, not begun), under way, following (its commands travel with the body of the one under
+way), or resting (some recipients are settled, the others belong in another transaction).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine.errors import (
+    ConnectionLost,
+    MessageUnreadable,
+    PeerTimeout,
+    RemoteProtocolError,
+    SpoolError,
+)
+from engine.smtp import Finished, GoAhead, Unsolicited
+
+from . import outcome
+from .work import Services, Work, make_work, patience
+
+if TYPE_CHECKING:
+    from engine.queues.ready import ReadyQueue
+    from engine.queues.scheduled import Queued
+
+    from .dial import Connection
+    from .settle import Carrier
+
+__all__ = ["Transactions"]
+
+logger = logging.getLogger("posthorn.egress")
+
+_READ = 8192
+
+_SLICE = 256 * 1024
+"""Octets of a large body written between two looks at what the peer says (reliability C13)."""
+
+_STUMBLED = frozenset((421, 500, 501, 502, 503, 554))
+"""Replies to a MAIL that was sent ahead which may speak about the pipelining, not the mail."""
+
+
+class Transactions:
+    """See the module. `must_end`: whether nothing new may be begun on this connection; `until`: when
+    (monotonic) a conversation is broken off, except while the answer to a final dot is awaited."""
+
+    __slots__ = (
+        "_across",
+        "_connection",
+        "_following",
+        "_must_end",
+        "_open",
+        "_ready",
+        "_rest",
+        "_scope",
+        "_services",
+        "_session",
+        "_until",
+        "_work",
+        "delivered",
+        "hand",
+        "stopped",
+        "useful",
+    )
+
+    def __init__(
+        self,
+        services: Services,
+        ready: ReadyQueue,
+        connection: Connection,
+        session: Carrier,
+        scope: trio.CancelScope,
+        *,
+        must_end: Callable[[], bool],
+        until: float,
+    ) -> None:
+        self._services = services
+        self._ready = ready
+        self._connection = connection
+        self._session = session
+        self._scope = scope
+        self._must_end = must_end
+        self._until = until
+        self._work: Work | None = None
+        self._following: Work | None = None
+        self._rest: Work | None = None
+        self.hand: Queued | None = None
+        self._open = False
+        """Whether the peer may think that a transaction is still open."""
+        self.delivered = 0
+        """Transactions begun."""
+        self.useful = False
+        """Whether one came to its end and the peer went on talking."""
+        self.stopped = False
+        """Nothing more may be sent now, because of a rate."""
+        path = ready.path
+        self._across = (
+            path.enable_pipelining
+            and path.enable_pipelining_across_messages
+            and connection.client.capabilities.pipelining
+            and not services.stumblers.has(connection.address)
+        )
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    async def run(self, entry: Queued) -> None:
+        """Send `entry` and what the ready queue has, until it is empty or the session must end.
+
+        Raises: NetworkError, RemoteProtocolError; call `broken` then.
+        """
+        client, stream = self._connection.client, self._connection.stream
+        heard = -1
+        self.hand = entry
+        work: Work | None = None
+        while True:
+            if work is None:
+                work = await self._begin()
+                if work is None:
+                    return
+            event = client.next_event()
+            if event is None:
+                parts = client.data_to_send()
+                if parts:
+                    self._arm()
+                    heard = client.answered
+                    await stream.send_parts(parts)
+                data = stream.receive_nowait(_READ)
+                if data is None:
+                    # One deadline for one reply, in however many pieces it drips in (C3).
+                    if client.answered != heard:
+                        heard = client.answered
+                        self._arm()
+                    data = await stream.receive_some(_READ)
+                if not data:
+                    raise ConnectionLost("the peer closed the connection", stage=client.stage)
+                client.receive_data(data)
+            elif type(event) is GoAhead:
+                self._following = following = await self._look_ahead(work)
+                client.body(work.tx, work.parts, following.tx if following is not None else None)
+                await self._send_body(work)
+                heard = -1
+            elif type(event) is Finished:
+                following, self._following = self._following, None
+                self._work = following
+                self._finish(work)
+                work = following
+            elif type(event) is Unsolicited:
+                raise RemoteProtocolError(f"a reply nobody asked for: {event.reply.line}")
+
+    def _arm(self) -> None:
+        """The peer has its time for the next reply."""
+        stage = self._connection.client.stage
+        deadline = trio.current_time() + patience(self._ready.path, stage)
+        if stage != "final dot" and deadline > self._until:
+            deadline = self._until
+        self._scope.deadline = deadline
+
+    async def _begin(self) -> Work | None:
+        """The next transaction, its commands ready to go: what rests first, then what is in hand, then
+        the queue's next. None: there is nothing, or nothing may be begun."""
+        client, ready = self._connection.client, self._ready
+        while True:
+            if client.unasked or self._must_end():
+                self._give_back()
+                return None
+            rest, self._rest = self._rest, None
+            if rest is not None:
+                work = await self._prepare(rest.entry, rest)
+            else:
+                entry = self.hand or ready.take()
+                if entry is None:
+                    return None
+                work = await self._prepare(entry)
+            if work is not None:
+                self._work = work
+                client.mail(work.tx)
+                return work
+
+    async def _look_ahead(self, work: Work) -> Work | None:
+        """The message whose commands may travel with this one's body."""
+        if not self._across or work.more or self._rest is not None or self._must_end():
+            return None
+        if self._ready.path.max_message_rate is not None:
+            return None
+        entry = self._ready.take()
+        if entry is None:
+            return None
+        following = await self._prepare(entry)
+        if following is not None:
+            following.ahead = True
+        return following
+
+    async def _prepare(self, entry: Queued, before: Work | None = None) -> Work | None:
+        """The next transaction for `entry`; None when there is nothing to send for it (settled, or
+        given back). `before`: the one that left recipients over."""
+        settler, ready = self._services.settler, self._ready
+        self.hand = entry
+        wait = self._throttle()
+        if wait > 0.0 and not await self._wait_for_rate(entry, wait):
+            return None
+        message, body = entry.message, entry.body
+        if message is None or body is None:
+            try:
+                message, body = await self._services.spool.read(entry.handle)
+            except MessageUnreadable as error:
+                self.hand = None
+                settler.unreadable(entry, error)
+                return None
+            except SpoolError as error:
+                self.hand = None
+                settler.unreachable(entry, error)
+                return None
+            settler.keep(entry, message, body)
+        if before is not None:
+            indices = before.more
+        else:
+            done = entry.done
+            indices = [i for i in range(len(message.recipients)) if not done >> i & 1]
+        limit = ready.path.max_recipients_per_batch
+        more: list[int] = []
+        if len(indices) > limit:
+            indices, more = indices[:limit], indices[limit:]
+        rset = self.delivered > 0 and (ready.path.enable_rset or self._open)
+        work = make_work(entry, message, body, indices, more, rset=rset)
+        if before is not None:
+            work.again, work.counted = True, before.counted
+        obstacle = self._connection.client.obstacle(work.tx, check_8bit=not ready.path.ignore_8bit_checks)
+        self.hand = None
+        if obstacle is not None:
+            result = outcome.Outcome("permanent", obstacle)
+            everyone = indices + more
+            results = [result] * len(everyone)
+            settler.settle(entry, everyone, results, ready, self._session, counted=work.counted)
+            return None
+        self.delivered += 1
+        self._open = True
+        return work
+
+    def _throttle(self) -> float:
+        rate = self._ready.path.max_message_rate
+        if rate is None:
+            return 0.0
+        now = trio.current_time()
+        key = f"max_message_rate:{self._ready.name}"
+        return self._services.limits.rate(key, rate.interval, rate.burst, now).take(now)
+
+    async def _wait_for_rate(self, entry: Queued, wait: float) -> bool:
+        """Wait in place for a short time; give the message back and end for a long one."""
+        ready = self._ready
+        while wait > 0.0:
+            if wait >= ready.path.idle_timeout or self._services.draining:
+                self.hand = None
+                ready.put_back(entry)
+                ready.retry_at = trio.current_time() + wait
+                self.stopped = True
+                return False
+            self._scope.deadline = float("inf")
+            await trio.sleep(wait)
+            wait = self._throttle()
+        return True
+
+    # -- the body --------------------------------------------------------------------------------
+
+    async def _send_body(self, work: Work) -> None:
+        """Send what `client.body` made of it. The last part holds the final dot.
+
+        Whatever the peer says before that part goes out cannot be the answer to the dot (C6): a
+        refusal ends the transaction (C13), anything else the session.
+        """
+        connection, scope = self._connection, self._scope
+        stream = connection.stream
+        limit = self._ready.path.data_timeout
+        parts = connection.client.data_to_send()
+        total = 0
+        for part in parts:
+            total += len(part)
+        if total > _SLICE:
+            for part in parts[:-1]:
+                view = memoryview(part)
+                for start in range(0, len(view), _SLICE):
+                    scope.deadline = trio.current_time() + limit
+                    if self._refused_early():
+                        return
+                    await stream.send_all(view[start : start + _SLICE])
+            parts = parts[-1:]
+        scope.deadline = trio.current_time() + limit
+        if self._refused_early():
+            return
+        work.dot_sent = True
+        await stream.send_parts(parts)
+
+    def _refused_early(self) -> bool:
+        connection = self._connection
+        early = connection.stream.receive_nowait(_READ)
+        if early is None:
+            return False
+        if not early:
+            raise ConnectionLost("the peer closed the connection", stage=connection.client.stage)
+        connection.client.hear_early(early)
+        return True
+
+    # -- the end of a transaction ----------------------------------------------------------------
+
+    def _finish(self, work: Work) -> None:
+        """All replies of a transaction are in: settle it."""
+        tx, ready, client = work.tx, self._ready, self._connection.client
+        if self._stumbled_over(work):
+            if tx.mail_reply is not None and tx.mail_reply.code != 421:
+                self._stumbled(tx.mail_reply.line)
+            ready.put_back(work.entry)
+            return
+        lost = outcome.internal(421, "4.4.2", "the peer ended the session")
+        results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
+        indices = work.indices
+        if tx.surplus:
+            # "Too many recipients": those go in another transaction at once, uncounted (C12).
+            surplus = set(tx.surplus)
+            work.more = [indices[i] for i in sorted(surplus)] + work.more
+            results = [result for i, result in enumerate(results) if i not in surplus]
+            indices = [index for i, index in enumerate(indices) if i not in surplus]
+        work.counted = self._services.settler.settle(
+            work.entry,
+            indices,
+            results,
+            ready,
+            self._session,
+            begun=work.begun,
+            last=not work.more,
+            counted=work.counted,
+        )
+        if work.more:
+            self._rest = work
+        self._open = tx.dot_reply is None
+        if not client.closing:
+            self.useful = True
+            if not ready.warm:
+                ready.progressed()
+        ready.finished_one(trio.current_time() - work.begun)
+
+    def _stumbled_over(self, work: Work) -> bool:
+        """Whether its commands, sent behind the previous message's dot, were not understood: then the
+        replies are not about this message."""
+        mail = work.tx.mail_reply
+        return work.ahead and (mail is None or mail.code in _STUMBLED)
+
+    def _stumbled(self, what: str) -> None:
+        """This host does not cope with commands sent behind a final dot: speak plainly to it."""
+        connection = self._connection
+        self._services.stumblers.add(connection.address)
+        self._across = False
+        logger.warning(
+            "%s[%s] stumbles over pipelining across messages (%s); it is spoken to plainly from now on",
+            connection.mx_name,
+            connection.address,
+            what,
+        )
+
+    def _give_back(self) -> None:
+        """Return what was not begun: to the queue's front, or to its schedule where an attempt counts."""
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            if rest.counted:
+                self._services.settler.put_off(rest.entry, self._ready)
+            else:
+                self._ready.put_back(rest.entry)
+        entry, self.hand = self.hand, None
+        if entry is not None and (rest is None or entry is not rest.entry):
+            self._ready.put_back(entry)
+
+    # -- the end of the conversation -------------------------------------------------------------
+
+    def broken(self, error: Exception, *, ended: bool) -> None:
+        """The conversation is over, for whatever reason: settle what was under way, give back what was
+        not tried. Nothing to do after a proper end. `ended`: we broke it off."""
+        work, following = self._work, self._following
+        self._work = self._following = None
+        ready = self._ready
+        if following is not None:
+            ready.put_back(following.entry)
+        if work is not None:
+            self._settle_broken(work, error, ended=ended, sent_ahead=following is not None)
+        self._give_back()
+
+    def _settle_broken(self, work: Work, error: Exception, *, ended: bool, sent_ahead: bool) -> None:
+        tx, ready = work.tx, self._ready
+        stumbled = self._stumbled_over(work)
+        if not ended and (stumbled or sent_ahead):
+            self._stumbled(str(error))
+        # A reused session that dies before MAIL is answered is no attempt of the message (C16).
+        untried = tx.mail_reply is None and not work.again and (self.delivered > 1 or ended)
+        if stumbled or untried:
+            ready.put_back(work.entry)
+            return
+        timeout = isinstance(error, PeerTimeout)
+        dot_unanswered = work.dot_sent and tx.dot_reply is None
+        stage = getattr(error, "stage", "") or self._connection.client.stage
+        lost = outcome.broken(stage, str(error), timeout=timeout, dot_sent=dot_unanswered)
+        if timeout or isinstance(error, RemoteProtocolError):
+            results = outcome.out_of_step(tx, lost, dot_sent=work.dot_sent)
+        else:
+            results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
+        self._services.settler.settle(
+            work.entry, work.indices, results, ready, self._session, begun=work.begun, counted=work.counted
+        )
+
+    async def fault(self) -> None:
+        """A defect of ours met this message: it is retried by the schedule, and counted, so that
+        one message that always meets it cannot spin (reliability O6)."""
+        reply = outcome.internal(451, "4.3.0", "internal error, see the diagnostics")
+        entry, self.hand = self.hand, None
+        if entry is None and self._work is not None:
+            entry, self._work = self._work.entry, None
+        if entry is not None:
+            await self._services.settler.all_recipients(
+                entry, outcome.Outcome("transient", reply), self._ready
+            )
