@@ -13,6 +13,7 @@ way), or resting (some recipients are settled, the others belong in another tran
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ class Transactions:
         "_must_end",
         "_open",
         "_ready",
-        "_rest",
+        "_resting",
         "_scope",
         "_services",
         "_session",
@@ -93,7 +94,7 @@ class Transactions:
         self._until = until
         self._work: Work | None = None
         self._following: Work | None = None
-        self._rest: Work | None = None
+        self._resting: deque[Work] = deque()
         self.hand: Queued | None = None
         self._open = False
         """Whether the peer may think that a transaction is still open."""
@@ -173,8 +174,8 @@ class Transactions:
             if client.unasked or self._must_end():
                 self._give_back()
                 return None
-            rest, self._rest = self._rest, None
-            if rest is not None:
+            if self._resting:
+                rest = self._resting.popleft()
                 work = await self._prepare(rest.entry, rest)
             else:
                 entry = self.hand or ready.take()
@@ -188,7 +189,7 @@ class Transactions:
 
     async def _look_ahead(self, work: Work) -> Work | None:
         """The message whose commands may travel with this one's body."""
-        if not self._across or work.more or self._rest is not None or self._must_end():
+        if not self._across or work.more or self._resting or self._must_end():
             return None
         if self._ready.path.max_message_rate is not None:
             return None
@@ -339,7 +340,7 @@ class Transactions:
             counted=work.counted,
         )
         if work.more:
-            self._rest = work
+            self._resting.append(work)
         self._open = tx.dot_reply is None
         if not client.closing:
             self.useful = True
@@ -367,14 +368,14 @@ class Transactions:
 
     def _give_back(self) -> None:
         """Return what was not begun: to the queue's front, or to its schedule where an attempt counts."""
-        rest, self._rest = self._rest, None
-        if rest is not None:
+        while self._resting:
+            rest = self._resting.pop()
             if rest.counted:
                 self._services.settler.put_off(rest.entry, self._ready)
             else:
                 self._ready.put_back(rest.entry)
         entry, self.hand = self.hand, None
-        if entry is not None and (rest is None or entry is not rest.entry):
+        if entry is not None:
             self._ready.put_back(entry)
 
     # -- the end of the conversation -------------------------------------------------------------
