@@ -61,6 +61,10 @@ class TlsError(NetworkError):
     """A TLS handshake failed."""
 
 
+class MailLoop(NetworkError):
+    """The host that was reached says that it is this one."""
+
+
 class ConnectionLost(NetworkError):
     """The peer or the network closed the connection."""
 
@@ -80,6 +84,12 @@ class HeldError(PosthornError):
     """
 
     cause = "held"
+
+    def at(self, where: str) -> HeldError:
+        """The same trouble, saying with whom."""
+        error = type(self)(f"{where}: {self}")
+        error.cause = self.cause
+        return error
 
 
 class TlsRequired(HeldError):

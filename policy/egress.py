@@ -65,6 +65,19 @@ PROHIBITED = parse_cidr_set(["127.0.0.0/8", "0.0.0.0", "::1", "::"])
 """The default of `prohibited_hosts`: this machine itself."""
 
 
+def _refresh(value: Any) -> Literal["Ttl"]:
+    if value == "Epoch":
+        raise Wrong('"Epoch" (refresh when the configuration changes) is not supported yet')
+    if value != "Ttl":
+        raise Wrong(
+            "is none of its values" if isinstance(value, str) else f"is no text but a {type(value).__name__}"
+        )
+    return "Ttl"
+
+
+Refresh = Annotated[Literal["Ttl"], Kind('"Ttl"', _refresh)]
+
+
 class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     """How to talk to one site from one source. The defaults are those of `make_egress_path`."""
 
@@ -114,7 +127,7 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout: Seconds = 60.0
     system_shutdown_timeout: Timeout = 60.0
     # This object's own life
-    refresh_strategy: Literal["Ttl"] = "Ttl"
+    refresh_strategy: Refresh = "Ttl"
     refresh_interval: Timeout = 60.0
     provider_name: Text | None = None
 
@@ -223,7 +236,7 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_age: Seconds = 604800.0
     max_message_rate: Rate | None = None
     reap_interval: Timeout = 600.0
-    refresh_strategy: Literal["Ttl"] = "Ttl"
+    refresh_strategy: Refresh = "Ttl"
     refresh_interval: Timeout = 60.0
 
 

@@ -26,6 +26,7 @@ from engine.errors import (
     ConnectionLost,
     HeldError,
     LoginRefused,
+    MailLoop,
     NetworkError,
     PeerTimeout,
     RemoteProtocolError,
@@ -51,7 +52,7 @@ from .tls import TlsContexts
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine.smtp import ClientEvent
+    from engine.smtp import ClientEvent, Reply
     from policy.egress import EgressPath
 
     from .resolve import Candidate
@@ -65,6 +66,14 @@ _MECHANISMS = ("PLAIN", "LOGIN")
 
 _BROKEN_TLS_DEFAULT = 900.0
 """Seconds a failed handshake is remembered when only the reconnect option is set (egress 3.2)."""
+
+
+_TlsKey = tuple[str, int, str, object, str | None]
+
+
+def _tls_key(candidate: Candidate, path: EgressPath) -> _TlsKey:
+    """What a failed handshake says something about: this host under these demands, no others."""
+    return (candidate.address, candidate.port, path.enable_tls, path.tls_ca, path.tls_server_name)
 
 
 class NoHostReached(NetworkError):
@@ -137,7 +146,7 @@ class Dialer:
     def __init__(self, keys: KeyRing, is_own: Callable[[str], bool]) -> None:
         self._keys = keys
         self._contexts = TlsContexts()
-        self._broken_tls: dict[tuple[str, int], float] = {}
+        self._broken_tls: dict[_TlsKey, float] = {}
         self._is_own = is_own
         self._logins = Logins()
 
@@ -155,12 +164,15 @@ class Dialer:
         ehlo_domain: str,
         *,
         route: bool,
+        pace: Callable[[], float] | None = None,
     ) -> Connection:
         """A session that is ready for MAIL. `route`: an operator named these hosts (a smart host
-        on this machine may well greet with this machine's name).
+        on this machine may well greet with this machine's name). `pace` is asked before each further
+        connection: 0 when it may be made, else the seconds to wait.
 
         Raises: HeldError (TlsRequired, AuthNotOffered, LoginRefused, SecretUnavailable) when the
-        path's demands cannot be met; NoHostReached when the road is bad.
+        path's demands cannot be met; NoHostReached when the road is bad; MailLoop when the best
+        host is this one.
         """
         credential = await self.credential(path)
         ca_pem: bytes | None = None
@@ -169,15 +181,24 @@ class Dialer:
         asked = _Asked(path, source_address, ehlo_domain, credential, ca_pem, route)
         troubles: list[str] = []
         held: HeldError | None = None
-        for candidate in candidates:
+        for number, candidate in enumerate(candidates):
+            if number and not await _may_connect(pace, path.idle_timeout):
+                troubles.append(f"{len(candidates) - number} more not tried because of max_connection_rate")
+                break
             where = f"{candidate.name}[{candidate.address}]:{candidate.port}"
             try:
                 return await self._with_retry(candidate, asked)
             except (LoginRefused, SecretUnavailable) as error:
-                raise type(error)(f"{where}: {error}") from None
+                raise error.at(where) from None
             except HeldError as error:
-                held = held or type(error)(f"{where}: {error}")
+                held = held or error.at(where)
                 troubles.append(f"{where}: {error}")
+            except MailLoop as error:
+                # Hosts of worse preference would only bring it back to us (RFC 5321 5.1).
+                if not troubles:
+                    raise MailLoop(f"{where}: {error}") from None
+                troubles.append(f"{where}: {error}")
+                break
             except (NetworkError, RemoteProtocolError) as error:
                 stage = getattr(error, "stage", "")
                 troubles.append(f"{where}: {error}" + (f" ({stage})" if stage else ""))
@@ -222,7 +243,7 @@ class Dialer:
             now = trio.current_time()
             if len(self._broken_tls) > 10_000:
                 self._broken_tls = {k: t for k, t in self._broken_tls.items() if t > now}
-            self._broken_tls[candidate.address, candidate.port] = now + seconds
+            self._broken_tls[_tls_key(candidate, path)] = now + seconds
         return retry
 
     async def _one(self, candidate: Candidate, asked: _Asked) -> Connection:
@@ -241,7 +262,7 @@ class Dialer:
             client = ClientSession(asked.ehlo_domain, pipelining=path.enable_pipelining)
             connection = Connection(stream, client, candidate.name, candidate.address)
             await self._greet(connection, path, asked.route)
-            await self._secure(connection, candidate, path, asked.ca_pem)
+            await self._secure(connection, candidate, asked)
             if asked.credential is not None and key is not None:
                 await self._log_in(connection, path, asked.credential, key)
         except BaseException:
@@ -255,22 +276,27 @@ class Dialer:
             raise RemoteProtocolError(f"expected a greeting, got {event!r}")
         if event.reply.code != 220:
             raise NetworkError(f"greeted with {event.reply.line}", stage="greeting")
-        name = event.reply.text.split(" ", 1)[0].lower().rstrip(".")
-        if name and not route and self._is_own(name):
-            raise NetworkError(f"the peer greets with our own name {name}: mail loop", stage="greeting")
+        self._not_ourselves(event.reply, route, "greeting")
         connection.client.hello()
-        await self._hello(connection, path)
+        await self._hello(connection, path, route)
 
-    async def _hello(self, connection: Connection, path: EgressPath) -> None:
+    def _not_ourselves(self, reply: Reply, route: bool, stage: str) -> None:
+        words = reply.text.split(None, 1)
+        name = words[0].lower().rstrip(".") if words else ""
+        # A name without a dot is nobody's: many hosts call themselves "localhost".
+        if "." in name and not route and self._is_own(name):
+            raise MailLoop(f"the peer calls itself {name}, which is our own name: mail loop", stage=stage)
+
+    async def _hello(self, connection: Connection, path: EgressPath, route: bool) -> None:
         event = await connection.event("EHLO", path.ehlo_timeout)
         if not isinstance(event, HelloDone):
             raise RemoteProtocolError(f"expected a reply to EHLO, got {event!r}")
         if not event.ok:
             raise NetworkError(f"EHLO refused: {event.reply.line}", stage="EHLO")
+        self._not_ourselves(event.reply, route, "EHLO")
 
-    async def _secure(
-        self, connection: Connection, candidate: Candidate, path: EgressPath, ca_pem: bytes | None
-    ) -> None:
+    async def _secure(self, connection: Connection, candidate: Candidate, asked: _Asked) -> None:
+        path = asked.path
         mode = path.enable_tls
         if mode == "Disabled":
             connection.tls_why = "disabled by the path"
@@ -278,7 +304,7 @@ class Dialer:
         required = mode in ("Required", "RequiredInsecure")
         verify = mode in ("Required", "Opportunistic")
         client = connection.client
-        if not required and self._is_broken(candidate):
+        if not required and asked.credential is None and self._is_broken(candidate, path):
             connection.tls_why = "a handshake with this host failed lately; the path allows clear text"
             return
         if not client.capabilities.starttls:
@@ -296,7 +322,7 @@ class Dialer:
             # The session is intact: the peer said no before anything changed.
             connection.tls_why = f"STARTTLS refused: {event.reply.line}"
             return
-        context = self._contexts.get(verify=verify, ca_pem=ca_pem)
+        context = self._contexts.get(verify=verify, ca_pem=asked.ca_pem)
         name = path.tls_server_name or candidate.name
         with trio.move_on_after(path.starttls_timeout) as scope:
             await connection.stream.start_tls(context, server_hostname=name)
@@ -308,10 +334,10 @@ class Dialer:
             connection.tls_why = f"enable_tls is {mode}: the certificate is not checked"
         client.tls_established()
         client.hello()
-        await self._hello(connection, path)
+        await self._hello(connection, path, asked.route)
 
-    def _is_broken(self, candidate: Candidate) -> bool:
-        until = self._broken_tls.get((candidate.address, candidate.port))
+    def _is_broken(self, candidate: Candidate, path: EgressPath) -> bool:
+        until = self._broken_tls.get(_tls_key(candidate, path))
         return until is not None and trio.current_time() < until
 
     async def _log_in(
@@ -360,3 +386,14 @@ def _not_now(text: str) -> LoginRefused:
     error = LoginRefused(text)
     error.cause = "login-deferred"
     return error
+
+
+async def _may_connect(pace: Callable[[], float] | None, patience: float) -> bool:
+    """Whether one more connection may be made, after a short wait if need be."""
+    if pace is None:
+        return True
+    while (wait := pace()) > 0.0:
+        if wait >= patience:
+            return False
+        await trio.sleep(wait)
+    return True

@@ -43,7 +43,7 @@ INTERNAL = "Posthorn internal: "
 """Prefix of every reply text that we made up; rules on replies ignore those unless told otherwise."""
 
 _AUTH_CODES = frozenset((530, 534, 535, 538))
-"""At MAIL: the peer wants (other) credentials. A fault of the configuration, not of the mail."""
+"""The peer wants (other) credentials. A fault of the configuration, not of the mail."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -75,7 +75,7 @@ def refused_at(command: str, reply: Reply) -> Outcome:
         if code == 552 and command.startswith("RCPT"):
             # RFC 5321 4.5.3.1.10: to be read as 452, "too many recipients".
             return Outcome("transient", reply, command)
-        if code in _AUTH_CODES and command.startswith("MAIL"):
+        if code in _AUTH_CODES:
             return Outcome("transient", reply, command)
         return Outcome("permanent", reply, command)
     return Outcome("transient", reply, command)

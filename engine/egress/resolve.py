@@ -59,7 +59,7 @@ QUERY_LIMIT = 20
 """Queries sent for one plan."""
 PLAN_SECONDS = 30.0
 LOOKUP_SECONDS = 5.0
-LOOKUPS_AT_ONCE = 128
+LOOKUPS_AT_ONCE = 1024
 CACHE_ENTRIES = 65536
 
 _FAMILIES: dict[LookupStrategy, tuple[tuple[Kind, ...], ...]] = {

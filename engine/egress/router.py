@@ -35,7 +35,7 @@ from .resolve import Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
 from .session import Session
 from .settle import Settler
-from .work import Services
+from .work import Services, connection_rate, message_rate
 
 if TYPE_CHECKING:
     from engine.hooks import Hooks
@@ -181,13 +181,11 @@ class Router:
     def _place(self, entry: Queued, now: float) -> None:
         queue = entry.queue
         routes: Routes | None = queue.routes
+        if routes is None or now >= queue.refresh_at:
+            self._work_out(queue)
         if routes is None or queue.waiting:
             queue.waiting.append(entry)
-            if routes is None:
-                self._work_out(queue)
             return
-        if now >= queue.refresh_at:
-            self._work_out(queue)
         if not self._promote(entry, queue, routes, now):
             queue.waiting.append(entry)
 
@@ -261,15 +259,13 @@ class Router:
             return False
         if not ready.lease.acquire(ready.path.connection_limit):
             return False
-        spec = ready.path.max_connection_rate
-        if spec is not None:
-            key = f"connection_rate:{ready.lease.name}"
-            wait = self._limits.rate(key, spec.interval, spec.burst, now).take(now)
-            if wait > 0.0:
-                ready.lease.release()
-                ready.retry_at = now + wait
-                self._wake_at(ready, ready.retry_at)
-                return False
+        # A connection without a message that may go is of no use, so the message is counted first.
+        wait = message_rate(self._limits, ready, now) or connection_rate(self._limits, ready, now)
+        if wait > 0.0:
+            ready.lease.release()
+            ready.retry_at = now + wait
+            self._wake_at(ready, ready.retry_at)
+            return False
         ready.sessions += 1
         self._nursery.start_soon(self._session, ready)
         return True
@@ -287,7 +283,8 @@ class Router:
 
     async def _session(self, ready: ReadyQueue) -> None:
         """One outgoing session, behind its barrier."""
-        session = Session(self.services, ready, f"{self._session_prefix}{next(self._serial):012x}")
+        name = f"{self._session_prefix}{next(self._serial):012x}"
+        session = Session(self.services, ready, name, prepaid=True)
         self._sessions.add(session)
         try:
             await session.run()
@@ -351,6 +348,7 @@ class Router:
             if queue.routes is not None and found.outcome.verdict in ("transient", "held"):
                 # What served until now goes on serving; look again soon.
                 queue.refresh_at = now + 10.0
+                self._go_on(queue.routes, now)
                 return
             self._swap(queue, None)
             waiting = queue.waiting
@@ -362,16 +360,29 @@ class Router:
         waiting = queue.waiting
         while waiting and self._promote(waiting[0], queue, found, now):
             waiting.popleft()
+        self._go_on(found, now)
+
+    def _go_on(self, routes: Routes, now: float) -> None:
+        for ready in routes.all():
+            if ready.entries:
+                self._set_to_work(ready, now)
 
     def _swap(self, queue: ScheduledQueue, new: Routes | None) -> None:
         """Give a scheduled queue its new routes; ready queues that nobody uses any more are emptied."""
         old: Routes | None = queue.routes
         queue.routes = new
-        for ready in self._finder.replace(queue, old, new):
+        retired = self._finder.replace(queue, old, new)
+        for ready in retired:
             ready.retired = True
             ready.wake_all()
             if not ready.sessions:
                 self._scatter(ready)
+        if old is not None and new is not None:
+            left = set(old.all()) - set(new.all()) - set(retired)
+            for ready in left:
+                # Others still use it; what this queue has put there takes the new way.
+                for entry in ready.take_out(queue):
+                    self._place(entry, trio.current_time())
 
     def _scatter(self, ready: ReadyQueue) -> None:
         """The messages of a retired ready queue are placed anew."""
@@ -418,12 +429,24 @@ class Router:
         self._looked_at.discard(ready)
         if ready.retired or not ready.entries or now < ready.retry_at:
             return
+        if (ready.hold_cause or ready.back_off) and self._refresh_for(ready, now):
+            return  # they look at this queue again when they are done
         if patient and not ready.wake_one():
             # The working sessions did not get through it: one more, whatever their pace was.
             if ready.wants_session(now):
                 self._start_session(ready, now)
             return
         self._set_to_work(ready, now)
+
+    def _refresh_for(self, ready: ReadyQueue, now: float) -> bool:
+        """Work out what is due of the routes into a queue that stands still: perhaps the policy was
+        mended, and no new mail comes that would ask for it. True when something is being worked out."""
+        found = False
+        for queue in {id(entry.queue): entry.queue for entry in ready.entries}.values():
+            if now >= queue.refresh_at:
+                self._work_out(queue)
+            found = found or queue.resolving
+        return found
 
     def _sweep(self, now: float) -> None:
         for name, queue in list(self._queues.items()):

@@ -15,6 +15,7 @@ import trio
 from engine.errors import (
     ConnectionLost,
     HeldError,
+    MailLoop,
     NetworkError,
     PeerTimeout,
     RemoteProtocolError,
@@ -27,7 +28,7 @@ from engine.smtp import QuitDone
 from . import outcome
 from .dial import Connection, NoHostReached
 from .transactions import Transactions
-from .work import Services
+from .work import Services, connection_rate
 
 __all__ = ["Session"]
 
@@ -48,6 +49,7 @@ class Session:
         "_connection",
         "_ended",
         "_hand",
+        "_prepaid",
         "_ready",
         "_scope",
         "_services",
@@ -56,10 +58,14 @@ class Session:
         "id",
     )
 
-    def __init__(self, services: Services, ready: ReadyQueue, session_id: str) -> None:
+    def __init__(
+        self, services: Services, ready: ReadyQueue, session_id: str, *, prepaid: bool = False
+    ) -> None:
         self._services = services
         self._ready = ready
         self.id = session_id
+        self._prepaid = prepaid
+        """Whether the first message is counted in `max_message_rate` already."""
         self._hand: Queued | None = None
         """A message taken for a connection that is not there yet."""
         self._connection: Connection | None = None
@@ -125,11 +131,19 @@ class Session:
                 return None
             ehlo = ready.path.ehlo_domain or ready.source.ehlo_domain or services.hostname
             return await services.dialer.open(
-                plan.candidates, ready.path, ready.source.source_address, ehlo, route=ready.site.route
+                plan.candidates,
+                ready.path,
+                ready.source.source_address,
+                ehlo,
+                route=ready.site.route,
+                pace=self._connection_rate,
             )
         except HeldError as error:
             self._hand = None
             await settler.hold(ready, entry, error)
+        except MailLoop as error:
+            result = outcome.Outcome("permanent", outcome.internal(550, "5.4.6", str(error)))
+            await self._fail(entry, result, everything=True)
         except (NoHostReached, ResolveError) as error:
             ready.connection_failed(trio.current_time())
             text = str(error)
@@ -137,8 +151,14 @@ class Session:
                 text = f"failed to connect to any candidate hosts: {text}"
             result = outcome.Outcome("transient", outcome.internal(451, "4.4.1", text))
             limit = ready.path.consecutive_connection_failures_before_delay
-            await self._fail(entry, result, everything=ready.failures >= limit)
+            everything = ready.failures >= limit
+            await self._fail(entry, result, everything=everything)
+            if not everything:
+                await settler.expire_waiting(ready)
         return None
+
+    def _connection_rate(self) -> float:
+        return connection_rate(self._services.limits, self._ready, trio.current_time())
 
     async def _fail(self, entry: Queued, result: outcome.Outcome, *, everything: bool) -> None:
         settler = self._services.settler
@@ -164,6 +184,7 @@ class Session:
             scope,
             must_end=self._must_end,
             until=begun + _SESSION_LIMIT,
+            prepaid=self._prepaid,
         )
         transactions.hand, self._hand = first, None
         try:
@@ -217,7 +238,7 @@ class Session:
         if mine is None or reference is None:
             return True
         newest = self._services.keys.cached(reference)
-        return newest is None or newest.version == mine.version
+        return newest is not None and newest.version == mine.version
 
     # -- between messages, and the end -----------------------------------------------------------
 

@@ -390,17 +390,59 @@ class Settler:
         )
         reply = outcome.internal(451, "4.7.0", f"held: {error}")
         self.counters.held += 1
-        for waiting in list(ready.entries):
+
+        def note(waiting: Queued) -> None:
             kind = "TransientFailure" if waiting is entry else "Delayed"
-            if self._left(waiting, waiting.queue.config or _DEFAULTS) <= 0.0:
-                if await self.loaded(waiting) and waiting in ready.entries:
-                    ready.entries.remove(waiting)
+            self.note_held(ready, waiting, kind, reply)
+
+        await self._look_through(ready, note, lambda waiting: first or waiting is entry)
+
+    async def expire_waiting(self, ready: ReadyQueue) -> None:
+        """Give up what got too old while nothing could be sent to this site."""
+        await self._look_through(ready, None, lambda waiting: False)
+
+    async def _look_through(
+        self,
+        ready: ReadyQueue,
+        note: Callable[[Queued], None] | None,
+        wanted: Callable[[Queued], bool],
+    ) -> None:
+        """Everything in a ready queue that stands still: too old is expired, the others get a `note`
+        if `wanted`. What had to be read for that does not stay in memory.
+
+        Meanwhile the entries are out of the queue, so that no session takes one that is looked at.
+        """
+        todo, kept = ready.take_all(), []
+        try:
+            while todo:
+                waiting = todo[0]
+                config = waiting.queue.config or _DEFAULTS
+                old = self._left(waiting, config) <= 0.0
+                if old or (note is not None and wanted(waiting)):
+                    resident = waiting.message is not None
+                    try:
+                        if not await self.loaded(waiting):
+                            todo.popleft()
+                            continue
+                    except SpoolError:
+                        kept.append(todo.popleft())  # looked at again when the spool is well
+                        continue
                     message = waiting.message
                     assert message is not None
-                    pending = ((1 << len(message.recipients)) - 1) & ~waiting.done
-                    self._expire(waiting, message, pending, ready)
-            elif (first or waiting is entry) and await self.loaded(waiting):
-                self.note_held(ready, waiting, kind, reply)
+                    if old:
+                        todo.popleft()
+                        pending = ((1 << len(message.recipients)) - 1) & ~waiting.done
+                        self._expire(waiting, message, pending, ready)
+                        continue
+                    if note is not None:
+                        note(waiting)
+                    if not resident:
+                        self.drop(waiting)
+                kept.append(todo.popleft())
+        finally:
+            for waiting in reversed([*kept, *todo]):
+                ready.put_back(waiting)
+        ready.call_back()
 
     def note_held(self, ready: ReadyQueue, entry: Queued, kind: str, reply: Reply) -> None:
         """A record saying that and why a message waits."""

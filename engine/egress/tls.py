@@ -47,6 +47,7 @@ class TlsContexts:
 def _make(verify: bool, ca_pem: bytes | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_ciphers("DEFAULT:!aNULL:!eNULL:!EXPORT:@SECLEVEL=2")
     if not verify:
         context.check_hostname = False

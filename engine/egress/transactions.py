@@ -29,7 +29,7 @@ from engine.errors import (
 from engine.smtp import Finished, GoAhead, Unsolicited
 
 from . import outcome
-from .work import Services, Work, make_work, patience
+from .work import Services, Work, make_work, message_rate, patience
 
 if TYPE_CHECKING:
     from engine.queues.ready import ReadyQueue
@@ -61,6 +61,7 @@ class Transactions:
         "_following",
         "_must_end",
         "_open",
+        "_prepaid",
         "_ready",
         "_resting",
         "_scope",
@@ -84,6 +85,7 @@ class Transactions:
         *,
         must_end: Callable[[], bool],
         until: float,
+        prepaid: bool,
     ) -> None:
         self._services = services
         self._ready = ready
@@ -92,6 +94,7 @@ class Transactions:
         self._scope = scope
         self._must_end = must_end
         self._until = until
+        self._prepaid = prepaid
         self._work: Work | None = None
         self._following: Work | None = None
         self._resting: deque[Work] = deque()
@@ -248,12 +251,10 @@ class Transactions:
         return work
 
     def _throttle(self) -> float:
-        rate = self._ready.path.max_message_rate
-        if rate is None:
+        if self._prepaid:
+            self._prepaid = False
             return 0.0
-        now = trio.current_time()
-        key = f"max_message_rate:{self._ready.name}"
-        return self._services.limits.rate(key, rate.interval, rate.burst, now).take(now)
+        return message_rate(self._services.limits, self._ready, trio.current_time())
 
     async def _wait_for_rate(self, entry: Queued, wait: float) -> bool:
         """Wait in place for a short time; give the message back and end for a long one."""

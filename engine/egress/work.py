@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from .resolve import Plan
     from .settle import Settler
 
-__all__ = ["Services", "Stumblers", "Work", "make_work", "patience"]
+__all__ = [
+    "Services",
+    "Stumblers",
+    "Work",
+    "connection_rate",
+    "make_work",
+    "message_rate",
+    "patience",
+]
 
 _STUMBLE_MEMORY = 24 * 3600.0
 _STUMBLERS = 10_000
@@ -134,7 +142,7 @@ def make_work(
     tx = Transaction(
         sender=message.sender,
         recipients=[recipients[i] for i in indices] if len(indices) != len(recipients) else recipients,
-        body_8bit=bool(flags & _fast.EIGHT_BIT) or message.eight_bit,
+        body_8bit=bool(flags & _fast.EIGHT_BIT) or message.eight_bit or not prefix.isascii(),
         smtputf8=message.smtputf8,
         size=message.size,
         rset=rset,
@@ -153,3 +161,21 @@ def patience(path: EgressPath, stage: str) -> float:
     if stage == "RSET":
         return path.rset_timeout
     return path.data_dot_timeout
+
+
+def message_rate(limits: Limits, ready: ReadyQueue, now: float) -> float:
+    """Count one message in the path's `max_message_rate`: 0 when it may go, else the seconds to wait."""
+    rate = ready.path.max_message_rate
+    if rate is None:
+        return 0.0
+    key = f"max_message_rate:{ready.name}"
+    return limits.rate(key, rate.interval, rate.burst, now).take(now)
+
+
+def connection_rate(limits: Limits, ready: ReadyQueue, now: float) -> float:
+    """Count one connection in the path's `max_connection_rate`, likewise."""
+    rate = ready.path.max_connection_rate
+    if rate is None:
+        return 0.0
+    key = f"connection_rate:{ready.lease.name}"
+    return limits.rate(key, rate.interval, rate.burst, now).take(now)

@@ -133,14 +133,32 @@ class ReadyQueue:
         self.entries.appendleft(entry)
 
     def take(self) -> Queued | None:
-        """The next entry, or None. Calls waiting messages back once half of the room is free."""
+        """The next entry, or None. Calls waiting messages in once half of the room is free."""
         entries = self.entries
         if not entries:
             return None
         entry = entries.popleft()
-        if self.hungry and self.refill is not None and len(entries) * 2 <= self.path.max_ready:
-            self.refill(self)
+        if self.hungry:
+            self.call_back()
         return entry
+
+    def call_back(self) -> None:
+        """Call waiting messages in if half of the room is free. `take` does; so must whoever removes
+        entries otherwise."""
+        if self.hungry and self.refill is not None and len(self.entries) * 2 <= self.path.max_ready:
+            self.refill(self)
+
+    def take_out(self, queue: ScheduledQueue) -> list[Queued]:
+        """Remove and return the entries of one scheduled queue."""
+        found = [entry for entry in self.entries if entry.queue is queue]
+        if found:
+            self.entries = deque(entry for entry in self.entries if entry.queue is not queue)
+        return found
+
+    def take_all(self) -> deque[Queued]:
+        """Remove and return everything."""
+        entries, self.entries = self.entries, deque()
+        return entries
 
     def add_waker(self, wake: Callable[[], None]) -> None:
         """An idle session waits: `wake` is called once when there is something to do. Last in,

@@ -473,16 +473,17 @@ class ClientSession:
         assert mechanism is not None
         if reply.is_intermediate:
             self._rounds += 1
-            if reply.code != 334 or self._rounds > SASL_ROUNDS:
-                raise RemoteProtocolError("AUTH does not come to an end")
+            if reply.code != 334:
+                raise RemoteProtocolError(f"{reply.code} to AUTH")
             try:
                 challenge = decode_base64(reply.text.strip().encode()) if reply.text.strip() else b""
             except SaslError:
-                if mechanism.name != "LOGIN":  # LOGIN's prompts mean nothing, whatever they are
-                    raise RemoteProtocolError("an AUTH challenge that is not base64") from None
-                challenge = b""
+                raise RemoteProtocolError("an AUTH challenge that is not base64") from None
+            if self._rounds > SASL_ROUNDS:
+                raise RemoteProtocolError("AUTH does not come to an end")
             response = mechanism.respond(challenge)
             if response is None:
+                self._rounds = SASL_ROUNDS  # one cancellation; whatever is no refusal then ends it
                 self._say("AUTH", b"*\r\n")
             else:
                 self._say("AUTH", (base64.b64encode(response) or b"=") + b"\r\n")

@@ -198,12 +198,21 @@ def test_auth_plain() -> None:
 def test_auth_login_whatever_the_prompts_say() -> None:
     session = login("LOGIN")
     assert sent(session) == b"AUTH LOGIN\r\n"
-    events(session, b"334 not base64!\r\n")
+    events(session, b"334 " + base64.b64encode(b"Quis es?") + b"\r\n")
     assert sent(session) == base64.b64encode(b"scott") + b"\r\n"
     events(session, b"334 \r\n")
     assert sent(session) == base64.b64encode(b"tiger") + b"\r\n"
     (done,) = events(session, b"535 no\r\n")
     assert isinstance(done, AuthDone) and not done.ok
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
+def test_a_challenge_that_is_not_base64_ends_it(mechanism: str) -> None:
+    session = login(mechanism)
+    sent(session)
+    with pytest.raises(RemoteProtocolError, match="not base64"):
+        events(session, b"334 not base64!\r\n")
+    assert sent(session) == b""
 
 
 def test_235_before_we_said_everything_is_refused() -> None:
