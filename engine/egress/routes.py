@@ -10,6 +10,7 @@ the proportions still hold.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,12 +36,19 @@ if TYPE_CHECKING:
 
 __all__ = ["NoRouteNow", "RouteFinder", "Routes"]
 
+logger = logging.getLogger("posthorn.egress")
+
 _DEFAULT_PATH = EgressPath()
 _DEFAULT_CONFIG = QueueConfig()
 _DEFAULT_SOURCE = EgressSource(name=UNSPECIFIED)
 """Built in: the kernel chooses the address."""
 
 _DEFINITIONS_KEPT = 4096
+
+_RELAXATIONS = {
+    "allow_smtp_auth_plain_without_tls": "in clear text",
+    "allow_smtp_auth_plain_without_valid_certificate": "over TLS to a host that was not verified",
+}
 
 
 class NoRouteNow(msgspec.Struct, frozen=True):
@@ -102,6 +110,7 @@ class RouteFinder:
         self._users: dict[ReadyQueue, int] = {}
         self._by_lease: dict[str, set[ReadyQueue]] = {}
         self._weights: dict[tuple[str, tuple[tuple[str, int], ...], str], Weights] = {}
+        self._told: set[tuple[str, str]] = set()
         self._definitions: OrderedDict[tuple[str, str], tuple[float, Any]] = OrderedDict()
         self.refill: Callable[[ReadyQueue], None] | None = None
         """Called by a ready queue that has room again and messages waiting for it."""
@@ -188,12 +197,24 @@ class RouteFinder:
                 return ready
         lease = self._limits.lease(f"connections:{source.name}->{site.name}")
         ready = ReadyQueue(source, site, path, lease)
+        self._warn(ready.name, path)
         ready.refill = self.refill
         ready.proceed = self.proceed
         same.append(ready)
         self._users[ready] = 0
         self._by_lease.setdefault(lease.name, set()).add(ready)
         return ready
+
+    def _warn(self, name: str, path: EgressPath) -> None:
+        """Credentials that may go where nobody is known to be are said aloud, once (reliability C40)."""
+        for option, where in _RELAXATIONS.items():
+            told = (name, option)
+            user = path.smtp_auth_plain_username
+            if user is not None and getattr(path, option) and told not in self._told:
+                if len(self._told) >= _DEFINITIONS_KEPT:
+                    self._told.clear()
+                self._told.add(told)
+                logger.warning("%s: the password of %r may be sent %s (%s)", name, user, where, option)
 
     def replace(self, queue: ScheduledQueue, old: Routes | None, new: Routes | None) -> list[ReadyQueue]:
         """Count users. Returns the ready queues that lost their last one by a *change* of routes.

@@ -406,9 +406,13 @@ class ClientSession:
                 tx.surplus = [*tx.surplus, index]
         elif kind == "DATA":
             return self._data_answer(tx, reply)
-        elif kind == "lone dot" or index == _CLOSING:
+        elif kind == "lone dot":
             return Finished(tx)
-        # RSET inside a group: whatever the answer, MAIL's answer tells.
+        elif not reply.is_positive and reply.code != 421:
+            # RSET, and a transaction may still be open at the peer: what comes now would join it.
+            raise RemoteProtocolError(f"RSET refused: {reply.line}")
+        elif index == _CLOSING:
+            return Finished(tx)
         if self._left is not None:
             self._next_step()
         return None
@@ -428,6 +432,9 @@ class ClientSession:
         if wanted:
             tx.data_reply = reply
             return GoAhead(tx)
+        if tx.accepted:
+            # MAIL was refused and a recipient accepted: whose message would this be?
+            raise RemoteProtocolError("354 to DATA for a transaction whose MAIL was refused")
         # 354 although nobody was accepted: end the empty message; whatever is said to it, nothing
         # was delivered (reliability C11).
         self._out.append(b".\r\n")

@@ -288,3 +288,23 @@ def test_an_address_with_control_characters_is_an_obstacle() -> None:
     session = greeted("PIPELINING", "SMTPUTF8")
     assert session.obstacle(tx("c\u0085@d.example")) is not None
     assert session.obstacle(tx("c\u00e4@d.example")) is None
+
+
+def test_a_refused_rset_ends_the_session() -> None:
+    """Else the next message's recipients might join a transaction that is still open at the peer."""
+    session = greeted("PIPELINING")
+    one = tx(rset=True)
+    session.mail(one)
+    sent(session)
+    with pytest.raises(RemoteProtocolError, match="RSET refused"):
+        events(session, b"500 what\r\n503 nested\r\n250 ok\r\n354 go\r\n")
+    assert one.mail_reply is None and sent(session) == b""
+
+
+def test_no_lone_dot_for_recipients_of_another_transaction() -> None:
+    session = greeted("PIPELINING")
+    session.mail(tx())
+    sent(session)
+    with pytest.raises(RemoteProtocolError, match="MAIL was refused"):
+        events(session, b"503 nested\r\n250 ok\r\n354 go\r\n")
+    assert sent(session) == b""
