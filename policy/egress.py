@@ -241,6 +241,11 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _check_path(path: EgressPath) -> None:
+    if path.tls_ca is not None and path.enable_tls not in ("Required", "Opportunistic"):
+        raise Wrong(
+            f'tls_ca says whom to trust, and enable_tls="{path.enable_tls}" trusts anybody; right would be '
+            'enable_tls="Required" or "Opportunistic", or no tls_ca'
+        )
     if path.smtp_auth_plain_username is None:
         if path.smtp_auth_plain_password is not None:
             raise Wrong("smtp_auth_plain_password without smtp_auth_plain_username; give both or neither")

@@ -316,6 +316,8 @@ class Dialer:
         event = await connection.event("STARTTLS", path.starttls_timeout)
         if not isinstance(event, StartTlsReply):
             raise RemoteProtocolError(f"expected a reply to STARTTLS, got {event!r}")
+        if event.reply.code == 421:
+            raise NetworkError(f"the peer ended the session: {event.reply.line}", stage="STARTTLS")
         if event.reply.code != 220:
             if required:
                 raise TlsRequired(f"enable_tls is {mode} and STARTTLS was refused: {event.reply.line}")

@@ -258,6 +258,8 @@ class Router:
             self._wake_at(ready, now + _SPOOL_LOOK)
             return False
         if not ready.lease.acquire(ready.path.connection_limit):
+            if not ready.sessions:
+                self._ask_to_give_way(ready)
             return False
         # A connection without a message that may go is of no use, so the message is counted first.
         wait = message_rate(self._limits, ready, now) or connection_rate(self._limits, ready, now)
@@ -269,6 +271,17 @@ class Router:
         ready.sessions += 1
         self._nursery.start_soon(self._session, ready)
         return True
+
+    def _ask_to_give_way(self, ready: ReadyQueue) -> None:
+        """All connections to this site are taken by queues with other demands, and this one has none:
+        one of the others ends soon, an idle one at once."""
+        others = [
+            other for other in self._finder.sharing(ready.lease) if other is not ready and other.sessions
+        ]
+        if others and not any(other.give_way for other in others):
+            most = max(others, key=lambda other: (other.idle_sessions(), other.sessions))
+            most.give_way = 1
+            most.wake_one()
 
     def _wake_at(self, ready: ReadyQueue, when: float) -> None:
         """Look at this queue again then; one note per moment however often it is asked for."""
@@ -297,18 +310,21 @@ class Router:
             ready.session_over()
         now = trio.current_time()
         ready.touched = now
+        ready.give_way = min(ready.give_way, ready.sessions)
         if ready.retired:
             self._scatter(ready)
-        elif ready.entries or ready.hungry:
+        # The lease is shared by every ready queue of this source and site: those without a session first.
+        waiting = [
+            other for other in self._finder.sharing(ready.lease) if other.entries and other is not ready
+        ]
+        for other in sorted(waiting, key=lambda other: other.sessions):
+            self._set_to_work(other, now)
+        if not ready.retired and (ready.entries or ready.hungry):
             if now < ready.retry_at:
                 self._wake_at(ready, ready.retry_at)
             else:
                 self._call_back(ready)
                 self._set_to_work(ready, now)
-        # The lease is shared by every ready queue of this source and site.
-        for other in self._finder.sharing(ready.lease):
-            if other is not ready and other.entries:
-                self._set_to_work(other, now)
 
     async def _plan(self, ready: ReadyQueue) -> Plan:
         path = ready.path

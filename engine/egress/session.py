@@ -48,6 +48,7 @@ class Session:
     __slots__ = (
         "_connection",
         "_ended",
+        "_giving_way",
         "_hand",
         "_prepaid",
         "_ready",
@@ -71,6 +72,7 @@ class Session:
         self._connection: Connection | None = None
         self._transactions: Transactions | None = None
         self._ended = False
+        self._giving_way = False
         self._stale = float("inf")
         self._scope: trio.CancelScope | None = None
 
@@ -228,8 +230,17 @@ class Session:
             or transactions.delivered >= ready.path.max_deliveries_per_connection
             or trio.current_time() >= self._stale
             or services.spool.halted is not None
+            or self._gives_way()
             or not self._credential_current(connection)
         )
+
+    def _gives_way(self) -> bool:
+        # Not before a message was sent, or two queues would hand the connection to and fro for ever.
+        assert self._transactions is not None
+        if self._ready.give_way and not self._giving_way and self._transactions.delivered:
+            self._ready.give_way -= 1
+            self._giving_way = True
+        return self._giving_way
 
     def _credential_current(self, connection: Connection) -> bool:
         """A rotated or withdrawn secret ends the sessions that were opened with the old one (C45)."""

@@ -66,6 +66,7 @@ class ReadyQueue:
         "back_off",
         "entries",
         "failures",
+        "give_way",
         "hold_cause",
         "hold_text",
         "hungry",
@@ -112,6 +113,8 @@ class ReadyQueue:
         self.retry_at = float("-inf")
         self.hold_cause = ""
         self.hold_text = ""
+        self.give_way = 0
+        """So many sessions are asked to end: another queue that counts with this one has none."""
         self.retired = False
         self.touched = 0.0
         self.noted_for = float("-inf")
@@ -180,6 +183,10 @@ class ReadyQueue:
         """Wake every idle session: drain, retirement, a changed credential."""
         while self.wake_one():
             pass
+
+    def idle_sessions(self) -> int:
+        """Sessions that wait for something to do."""
+        return len(self._wakers)
 
     def busy_enough(self) -> bool:
         """Whether the sessions at work will get through the backlog soon without help.
