@@ -148,10 +148,11 @@ class Session:
             await self._fail(entry, result, everything=True)
         except (NoHostReached, ResolveError) as error:
             ready.connection_failed(trio.current_time())
-            text = str(error)
             if isinstance(error, NoHostReached):
-                text = f"failed to connect to any candidate hosts: {text}"
-            result = outcome.Outcome("transient", outcome.internal(451, "4.4.1", text))
+                reply = outcome.internal(451, "4.4.1", f"failed to connect to any candidate hosts: {error}")
+            else:
+                reply = outcome.internal(451, "4.4.3", f"the hosts cannot be resolved now: {error}")
+            result = outcome.Outcome("transient", reply)
             limit = ready.path.consecutive_connection_failures_before_delay
             everything = ready.failures >= limit
             await self._fail(entry, result, everything=everything)
