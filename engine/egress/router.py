@@ -269,7 +269,10 @@ class Router:
             self._wake_at(ready, ready.retry_at)
             return False
         ready.sessions += 1
-        self._nursery.start_soon(self._session, ready)
+        name = f"{self._session_prefix}{next(self._serial):012x}"
+        session = Session(self.services, ready, name, prepaid=True)
+        self._sessions.add(session)  # now, not when the task runs: a drain must see it
+        self._nursery.start_soon(self._session, session, ready)
         return True
 
     def _ask_to_give_way(self, ready: ReadyQueue) -> None:
@@ -294,11 +297,8 @@ class Router:
 
     # -- tasks -----------------------------------------------------------------------------------
 
-    async def _session(self, ready: ReadyQueue) -> None:
+    async def _session(self, session: Session, ready: ReadyQueue) -> None:
         """One outgoing session, behind its barrier."""
-        name = f"{self._session_prefix}{next(self._serial):012x}"
-        session = Session(self.services, ready, name, prepaid=True)
-        self._sessions.add(session)
         try:
             await session.run()
         except Exception:
