@@ -55,13 +55,18 @@ class RelayRules:
         self._domains.clear()
 
     def unknown(self, *domains: str) -> list[str]:
-        """Those of `domains` whose rules must be looked up and given to `learn`."""
-        return [domain for domain in domains if domain and domain not in self._domains]
+        """Those of `domains` whose rules must be looked up and given to `learn`.
+
+        Room is made here and not in `learn`: what one decision needs is never forgotten under it.
+        """
+        missing = [domain for domain in dict.fromkeys(domains) if domain and domain not in self._domains]
+        if missing and len(self._domains) + len(missing) > _KEPT:
+            self._domains.clear()
+            return self.unknown(*domains)
+        return missing
 
     def learn(self, domain: str, rules: ListenerDomain | None) -> None:
-        """What the hook said about `domain`; None: nothing."""
-        if len(self._domains) >= _KEPT:
-            self._domains.clear()
+        """What the hook said about a domain that `unknown` named; None: nothing."""
         self._domains[domain] = rules
 
     def allows(self, sender_domain: str, recipient_domain: str) -> bool:

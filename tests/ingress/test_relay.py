@@ -68,9 +68,27 @@ def test_lookups_are_remembered_and_forgotten_at_login_and_tls() -> None:
     assert rules.unknown("a.example") == ["a.example"]
 
 
-def test_memory_is_bounded() -> None:
+def _decide(rules: RelayRules, sender: str, recipient: str, known: dict[str, ListenerDomain]) -> bool:
+    for domain in rules.unknown(sender, recipient):
+        rules.learn(domain, known.get(domain))
+    return rules.allows(sender, recipient)
+
+
+def test_memory_is_bounded_and_no_decision_loses_what_it_needs() -> None:
+    known = {"ours.example": ListenerDomain(relay_from=parse_cidr_set([PEER]))}
     rules = RelayRules(PEER, LOOPBACK)
-    for number in range(1000):
-        rules.learn(f"{number}.example", None)
-    assert len(rules._domains) <= 64
-    assert rules.unknown("999.example") == []
+    for number in range(300):
+        assert _decide(rules, "ours.example", f"{number}.example", known), number
+        assert len(rules._domains) <= 64
+    assert rules.unknown("299.example") == []
+
+
+def test_memory_made_free_by_the_sender_keeps_the_recipient() -> None:
+    known = {"ours.example": ListenerDomain(relay_to=True)}
+    rules = RelayRules(PEER, LOOPBACK)
+    for number in range(300):
+        assert _decide(rules, f"{number}.example", "ours.example", known), number
+
+
+def test_a_domain_that_is_sender_and_recipient_is_asked_about_once() -> None:
+    assert RelayRules(PEER, LOOPBACK).unknown("a.example", "a.example") == ["a.example"]
