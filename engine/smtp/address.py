@@ -3,6 +3,9 @@
 The address given to policy, stored, logged and sent onwards is the *same* text. It is taken apart
 once, here, by a grammar, never by searching for an ``@`` or a ``>`` (reliability S41). A source
 route is accepted and dropped; percent and bang forms mean nothing special (S42).
+
+RFC 6531 lets every octet above 127 into an address. We do not: a C1 control, U+2028 or an invisible
+mark would be a line end, a terminal's command or a false name somewhere behind us (S43, S44).
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ _LABEL = r"[A-Za-z0-9_\u0080-\U0010ffff](?:[A-Za-z0-9_\-\u0080-\U0010ffff]*[A-Za
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LITERAL = re.compile(r"\[([!-Z^-~]*)\]")
 _ROUTE = re.compile(rf"@(?:{_DOMAIN.pattern})(?:,@(?:{_DOMAIN.pattern}))*:")
+_JOINERS = dict.fromkeys((0x200C, 0x200D))
+"""Zero width, but part of some scripts' words: in a domain IDNA decides where they may stand."""
 
 LOCAL_LIMIT, DOMAIN_LIMIT, PATH_LIMIT = 64, 255, 256
 """Octets (RFC 5321 4.5.3.1.1 to 3). The longest path includes its angle brackets."""
@@ -131,6 +136,8 @@ def parse_path_full(
     text = path[begin:position]
     if not text.isascii() and not smtputf8:
         raise wrong("a non-ASCII address needs the SMTPUTF8 parameter", 553, "5.6.7")
+    if not (local[0].isprintable() and domain[0].translate(_JOINERS).isprintable()):
+        raise wrong("the address holds a character that cannot be seen", 553)
     if len(local[0].encode()) > LOCAL_LIMIT:
         raise wrong(f"the local part is longer than {LOCAL_LIMIT} octets")
     if len(domain[0].encode()) > DOMAIN_LIMIT or len(text.encode()) + 2 > PATH_LIMIT:
@@ -154,6 +161,8 @@ def _rest(path: str, position: int) -> bytes:
 
 
 def _is_literal(text: str) -> bool:
+    if "%" in text:
+        return False  # Python reads a zone id there, which may hold anything; RFC 5321 has none
     try:
         if text[:5].lower() == "ipv6:":
             IPv6Address(text[5:])
