@@ -8,13 +8,14 @@ from engine import _fast
 
 from .reply import Reply
 
-__all__ = ["TOO_BIG", "content_fault"]
+__all__ = ["TOO_BIG", "content_fault", "repaired_fault"]
 
 HEADER_LIMIT = 512 * 1024
 """Octets of the header section (reliability S22)."""
 HEADER_FIELDS = 1000
 
 TOO_BIG = Reply(552, "5.3.4", "Message size exceeds the limit")
+_BIG_HEADER = Reply(552, "5.3.4", "The header section exceeds the limit")
 
 
 def content_fault(
@@ -31,6 +32,16 @@ def content_fault(
         which = "CR without LF" if content.bare_cr else "LF without CR"
         return Reply(550, "5.6.0", f"The message holds a {which}; lines end with CR LF only")
     end = content.header_end if content.header_end >= 0 else content.size
-    if end > HEADER_LIMIT or content.header_fields > HEADER_FIELDS:
-        return Reply(552, "5.3.4", "The header section exceeds the limit")
-    return None
+    return _BIG_HEADER if end > HEADER_LIMIT or content.header_fields > HEADER_FIELDS else None
+
+
+def repaired_fault(data: bytes, header_end: int, size_limit: int) -> Reply | None:
+    """The same limits for content whose line ends were repaired: it grew, and more lines begin in it."""
+    if len(data) > size_limit:
+        return TOO_BIG
+    end = header_end if header_end >= 0 else len(data)
+    if end > HEADER_LIMIT:
+        return _BIG_HEADER
+    lines = data[:end].split(b"\r\n")
+    fields = sum(1 for line in lines if line and line[0] not in b" \t")
+    return _BIG_HEADER if fields > HEADER_FIELDS else None

@@ -19,7 +19,7 @@ from engine.errors import LocalProtocolError
 from .address import Address, AddressError
 from .auth import MECHANISMS
 from .command import ParameterError, parse_hello, parse_mail, parse_rcpt, shown
-from .content import TOO_BIG, content_fault
+from .content import TOO_BIG, content_fault, repaired_fault
 from .events import (
     Auth,
     BodyReceived,
@@ -355,16 +355,17 @@ class ServerSession:
         self._line = b"DATA"
         config = self._config
         fault = content_fault(content, config.text_line_limit, bare_lines=config.bare_lines)
+        data = content.take()
+        header_end = content.header_end
+        if fault is None and (content.bare_cr or content.bare_lf):
+            data = _fast.clean_lines(data)
+            header_end = _fast.scan(data)[2]
+            fault = repaired_fault(data, header_end, config.max_message_size)
         if fault is not None:
             self._refuse(fault)
             self._state = READY
             self._end_transaction()
             return None
-        data = content.take()
-        header_end = content.header_end
-        if content.bare_cr or content.bare_lf:
-            data = _fast.clean_lines(data)
-            header_end = _fast.scan(data)[2]
         return BodyReceived(data, content.eight_bit, header_end)
 
     # -- answers ---------------------------------------------------------------------------------

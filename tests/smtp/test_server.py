@@ -163,6 +163,41 @@ def test_dots_come_through(how: str) -> None:
     assert driver.bodies == [b".\r\n.x\r\nx..\r\n..\r\n"]
 
 
+FIXING = ServerConfig(hostname="mx.example", max_message_size=2000, bare_lines="Fix")
+
+
+@pytest.mark.parametrize("how", ["whole", "octets", "3"])
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"S: x\r\n\r\n" + b"\n" * 995 + b"\r\n", 250),  # 10 octets, 995 pairs: exactly the limit
+        (b"S: x\r\n\r\n" + b"\n" * 996 + b"\r\n", 552),
+        (b"S: x\r\n\r\n" + b"\r" * 995 + b"\r\n", 250),
+        (b"S: x\r\n\r\n" + b"\r" * 996 + b"\r\n", 552),
+    ],
+)
+def test_the_size_limit_holds_for_repaired_content(content: bytes, code: int, how: str) -> None:
+    assert len(content) < FIXING.max_message_size
+    assert run(GOOD + content + b".\r\n", how, FIXING).codes()[-1] == code
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        (b"a: b\n" * 1000, 250),
+        (b"a: b\n" * 1001, 552),
+        (b"a: b\r\n" + b"a: b\r" * 1000, 552),
+        (b"a: b\n c\n" * 999 + b"a: b\n", 250),
+        (b"a: b\n\n" + b"c: d\n" * 2000, 250),
+        (b"a: " + (b"b\n " * 15000 + b"b\r\n ") * 8 + b"end", 250),  # 480,032 octets when repaired
+        (b"a: " + (b"b\n " * 15000 + b"b\r\n ") * 9 + b"end", 552),  # 540,036, from 405,036
+    ],
+)
+def test_the_header_limits_hold_for_repaired_content(header: bytes, code: int) -> None:
+    config = ServerConfig(hostname="mx.example", bare_lines="Fix")
+    assert run(GOOD + header + b"\r\nbody\r\n.\r\n", config=config).codes()[-1] == code
+
+
 def test_too_many_errors_end_the_session() -> None:
     driver = run(EHLO + b"WHAT\r\n" * 30)
     assert driver.codes()[-1] == 421 and driver.session.closing
