@@ -3,13 +3,19 @@
 A hook is somebody else's code. It may raise anything, never return, or block the loop; the
 session that asked suffers, nobody else (reliability O6, O7). What comes out of here is a value,
 `policy.Reject`, or `HookError`; and `trio.Cancelled` of course, which is nobody's error.
+
+Each stretch in which a hook's code holds the event loop is noted in `running` and `since`: the
+whole call of a plain hook, and of an async one each step from one wait to the next. Whoever reads
+the two from a thread knows what the loop hangs in (`engine.watchdog`).
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from typing import Any
 
 import trio
@@ -24,7 +30,7 @@ __all__ = ["Hooks"]
 logger = logging.getLogger("posthorn.hooks")
 
 _SLOW = 0.1
-"""Seconds a plain (not async) hook may hold the loop before it is named in the log (O7)."""
+"""Seconds a hook may hold the loop before it is named in the log (O7)."""
 
 
 class Hooks:
@@ -38,6 +44,10 @@ class Hooks:
         self._table = table
         self._sync_limit = sync_limit
         self._async_limit = async_limit
+        self.running: Hook | None = None
+        """The hook whose code holds the event loop now."""
+        self.since = 0.0
+        """Since when, on the clock of `time.perf_counter`; set before `running` is."""
 
     def has(self, event: str) -> bool:
         """Whether any hook is registered for `event`."""
@@ -47,7 +57,8 @@ class Hooks:
         """Ask the hooks of `event` in order; the first answer that is not None wins.
 
         Returns: the answer, or None when nobody has an opinion (or one returned `policy.STOP`).
-        Raises: policy.Reject as the hook raised it; HookError for everything else.
+        Raises: policy.Reject as the hook raised it, if the event can be refused; HookError for
+        everything else.
         """
         for hook in self._table.get(event):
             answer = await self._call_async(hook, args) if hook.is_async else self._call_sync(hook, args)
@@ -87,42 +98,103 @@ class Hooks:
         return several
 
     def _call_sync(self, hook: Hook, args: tuple[Any, ...]) -> Any:
-        begun = time.perf_counter()
+        self.since = begun = time.perf_counter()
+        self.running = hook
         try:
             answer = hook.function(*(hook.adapt(args) if hook.adapt is not None else args))
-        except (Reject, trio.Cancelled, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # SystemExit and bare BaseExceptions of a hook end nobody else
-            raise _hook_error(hook, error) from error
-        complaint = hook.complaint(answer)
+            complaint = hook.complaint(answer)
+        except BaseException as error:
+            found = _translated(hook, error)
+            if found is None:
+                raise
+            raise found from error
+        finally:
+            self.running = None
+            took = time.perf_counter() - begun
+            if took > _SLOW:
+                _name_slow(hook, took)
         if complaint is not None:
             raise HookError(complaint)
-        took = time.perf_counter() - begun
-        if took > _SLOW:
-            logger.warning("%s: held the event loop for %.0f ms", hook.where, took * 1000)
-            if took > self._sync_limit:
-                raise HookError(f"{hook.where}: {hook.event} took {took:.1f} s, limit {self._sync_limit:g} s")
+        if took > self._sync_limit:
+            raise HookError(f"{hook.where}: {hook.event} took {took:.1f} s, limit {self._sync_limit:g} s")
         return answer
 
     async def _call_async(self, hook: Hook, args: tuple[Any, ...]) -> Any:
         with trio.move_on_after(self._async_limit) as scope:
             try:
-                answer = await hook.function(*(hook.adapt(args) if hook.adapt is not None else args))
-            except (Reject, trio.Cancelled, KeyboardInterrupt):
-                raise
-            except BaseExceptionGroup as group:
-                _, rest = group.split(trio.Cancelled)
-                if rest is None:
-                    raise
-                raise _hook_error(hook, rest) from rest
+                answer = await self._steps(hook, args)
+                complaint = hook.complaint(answer)
             except BaseException as error:
-                raise _hook_error(hook, error) from error
+                found = _translated(hook, error)
+                if found is None:
+                    raise
+                raise found from error
         if scope.cancelled_caught:
             raise HookError(f"{hook.where}: {hook.event} was not done after {self._async_limit:g} s")
-        complaint = hook.complaint(answer)
         if complaint is not None:
             raise HookError(complaint)
         return answer
+
+    @types.coroutine
+    def _steps(self, hook: Hook, args: tuple[Any, ...]) -> Generator[Any, Any, Any]:
+        """Run the hook as ``await`` would, noting each stretch in which it holds the loop."""
+        begun = self._begin(hook)
+        try:
+            answer = hook.function(*(hook.adapt(args) if hook.adapt is not None else args))
+            if not inspect.isawaitable(answer):
+                return answer  # a decorator ran it, or decided without it
+            steps: Any = answer.__await__()
+        finally:
+            self._end(hook, begun)
+        step, value = steps.send, None
+        while True:
+            begun = self._begin(hook)
+            try:
+                trap = step(value)
+            except StopIteration as done:
+                return done.value
+            finally:
+                self._end(hook, begun)
+            try:
+                step, value = steps.send, (yield trap)
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:
+                step, value = steps.throw, error
+
+    def _begin(self, hook: Hook) -> float:
+        self.since = begun = time.perf_counter()
+        self.running = hook
+        return begun
+
+    def _end(self, hook: Hook, begun: float) -> None:
+        self.running = None
+        took = time.perf_counter() - begun
+        if took > _SLOW:
+            _name_slow(hook, took)
+
+
+def _name_slow(hook: Hook, took: float) -> None:
+    logger.warning("%s: %s held the event loop for %.0f ms", hook.where, hook.event, took * 1000)
+
+
+def _translated(hook: Hook, error: BaseException) -> HookError | None:
+    """What `error`, raised by `hook`, is for the engine. None: it passes as it is, as `Reject` and
+    `trio.Cancelled` do. Ctrl-C's exception does not: it is the hook that raised it."""
+    kind = type(error)
+    if issubclass(kind, Reject):
+        return None if _may_refuse(hook.event) else _hook_error(hook, error)
+    rest = error.split(trio.Cancelled)[1] if isinstance(error, BaseExceptionGroup) else error
+    if rest is None or issubclass(kind, trio.Cancelled):
+        # One that a hook kept from another time would take down more than it should.
+        return None if trio.current_effective_deadline() == float("-inf") else _hook_error(hook, error)
+    return _hook_error(hook, rest)
+
+
+def _may_refuse(event: str) -> bool:
+    """Whether a client waits for the answer, so that there is somebody to refuse."""
+    return event.startswith("smtp_server_") or event == "get_listener_domain"
 
 
 def _hook_error(hook: Hook, error: BaseException) -> HookError:

@@ -196,7 +196,8 @@ _CALLBACK = Event((), "single", (str, bytes, Secret), "text or bytes", must=True
 
 
 class Hook(msgspec.Struct, frozen=True):
-    """One registered function. `where`: ``file:line in name()``. `adapt`: turns the event's arguments into
+    """One registered function. `is_async`: a call may give something to await. `where`: ``file:line in
+    name()``. `adapt`: turns the event's arguments into
     the function's, None when they are the same. `notes`: remarks for the log at start."""
 
     event: str
@@ -210,16 +211,28 @@ class Hook(msgspec.Struct, frozen=True):
         """What is wrong with an answer, or None. Names types only, never values."""
         event = EVENTS.get(self.event, _CALLBACK)
         if event.returns is None:
-            return None
+            return None if answer is None else self._mistake(answer)
         if isinstance(answer, event.returns) or (answer is None and not event.must):
             return None
         if answer is STOP and event.kind == "chain":
             return None
         given = "None" if answer is None else f"a {type(answer).__name__}"
+        return self._mistake(answer) or f"{self.where}: {self.event} returns {event.right}, not {given}"
+
+    def _mistake(self, answer: Any) -> str | None:
+        """What is wrong with an answer that no event knows: one that says the hook has not run yet, or
+        that it meant to refuse. Taking it for "no opinion" would accept what should be refused."""
+        if isinstance(answer, BaseException):
+            return f"{self.where}: {self.event} returned a {type(answer).__name__}; it must be raised"
         if inspect.iscoroutine(answer):
             answer.close()
-            given = "a coroutine (is an `async def` missing?)"
-        return f"{self.where}: {self.event} returns {event.right}, not {given}"
+        elif not (inspect.isawaitable(answer) or inspect.isgenerator(answer) or inspect.isasyncgen(answer)):
+            return None
+        what = "generator" if inspect.isgenerator(answer) or inspect.isasyncgen(answer) else "coroutine"
+        return (
+            f"{self.where}: {self.event} returned a {what} (a {type(answer).__name__}) instead of running; "
+            "is an `async def` missing, or does a decorator hide one? Let it use functools.wraps"
+        )
 
 
 class HookTable:
@@ -275,6 +288,8 @@ def on(event: str, *, keysource: bool = False) -> Callable[[F], F]:
     def register(function: F) -> F:
         if not callable(function):
             raise PolicyError(f"policy.on: {event}: a {type(function).__name__} cannot be called", caller())
+        if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in _forms(function)):
+            raise PolicyError(f"policy.on: {event}: the hook holds a yield, so it would never run", caller())
         adapt: Adapt | None = None
         notes: tuple[str, ...] = ()
         where = _where(function)
@@ -310,9 +325,15 @@ def _row(event: str, keysource: bool) -> Event:
     raise PolicyError(f'policy.on: unknown event "{event}"{hint}', caller())
 
 
+def _forms(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """The function, what a decorator wrapped, and the ``__call__`` of an object that is called."""
+    inner = inspect.unwrap(function)
+    return function, inner, getattr(type(inner), "__call__", None)  # noqa: B004 - it may be async
+
+
 def _is_async(function: Callable[..., Any]) -> bool:
-    call = getattr(type(function), "__call__", None)  # noqa: B004 - of an object with an async __call__
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    """Whether calling it may give something to await. A decorator may hide that; the caller looks again."""
+    return any(inspect.iscoroutinefunction(form) for form in _forms(function))
 
 
 def _where(function: Callable[..., Any]) -> str:

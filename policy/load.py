@@ -8,6 +8,7 @@ PolicyLoadError that names the innermost line inside the policy's own directory.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import sys
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ class LoadedPolicy:
                 with recording(open_to), _registering(self.hooks):
                     try:
                         answer = hook.function(*(hook.adapt(()) if hook.adapt else ()))
-                        if hook.is_async:
+                        if inspect.isawaitable(answer) and hook.is_async:
                             answer = await answer
                     except _FAILURES as error:
                         raise self._failure(error, hook) from error

@@ -53,6 +53,9 @@ FAILURES = [
     BaseException("bare"),
     MemoryError(),
     RecursionError(),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    BaseExceptionGroup("many", [KeyboardInterrupt()]),
 ]
 
 
