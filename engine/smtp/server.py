@@ -90,6 +90,7 @@ class ServerSession:
         "_reader",
         "_refusals",
         "_state",
+        "_surplus",
         "closing",
         "ehlo_domain",
         "esmtp",
@@ -127,6 +128,7 @@ class ServerSession:
     def _end_transaction(self) -> None:
         self.reverse_path: Address | None = None
         self.forward_paths: list[Address] = []
+        self._surplus = 0
         self.smtputf8 = False
 
     # -- octets ----------------------------------------------------------------------------------
@@ -246,8 +248,13 @@ class ServerSession:
         return event
 
     def _rcpt(self, rest: bytes) -> Rcpt | None:
-        if len(self.forward_paths) >= self._config.max_recipients and rest[:3].upper() == b"TO:":
-            self._refuse(_TOO_MANY)
+        most = self._config.max_recipients
+        if len(self.forward_paths) >= most and rest[:3].upper() == b"TO:":
+            self._surplus += 1
+            if self._surplus > most:
+                self._error(_TOO_MANY)  # no client needs as many again to understand
+            else:
+                self._refuse(_TOO_MANY)
             return None
         try:
             return parse_rcpt(rest, smtputf8=self.smtputf8)
