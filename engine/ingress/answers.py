@@ -8,7 +8,7 @@ never means yes (reliability O7).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -99,7 +99,7 @@ class Answers:
         self._connection.meta.keep()
         session.greet()
 
-    def hello(self, event: Hello) -> Awaitable[None] | None:
+    def hello(self, event: Hello) -> Coroutine[Any, Any, None] | None:
         if self._service.on_ehlo:
             return self._hello_asking(event)
         self._connection.greeted(event.domain, esmtp=event.esmtp)
@@ -121,7 +121,7 @@ class Answers:
         else:
             session.accept(extensions=[str(extension) for extension in answer])
 
-    def mail(self, event: Mail) -> Awaitable[None] | None:
+    def mail(self, event: Mail) -> Coroutine[Any, Any, None] | None:
         service = self._service
         if self._messages >= service.declaration.max_messages_per_connection:
             self._session.refuse(ENOUGH, close=True)
@@ -149,7 +149,7 @@ class Answers:
         else:
             self._session.accept()
 
-    def rcpt(self, event: Rcpt) -> Awaitable[None] | None:
+    def rcpt(self, event: Rcpt) -> Coroutine[Any, Any, None] | None:
         service = self._service
         ask = service.on_rcpt
         if not self._relay.anywhere or ask.waits:

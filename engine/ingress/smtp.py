@@ -16,8 +16,8 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -47,6 +47,9 @@ __all__ = ["InboundSession"]
 logger = logging.getLogger("posthorn.ingress")
 
 _READ = 65_536
+"""Octets taken at once inside DATA."""
+_READ_COMMANDS = 4096
+"""Octets of commands taken at once: what the protocol answers by itself is answered in one go."""
 _SLICE = 60.0
 """Seconds one send may take (reliability S35), and how often a quiet session is looked at."""
 _SLACK = 1.0
@@ -65,7 +68,12 @@ TLS_HANDSHAKE = 30.0
 GOODBYE = 2.0
 """Seconds for the last replies of a session that is being ended."""
 _FAIR = 128
-"""Events handled in a row before other tasks get a turn (reliability Y2)."""
+"""Turns in a row before other tasks get one (reliability Y2). An event is a turn, 64 octets of commands
+are one (so at most 8 KiB), and an arrival inside DATA is eight (so at most 1 MiB): about a millisecond."""
+_OWING = 0.5
+"""Seconds that the reply to a final dot may wait for what the client sent behind the dot."""
+_COMMANDS_TURN = 64
+_DATA_TURNS = 8
 
 TIMEOUT = Reply(421, "4.4.2", "Timeout: closing connection")
 STOPPING = Reply(421, "4.3.2", "Service is shutting down")
@@ -92,6 +100,7 @@ class InboundSession:
         "_data_begun",
         "_data_octets",
         "_draining",
+        "_owed",
         "_patience",
         "_scope",
         "_service",
@@ -117,6 +126,7 @@ class InboundSession:
         self._data_octets = 0
         self._unread = b""
         self._draining = False
+        self._owed: float | None = None  # since when the reply to a final dot stands in the output
 
     # Life and end
 
@@ -192,7 +202,7 @@ class InboundSession:
         turns = 0
         while True:
             while (event := next_event()) is not None:
-                waiting: Awaitable[None] | None
+                waiting: Coroutine[Any, Any, None] | None
                 if type(event) is Mail:
                     waiting = answers.mail(event)
                 elif type(event) is Rcpt:
@@ -213,8 +223,13 @@ class InboundSession:
                     assert type(event) is Auth, f"the session gave an unknown event: {type(event)}"
                     waiting = answers.auth(event)
                 if waiting is not None:
+                    if self._owed is not None:
+                        await self._pay(waiting)
                     await waiting
-                    self._arm(trio.current_time())
+                    now = trio.current_time()
+                    if type(event) is BodyReceived:
+                        self._owed = now
+                    self._arm(now)
                     if self._unread:
                         session.receive_data(self._unread)
                         self._unread = b""
@@ -222,6 +237,8 @@ class InboundSession:
                 if turns >= _FAIR:
                     turns = 0
                     await trio.lowlevel.cancel_shielded_checkpoint()
+                if self._owed is not None and trio.current_time() >= self._owed + _OWING:
+                    await self._pay()
             if self._draining and not session.closing and not self._in_transaction:
                 session.close_with(STOPPING)
             self._answers.report()
@@ -232,18 +249,24 @@ class InboundSession:
                 self._stage = _SENDING
                 await stream.send_all(output)
                 self._stage = _WORKING
+            self._owed = None
             if self._service.log.full:
                 await self._wait_for_log()
-            data = stream.receive_nowait(_READ)
+            if turns >= _FAIR:
+                turns = 0
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            in_data = session.in_data
+            limit = _READ if in_data else _READ_COMMANDS
+            data = stream.receive_nowait(limit)
             while data is None:
                 turns = 0
                 self._stage = _READING
                 await stream.wait_readable()
                 self._stage = _WORKING
-                data = stream.receive_nowait(_READ)
+                data = stream.receive_nowait(limit)
             if not data:
                 return
-            turns += _FAIR // 16
+            turns += _DATA_TURNS if in_data else len(data) // _COMMANDS_TURN
             self._data_octets += len(data)
             session.receive_data(data)
             now = trio.current_time()
@@ -253,6 +276,19 @@ class InboundSession:
                 # The scope fired while these octets came in. They count: `_serve` opens a new one.
                 self._stage = _READING
                 return
+
+    async def _pay(self, waiting: Coroutine[Any, Any, None] | None = None) -> None:
+        """Send the reply to a final dot before anything is awaited that stands behind it: a client
+        that gives up waiting for it sends the message again (RFC 1047; reliability D6)."""
+        self._owed = None
+        try:
+            self._stage = _SENDING
+            await self._stream.send_all(self._session.data_to_send())
+            self._stage = _WORKING
+        except BaseException:
+            if waiting is not None:
+                waiting.close()  # it will never be awaited
+            raise
 
     def _arm(self, now: float) -> None:
         """Something came, or was done, at `now`: the client has its full time again."""
