@@ -1,6 +1,6 @@
 """The one way a message becomes ours.
 
-In this order: loop check, `smtp_server_data` hook, split by recipient or domain, Received field,
+In this order: loop check, a look at the spool's room, `smtp_server_data` hook, split by recipient or domain, Received field,
 `smtp_server_message_received` hook per message, a look whether the client is still there, commit
 of all messages of the transaction to the spool, and only then log record, queue and 250. A 250 is
 a promise that survives a power cut (reliability D1); until the commit has returned nothing can be
@@ -102,6 +102,8 @@ class Acceptor:
         """
         if too_many_received(content, len(content) if header_end < 0 else header_end):
             return LOOP
+        if not self._spool.room_for(len(content)):
+            return FULL  # there was when MAIL was answered; filling the disk to its end helps nobody
         deadline = trio.current_time() + self._limit
         end: int | None = header_end
         safe = guarded(content)

@@ -340,7 +340,7 @@ class InboundSession:
         if self._session.pending:
             return True
         try:
-            data = self._stream.receive_nowait(_READ)
+            data = self._stream.receive_nowait(_READ_COMMANDS)
         except ConnectionLost:
             return False
         if data is None:

@@ -32,6 +32,20 @@ async def test_a_commit_that_fails(error: SpoolError, code: int, enhanced: str) 
         assert len(relay.queued) == 2
 
 
+async def test_a_spool_that_filled_up_since_mail_is_said_at_the_dot() -> None:
+    asked = []
+    async with open_relay({"smtp_server_data": lambda *args: asked.append(args)}) as relay:
+        async with relay.client() as client:
+            await client.send(ENVELOPE + b"DATA\r\n")
+            assert [(await client.reply())[0] for _ in range(3)] == [250, 250, 354]
+            relay.spool.room = False
+            code, text = await client.ask(BODY + b".\r\n")
+            assert (code, text[:6]) == (452, "4.3.1 ")
+            assert not (relay.spool.commits or relay.queued or asked)
+            relay.spool.room = True
+            assert (await client.transaction())[0] == 250
+
+
 async def test_a_commit_that_breaks_ends_the_session_only(caplog: pytest.LogCaptureFixture) -> None:
     async with open_relay() as relay, relay.client() as client, relay.client() as other:
         relay.spool.fail = ZeroDivisionError("a defect")
