@@ -68,10 +68,9 @@ class Listeners:
         return {service.address: service.counters for _, service in self._pairs}
 
     async def drain(self, seconds: float) -> None:
-        """Stop accepting; idle sessions end with 421 4.3.2 now, transactions under way get `seconds`.
+        """Stop accepting; idle sessions end with 421 4.3.2 now, transactions under way after `seconds`.
 
-        Sessions that are still there then are cancelled when `open_listeners` is left. A message
-        whose commit has begun is finished in any case.
+        A message whose commit has begun is finished in any case; leaving `open_listeners` waits for it.
         """
         self._draining = True
         for listener, _ in self._pairs:
@@ -82,6 +81,8 @@ class Listeners:
             self._empty = trio.Event()
             with trio.move_on_after(seconds):
                 await self._empty.wait()
+            for session in list(self._sessions):
+                session.stop()
 
     def close(self) -> None:
         """Close the listening sockets. Idempotent."""

@@ -106,6 +106,7 @@ class InboundSession:
         "_service",
         "_session",
         "_stage",
+        "_stopped",
         "_stream",
         "_unread",
         "_until",
@@ -126,6 +127,7 @@ class InboundSession:
         self._data_octets = 0
         self._unread = b""
         self._draining = False
+        self._stopped = False
         self._owed: float | None = None  # since when the reply to a final dot stands in the output
 
     # Life and end
@@ -165,6 +167,12 @@ class InboundSession:
         if self._stage is _READING and not self._in_transaction:
             self._scope.cancel()
 
+    def stop(self) -> None:
+        """The time of a session under way is over: it ends with 421 now, whatever it does. A commit
+        that has begun is finished first, and its reply is sent."""
+        self._draining = self._stopped = True
+        self._scope.cancel()
+
     @property
     def _in_transaction(self) -> bool:
         return self._session.reverse_path is not None
@@ -184,7 +192,7 @@ class InboundSession:
                 return
             if self._stage is _SENDING:
                 return  # an unknown part of a reply is out: there is nothing sensible left to say
-            if self._draining and not self._in_transaction:
+            if self._stopped or (self._draining and not self._in_transaction):
                 session.close_with(STOPPING)
                 return
             if self._stage is _READING and trio.current_time() < self._until:
@@ -239,7 +247,7 @@ class InboundSession:
                     await trio.lowlevel.cancel_shielded_checkpoint()
                 if self._owed is not None and trio.current_time() >= self._owed + _OWING:
                     await self._pay()
-            if self._draining and not session.closing and not self._in_transaction:
+            if self._draining and not session.closing and (self._stopped or not self._in_transaction):
                 session.close_with(STOPPING)
             self._answers.report()
             if session.closing:

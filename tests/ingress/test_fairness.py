@@ -107,6 +107,17 @@ async def test_a_client_that_sends_without_end_lets_others_run(flood: str) -> No
     assert max(gaps) <= 2 * (stride + 4096), "the two take turns in either order"
 
 
+async def test_a_client_that_sends_without_end_can_be_stopped() -> None:
+    stream = Torrent(START + ENVELOPE + b"DATA\r\n", (b"x" * 72 + b"\r\n") * 1000, 1 << 40)
+    session = _session(stream, {}, {})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        while stream.octets < 1 << 20:
+            await trio.lowlevel.checkpoint()
+        session.stop()
+    assert stream.output.endswith(b"\r\n421 4.3.2 Service is shutting down\r\n")
+
+
 async def test_surplus_recipients_end_the_session_at_last() -> None:
     stream = Torrent(START + ENVELOPE, b"RCPT TO:<d@e.example>\r\n" * 1000, 1 << 18)
     await _session(stream, {}, {"max_recipients_per_message": 100}).run()

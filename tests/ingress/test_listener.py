@@ -271,6 +271,57 @@ async def test_drain_waits_no_longer_than_it_was_told(autojump_clock: MockClock)
     assert not relay.queued
 
 
+async def test_after_its_time_a_transaction_ends_although_the_relay_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay() as relay, trio.open_nursery() as nursery:
+        quiet, talking = await relay.connect(), await relay.connect()
+        for client in (quiet, talking):
+            await client.reply()
+            await client.send(b"EHLO a\r\n" + ENVELOPE + b"DATA\r\n")
+            assert [(await client.reply())[0] for _ in range(4)] == [250, 250, 250, 354]
+
+        async def talk() -> None:
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await talking.send(b"a line\r\n")
+                    await trio.sleep(1)
+
+        nursery.start_soon(talk)
+        begun = trio.current_time()
+        nursery.start_soon(relay.listeners.drain, 10)
+        for client in (quiet, talking):
+            code, text = await client.reply()
+            assert (code, text[:6]) == (421, "4.3.2 ")
+            assert trio.current_time() - begun == pytest.approx(10, abs=1)
+            assert await client.reply() == (0, "")
+        assert not relay.queued
+
+
+async def test_after_its_time_a_session_in_a_hook_ends_and_a_commit_is_finished(
+    autojump_clock: MockClock,
+) -> None:
+    async def mail(sender: object, conn_meta: object) -> None:
+        if str(sender) == "never@client.example":
+            await trio.sleep(29)
+
+    async with open_relay({"smtp_server_mail_from": mail}, seconds=100) as relay:
+        async with relay.client() as waiting, relay.client() as committing:
+            relay.spool.gate = trio.Event()
+            await waiting.send(b"MAIL FROM:<never@client.example>\r\n")
+            await committing.send(ENVELOPE + b"DATA\r\n")
+            assert [(await committing.reply())[0] for _ in range(3)] == [250, 250, 354]
+            await committing.send(BODY + b".\r\n")
+            await relay.spool.began.wait()
+            begun = trio.current_time()
+            await relay.listeners.drain(10)
+            assert await waiting.codes() == [421]
+            assert trio.current_time() - begun == pytest.approx(10, abs=0.1)
+            relay.spool.gate.set()
+            assert await committing.codes() == [250, 421]
+            assert len(relay.queued) == 1
+
+
 async def test_a_session_that_breaks_hurts_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
