@@ -36,7 +36,9 @@ from engine.ingress import Listeners, open_listeners
 from engine.keys import KeyRing, open_keys
 from engine.log import Log, open_log
 from engine.queues.limits import LocalLimits
+from engine.signals import Signals
 from engine.spool import Spool, open_spool
+from engine.watchdog import open_watchdog
 
 if TYPE_CHECKING:
     from policy.load import LoadedPolicy
@@ -48,9 +50,6 @@ logger = logging.getLogger("posthorn")
 
 DRAIN_INGRESS = 10.0
 """Seconds a transaction under way has after the first SIGTERM (reliability O9)."""
-
-_LAST_RESORT = 15
-"""Seconds after the drain limits before the kernel ends a process that hangs in a system call."""
 
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Queued messages are freed by reference count; the collector only has to find cycles, rarely."""
@@ -71,10 +70,17 @@ class Engine:
         """Where the listeners really listen (a port 0 is resolved)."""
         return self.listeners.addresses
 
-    async def drain(self) -> None:
-        """Stop accepting; transactions under way have 10 s, then deliveries `system_shutdown_timeout`."""
+    async def drain(self, within: Callable[[float], None] = lambda seconds: None) -> None:
+        """Stop accepting; transactions under way have 10 s, then deliveries `system_shutdown_timeout`.
+
+        `within` is told before each step how long it may take.
+        """
+        within(DRAIN_INGRESS)
         await self.listeners.drain(DRAIN_INGRESS)
+        # Asked now: a transaction that ended in those 10 s may have begun a delivery.
+        within(self.router.longest_drain())
         await self.router.drain()
+        within(0)
 
 
 @asynccontextmanager
@@ -94,6 +100,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
     hostname = _hostname(declarations)
     begun = time.monotonic()
     async with (
+        _watched(hooks),
         open_log(declarations.logs) as log,
         open_spool(
             spool_declaration.path,
@@ -140,6 +147,12 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 yield Engine(log, spool, keys, router, listeners)
 
 
+@asynccontextmanager
+async def _watched(hooks: Hooks) -> AsyncIterator[None]:
+    with open_watchdog(hooks):
+        yield
+
+
 def _hostname(declarations: Declarations) -> str:
     for listener in declarations.listeners:
         if listener.hostname:
@@ -176,53 +189,85 @@ def _tuned_collector() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-async def serve(policy: LoadedPolicy, *, started: Callable[[Engine], None] | None = None) -> None:
+async def serve(
+    policy: LoadedPolicy,
+    *,
+    started: Callable[[Engine], None] | None = None,
+    signals: Signals | None = None,
+) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal leaves at once.
 
     After the first signal: listeners close, transactions under way have 10 s, deliveries the
-    `system_shutdown_timeout` of their path (60 s).
+    `system_shutdown_timeout` of their path (60 s). One that comes before the start is done ends it.
     Everything that got its 250 is in the spool whatever happens. The process ends within those
-    limits plus 15 s even if a disk or a thread hangs.
+    limits plus 15 s even if a disk, a thread or a hook hangs. SIGHUP is logged and changes nothing.
+
+    `signals`: they are handled already, since before the event loop. Main thread only.
     """
+    if signals is None:
+        with Signals() as signals:
+            await serve(policy, started=started, signals=signals)
+        return
     logger.info("Posthorn %s, policy %s, %s hot path", __version__, policy.path, _fast.ACTIVE)
     for note in policy.notes:
         logger.warning("policy: %s", note)
     if _fast.ACTIVE != "compiled":
         logger.warning("the compiled hot path is not active; this is several times slower")
     _raise_file_limit()
-    with _tuned_collector():
-        async with open_engine(policy) as engine:
-            # What was loaded so far lives as long as the process: the collector need not look again.
-            gc.collect()
-            gc.freeze()
-            for host, port in engine.addresses:
-                logger.info("listening on %s", f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-            if started is not None:
-                started(engine)
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                await anext(signals)
-                queued = engine.router.statistics().queued
-                logger.info("stopping: finishing what is under way (%d messages queued)", queued)
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(int(DRAIN_INGRESS + engine.router.longest_drain()) + _LAST_RESORT)
-                async with trio.open_nursery() as nursery:
+    life = _Life(signals)
+    with signals.in_loop(), _tuned_collector():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.obey, nursery.cancel_scope)
+            async with open_engine(policy) as engine:
+                # What was loaded so far lives as long as the process: the collector need not look again.
+                gc.collect()
+                gc.freeze()
+                for host, port in engine.addresses:
+                    logger.info("listening on %s", f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                if started is not None:
+                    started(engine)
+                life.engine = engine
+                await life.stop.wait()
+                await engine.drain(signals.within)
+            nursery.cancel_scope.cancel()
+    life.say_end()
 
-                    async def second_signal() -> None:
-                        await anext(signals)
-                        logger.info("second signal: leaving at once")
-                        signal.alarm(_LAST_RESORT)
-                        nursery.cancel_scope.cancel()
 
-                    nursery.start_soon(second_signal)
-                    await engine.drain()
-                    nursery.cancel_scope.cancel()
-            counters = engine.router.settler.counters
-            queued = engine.router.statistics().queued
-    signal.alarm(0)
-    logger.info(
-        "stopped: %d delivered, %d bounced, %d expired since the start; %d still queued",
-        counters.delivered,
-        counters.bounced,
-        counters.expired,
-        queued,
-    )
+class _Life:
+    """What the signals have to do with a running engine. `engine`: None until the start is done."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.engine: Engine | None = None
+        self.stop = trio.Event()
+        self._signals = signals
+
+    async def obey(self, everything: trio.CancelScope) -> None:
+        """Turn signals into the end: a gentle one first, if there is something to be gentle with."""
+        signals = self._signals
+        while True:
+            if await signals.wait() == signal.SIGHUP:
+                logger.warning("SIGHUP: there is no reload yet; start anew to take a changed policy")
+                continue
+            if self.engine is None or self.stop.is_set():
+                why = "second signal" if self.stop.is_set() else "stopping before the start is done"
+                logger.info("%s: leaving at once", why)
+                signals.within(0)
+                everything.cancel()
+                return
+            queued = self.engine.router.statistics().queued
+            logger.info("stopping: finishing what is under way (%d messages queued)", queued)
+            signals.within(DRAIN_INGRESS)
+            self.stop.set()
+
+    def say_end(self) -> None:
+        """The last line."""
+        if self.engine is None:
+            return
+        counters = self.engine.router.settler.counters
+        logger.info(
+            "stopped: %d delivered, %d bounced, %d expired since the start; %d still queued",
+            counters.delivered,
+            counters.bounced,
+            counters.expired,
+            self.engine.router.statistics().queued,
+        )

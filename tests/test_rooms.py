@@ -29,6 +29,8 @@ ROWS = {
     "engine.keys": 4,
     "engine.log": 4,
     "engine.hooks": 4,
+    "engine.watchdog": 5,
+    "engine.signals": 0,
     "engine.model": 3,
     "engine.net": 3,
     "engine.mail": 3,

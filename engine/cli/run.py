@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import trio
-
 from engine.cli.report import guarded
-from engine.log.diagnostics import diagnostics
+from engine.signals import Signals, Stopped
 
 __all__ = ["run"]
 
@@ -33,11 +31,25 @@ def run(
     log_format
         auto (human-readable), plain, or json.
     """
+    with Signals() as signals:
+        try:
+            return _run(signals, policy, log_level, log_format)
+        except Stopped:
+            return 0
+
+
+def _run(signals: Signals, policy: Path | None, log_level: str, log_format: str) -> int:
+    # Most of the time of a start goes into these; they come when the signals are heard.
+    import trio
+
     from engine.app import serve
+    from engine.log.diagnostics import diagnostics
     from policy.load import load_policy
 
     def run_it() -> None:
-        trio.run(serve, load_policy(policy))
+        loaded = load_policy(policy)
+        if not signals.note_only():
+            trio.run(lambda: serve(loaded, signals=signals))
 
     with diagnostics(level=log_level, style=log_format):
         return guarded(run_it, command="run")
