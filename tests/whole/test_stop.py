@@ -74,25 +74,34 @@ def never(recipient, conn_meta):
 @pytest.mark.slow
 def test_a_hook_that_never_returns_is_named_and_does_not_keep_the_process(tmp_path: Path) -> None:
     with relay(tmp_path / "relay", next_hop=free_port(), extra=HANGS) as running:
-        client = RawClient(running.port)
-        client.send(b"EHLO a\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n")
-        until(lambda: "has been holding" in running.stderr, seconds=10, what=lambda: running.stderr)
-        assert f"{running.policy}:" in running.stderr and " in never(): " in running.stderr
-        begun = time.monotonic()
-        running.terminate()
-        assert running.wait(seconds=LAST_RESORT + 5) == -signal.SIGALRM
-        assert time.monotonic() - begun > LAST_RESORT - 2
+        with RawClient(running.port) as client:
+            client.send(b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n")
+            until(lambda: "has been holding" in running.stderr, seconds=10, what=lambda: running.stderr)
+            assert f"{running.policy}:" in running.stderr
+            assert " in never(): " in running.stderr
+            begun = time.monotonic()
+            running.terminate()
+            assert running.wait(seconds=LAST_RESORT + 5) == -signal.SIGALRM
+            assert time.monotonic() - begun > LAST_RESORT - 2
 
 
 @pytest.mark.slow
 def test_a_delivery_that_begins_during_the_drain_is_waited_for(tmp_path: Path) -> None:
-    with run_sink(delay=LAST_RESORT + 15) as sink, relay(tmp_path / "relay", next_hop=sink.port) as running:
-        client = RawClient(running.port)
-        for command in ("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA"):
-            client.command(command)
+    with (
+        run_sink(delay=LAST_RESORT + 15) as sink,
+        relay(tmp_path / "relay", next_hop=sink.port) as running,
+        RawClient(running.port) as late,
+        RawClient(running.port) as never,
+    ):
+        for client in (late, never):
+            for command in ("MAIL FROM:<a@b.example>", "RCPT TO:<c@d.example>", "DATA"):
+                client.command(command)
         running.terminate()
         until(lambda: "stopping" in running.stderr, seconds=10, what=lambda: running.stderr)
-        client.send(b"Subject: late\r\n\r\n.\r\n")
-        assert client.reply()[0] == 250
+        late.send(b"Subject: late\r\n\r\n.\r\n")
+        assert late.reply()[0] == 250
+        begun = time.monotonic()
+        assert never.reply()[0] == 421, "ten seconds, whatever else goes on"
+        assert time.monotonic() - begun < 12
         assert running.wait(seconds=60) == 0, running.stderr
         assert len(running.records("Delivery")) == 1
