@@ -31,6 +31,10 @@ logger = logging.getLogger("posthorn.hooks")
 
 _SLOW = 0.1
 """Seconds a hook may hold the loop before it is named in the log (O7)."""
+_COUNTS = 0.001
+"""Seconds from which a call counts in `Hooks.held`."""
+_HOLD = 0.01
+"""Seconds that hooks may hold the loop one after the other, each far from slow (reliability Y2)."""
 
 
 class Hooks:
@@ -48,6 +52,18 @@ class Hooks:
         """The hook whose code holds the event loop now."""
         self.since = 0.0
         """Since when, on the clock of `time.perf_counter`; set before `running` is."""
+        self.held = 0.0
+        """Seconds that hooks held the loop since somebody let others run because of it."""
+
+    @property
+    def others_wait(self) -> bool:
+        """Whether who calls hooks in a loop should call `let_others_run` now."""
+        return self.held > _HOLD
+
+    async def let_others_run(self) -> None:
+        """A checkpoint on every call; never cancelled."""
+        self.held = 0.0
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def has(self, event: str) -> bool:
         """Whether any hook is registered for `event`."""
@@ -111,8 +127,8 @@ class Hooks:
         finally:
             self.running = None
             took = time.perf_counter() - begun
-            if took > _SLOW:
-                _name_slow(hook, took)
+            if took > _COUNTS:
+                self._count(hook, took)
         if complaint is not None:
             raise HookError(complaint)
         if took > self._sync_limit:
@@ -171,12 +187,13 @@ class Hooks:
     def _end(self, hook: Hook, begun: float) -> None:
         self.running = None
         took = time.perf_counter() - begun
+        if took > _COUNTS:
+            self._count(hook, took)
+
+    def _count(self, hook: Hook, took: float) -> None:
+        self.held += took
         if took > _SLOW:
-            _name_slow(hook, took)
-
-
-def _name_slow(hook: Hook, took: float) -> None:
-    logger.warning("%s: %s held the event loop for %.0f ms", hook.where, hook.event, took * 1000)
+            logger.warning("%s: %s held the event loop for %.0f ms", hook.where, hook.event, took * 1000)
 
 
 def _translated(hook: Hook, error: BaseException) -> HookError | None:

@@ -37,6 +37,8 @@ Enqueue = Callable[[Message, bytes, "Handle"], None]
 
 _IDS_PER_LINE = 12  # of the reply: lines stay below 512 octets (RFC 5321 section 4.5.3.1.5)
 _NAMES_KEPT = 4096
+_FAIR = 64
+"""Messages of one transaction made in a row before other tasks get a turn (reliability Y2)."""
 
 LOOP = Reply(554, "5.4.6", "Too many Received fields: this message goes round in circles")
 TOO_SLOW = Reply(451, "4.4.5", "The policy took too long over this message; try again later")
@@ -157,20 +159,30 @@ class Acceptor:
                     meta=meta,
                 )
             )
+            if not len(messages) % _FAIR:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
         if self._message_hook is not None or self._message_waits:
+            hooks = self._hooks
             if self._message_hook is not None:
                 # A plain hook cannot wait, so it needs no scope: this is the per-message path.
                 for message, part in zip(messages, parts, strict=True):
                     view = self._view(message, part, sender, bodies, end)
                     self._message_hook(view, connection.meta)
                     self._take_over(view, message, part, bodies)
+                    if hooks.others_wait:
+                        await hooks.let_others_run()
+                        if trio.current_time() >= deadline:
+                            return TOO_SLOW
             else:
                 with trio.move_on_at(deadline) as scope:
                     for message, part in zip(messages, parts, strict=True):
                         view = self._view(message, part, sender, bodies, end)
-                        await self._hooks.call("smtp_server_message_received", view, connection.meta)
+                        await hooks.call("smtp_server_message_received", view, connection.meta)
                         self._take_over(view, message, part, bodies)
+                        if hooks.others_wait:
+                            await hooks.let_others_run()
+                            await trio.lowlevel.checkpoint_if_cancelled()
                 if scope.cancelled_caught:
                     return TOO_SLOW
             if len(bodies) > 1 and all(message.body_index for message in messages):

@@ -79,6 +79,7 @@ class Service:
         self.declaration = declaration
         self.hostname = declaration.hostname or hostname
         self.address = address
+        self.hooks = hooks
         self.spool = spool
         self.log = log
         self.tls = ServerTls(keys, self.hostname, declaration.tls_certificate, declaration.tls_private_key)

@@ -207,6 +207,7 @@ class InboundSession:
         stream = self._stream
         answers = self._answers
         next_event = session.next_event
+        hooks = self._service.hooks
         turns = 0
         while True:
             while (event := next_event()) is not None:
@@ -242,9 +243,9 @@ class InboundSession:
                         session.receive_data(self._unread)
                         self._unread = b""
                 turns += 1
-                if turns >= _FAIR:
+                if turns >= _FAIR or hooks.others_wait:
                     turns = 0
-                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    await hooks.let_others_run()
                 if self._owed is not None and trio.current_time() >= self._owed + _OWING:
                     await self._pay()
             if self._draining and not session.closing and (self._stopped or not self._in_transaction):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 
+import engine.hooks
 import policy
 from engine.errors import ConnectionLost
 from engine.ingress.service import Service
@@ -116,6 +117,99 @@ async def test_a_client_that_sends_without_end_can_be_stopped() -> None:
             await trio.lowlevel.checkpoint()
         session.stop()
     assert stream.output.endswith(b"\r\n421 4.3.2 Service is shutting down\r\n")
+
+
+class Seconds:
+    """Time as the hooks' caller sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1.0
+        monkeypatch.setattr(engine.hooks.time, "perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    "event", ["smtp_server_rcpt_to", "get_listener_domain", "smtp_server_message_received"]
+)
+async def test_hooks_that_are_each_quick_enough_let_others_run_between_them(
+    event: str, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = Seconds(monkeypatch)
+    calls: list[float] = []
+    turns: list[int] = []
+
+    def plain(*args: Any) -> Any:
+        calls.append(seconds.now)
+        seconds.now += 0.02
+        return policy.make_listener_domain(relay_to=True) if event == "get_listener_domain" else None
+
+    async def at_once(*args: Any) -> Any:
+        return plain(*args)
+
+    async def other() -> None:
+        while True:
+            turns.append(len(calls))
+            await trio.lowlevel.checkpoint()
+
+    recipients = b"".join(b"RCPT TO:<a@d%d.example>\r\n" % number for number in range(50))
+    content = START + b"MAIL FROM:<>\r\n" + recipients + b"DATA\r\n" + BODY + b".\r\n"
+    options = {"relay_hosts": []} if event == "get_listener_domain" else {}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        await _session(Torrent(content, b"", 0), {event: at_once if is_async else plain}, options).run()
+        nursery.cancel_scope.cancel()
+    assert len(calls) == 50
+    assert max(after - before for before, after in zip(turns, [*turns[1:], 50], strict=True)) <= 2
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_hooks_of_many_recipients_together_have_the_time_of_one_message(
+    is_async: bool, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    seconds = Seconds(monkeypatch)
+    calls = [0]
+
+    def plain(*args: Any) -> None:
+        calls[0] += 1
+        seconds.now += 0.9
+        mock_clock.jump(0.9)
+
+    async def at_once(*args: Any) -> None:
+        plain()
+
+    recipients = b"".join(b"RCPT TO:<a%d@d.example>\r\n" % number for number in range(100))
+    content = START + b"MAIL FROM:<>\r\n" + recipients + b"DATA\r\n" + BODY + b".\r\n"
+    stream = Torrent(content, b"", 0)
+    hook = at_once if is_async else plain
+    await _session(stream, {"smtp_server_message_received": hook}, {}).run()
+    assert stream.output.endswith(
+        b"451 4.4.5 The policy took too long over this message; try again later\r\n"
+    )
+    assert calls[0] == 67, "60 s, the limit, and no more"
+
+
+async def test_a_message_for_many_lets_others_run() -> None:
+    turns = [0]
+
+    async def other() -> None:
+        while True:
+            turns[0] += 1
+            await trio.lowlevel.checkpoint()
+
+    async def turns_of(recipients: int) -> int:
+        commands = b"".join(b"RCPT TO:<a%d@d.example>\r\n" % number for number in range(recipients))
+        content = START + b"MAIL FROM:<>\r\n" + commands + b"DATA\r\n"
+        session = _session(Torrent(content, BODY + b".\r\n", len(BODY) + 3), {}, {})
+        before = turns[0]
+        await session.run()
+        return turns[0] - before
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        few, many = await turns_of(1), await turns_of(1000)
+        nursery.cancel_scope.cancel()
+    assert many - few >= 1000 // 128 + 1000 // 64
 
 
 async def test_surplus_recipients_end_the_session_at_last() -> None:
