@@ -31,6 +31,9 @@ logger = logging.getLogger("posthorn.hooks")
 
 _SLOW = 0.1
 """Seconds a hook may hold the loop before it is named in the log (O7)."""
+_STUBBORN = 100
+"""Cancellations that an async hook may swallow before it is named."""
+_NOT_ENDING = "%s: %s goes on although it is cancelled; it must let trio.Cancelled pass"
 _COUNTS = 0.001
 """Seconds from which a call counts in `Hooks.held`."""
 _HOLD = 0.01
@@ -163,6 +166,7 @@ class Hooks:
         finally:
             self._end(hook, begun)
         step, value = steps.send, None
+        cancelled = 0
         while True:
             begun = self._begin(hook)
             try:
@@ -178,6 +182,12 @@ class Hooks:
                 raise
             except BaseException as error:
                 step, value = steps.throw, error
+            else:
+                # Trio hands over what came of a wait as an object with a value or an error.
+                if isinstance(getattr(value, "error", None), trio.Cancelled):
+                    cancelled += 1
+                    if cancelled == _STUBBORN:
+                        logger.error(_NOT_ENDING, hook.where, hook.event)
 
     def _begin(self, hook: Hook) -> float:
         self.since = begun = time.perf_counter()
@@ -196,16 +206,25 @@ class Hooks:
             logger.warning("%s: %s held the event loop for %.0f ms", hook.where, hook.event, took * 1000)
 
 
-def _translated(hook: Hook, error: BaseException) -> HookError | None:
+def _translated(hook: Hook, error: BaseException) -> HookError | Reject | None:
     """What `error`, raised by `hook`, is for the engine. None: it passes as it is, as `Reject` and
-    `trio.Cancelled` do. Ctrl-C's exception does not: it is the hook that raised it."""
+    `trio.Cancelled` do. Ctrl-C's exception does not: it is the hook that raised it. A nursery of the
+    hook wraps a `Reject` in a group; one that is alone there means what it says."""
     kind = type(error)
     if issubclass(kind, Reject):
         return None if _may_refuse(hook.event) else _hook_error(hook, error)
-    rest = error.split(trio.Cancelled)[1] if isinstance(error, BaseExceptionGroup) else error
+    cancelled: BaseException | None = None
+    rest: BaseException | None = error
+    if isinstance(error, BaseExceptionGroup):
+        cancelled, rest = error.split(trio.Cancelled)
     if rest is None or issubclass(kind, trio.Cancelled):
         # One that a hook kept from another time would take down more than it should.
         return None if trio.current_effective_deadline() == float("-inf") else _hook_error(hook, error)
+    alone: BaseException = rest
+    while isinstance(alone, BaseExceptionGroup) and len(alone.exceptions) == 1:
+        alone = alone.exceptions[0]
+    if isinstance(alone, Reject) and cancelled is None and _may_refuse(hook.event):
+        return alone
     return _hook_error(hook, rest)
 
 

@@ -69,7 +69,8 @@ ERRORS = [
     ValueError("x"), Exception(), BaseException(), KeyboardInterrupt(), SystemExit(3), GeneratorExit(),
     StopIteration(1), StopAsyncIteration(), MemoryError(), RecursionError(), asyncio.CancelledError(), Mute(),
     ExceptionGroup("g", [ValueError()]), BaseExceptionGroup("g", [KeyboardInterrupt()]),
-    BaseExceptionGroup("g", [SystemExit(1), ValueError()]), ExceptionGroup("g", [policy.Reject(550, "no")]),
+    BaseExceptionGroup("g", [SystemExit(1), ValueError()]),
+    ExceptionGroup("g", [policy.Reject(550, "no"), ValueError()]),
     trio.Cancelled._create(source="unknown"),  # type: ignore[attr-defined]
     BaseExceptionGroup("g", [trio.Cancelled._create(source="unknown")]),  # type: ignore[attr-defined]
 ]  # fmt: skip
@@ -102,6 +103,53 @@ async def test_a_reject_passes_where_a_client_waits_for_it(event: str, kind: str
     if event in REFUSABLE:
         assert caught.value is reject
         assert reject.__cause__ is None
+
+
+async def test_a_reject_may_come_out_of_a_nursery_of_the_hook() -> None:
+    async def in_the_body(*args: Any) -> None:
+        async with trio.open_nursery():
+            raise policy.Reject(550, "5.7.1 not you")
+
+    async def in_a_task(*args: Any) -> None:
+        async with trio.open_nursery() as outer, trio.open_nursery() as inner:
+            outer.start_soon(trio.sleep_forever)
+            inner.start_soon(refuse)
+            await trio.sleep_forever()
+
+    async def with_a_defect(*args: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refuse)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError
+
+    for hook in (in_the_body, in_a_task):
+        with pytest.raises(policy.Reject, match=r"no"):
+            await hooks_of(ANY, hook).call(ANY, None, None)
+        with pytest.raises(HookError):
+            await hooks_of("get_queue_config", hook).call("get_queue_config", *(None,) * 4)
+    with pytest.raises(HookError):
+        await hooks_of(ANY, with_a_defect).call(ANY, None, None)
+
+
+async def test_a_hook_that_swallows_cancellation_is_named(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stubborn(*args: Any) -> None:
+        for _ in range(150):
+            try:
+                await trio.sleep(40)
+            except trio.Cancelled:
+                caught.append(1)
+
+    caught: list[int] = []
+    await hooks_of(ANY, stubborn).call(ANY, None, None)
+    assert len(caught) == 150
+    assert [
+        record.getMessage() for record in caplog.records if "although it is cancelled" in record.getMessage()
+    ]
+    assert len(caplog.records) == 1
 
 
 async def test_cancellation_passes() -> None:
