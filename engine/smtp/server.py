@@ -103,7 +103,8 @@ class ServerSession:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._reader = _fast.CommandReader(COMMAND_LIMIT)
+        # An initial response makes the AUTH line itself as long as the lines behind it may be.
+        self._reader = _fast.CommandReader(AUTH_LIMIT if config.offer_auth else COMMAND_LIMIT)
         self._state = START
         self._out: list[bytes] = []
         self._awaiting: ServerEvent | None = None
@@ -217,6 +218,10 @@ class ServerSession:
     def _command(self, line: bytes) -> ServerEvent | None:
         self._line = line
         verb, rest = _fast.parse_command(line)
+        if len(line) > COMMAND_LIMIT - 2 and verb != b"AUTH":
+            self._line = b""
+            self._error(_TOO_LONG)
+            return None
         step = SERVER[self._state].get(verb)
         if type(step) is Reply:
             self._error(step)
@@ -333,7 +338,6 @@ class ServerSession:
             return None
         self._exchange = exchange = ServerExchange(name)
         self._state = SASL
-        self._reader.limit = AUTH_LIMIT
         return self._sasl(exchange.begin(rest))
 
     def _sasl_line(self, line: bytes) -> Auth | None:
@@ -355,7 +359,6 @@ class ServerSession:
     def _end_sasl(self) -> None:
         self._exchange = None
         self._state = READY
-        self._reader.limit = COMMAND_LIMIT
 
     def _end_of_data(self, content: _fast.DataReader) -> BodyReceived | None:
         self._content = None

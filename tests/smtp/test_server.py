@@ -230,6 +230,36 @@ def test_utf8_addresses_need_smtputf8() -> None:
     assert driver.session.reverse_path.route_domain == "xn--kln-sna.example"
 
 
+AUTHENTICATING = ServerConfig(hostname="mx.example", offer_auth=("PLAIN",), require_tls_for_auth=False)
+
+
+def _response(octets: int) -> bytes:
+    """A PLAIN response of the good user, this long in base64."""
+    return base64.b64encode(b"\0scott\0" + b"x" * (octets // 4 * 3 - 7))
+
+
+@pytest.mark.parametrize("how", ["whole", "octets"])
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"NOOP " + b"x" * (2048 - 7), 250),
+        (b"NOOP " + b"x" * (2048 - 6), 500),
+        (b"NOOP " + b"x" * 12000, 500),
+        (b"NOOP " + b"x" * 13000, 500),
+        (b"AUTH PLAIN " + _response(3000), 535),
+        (b"AUTH PLAIN " + _response(12272), 535),  # 12,285 octets with CR LF
+        (b"AUTH PLAIN " + _response(12276), 500),
+        (b"AUTH PLAIN\r\n" + _response(12284), 535),
+        (b"AUTH PLAIN\r\n" + _response(12288), 500),
+    ],
+)
+def test_a_line_has_its_limit_and_auth_its_own(line: bytes, code: int, how: str) -> None:
+    driver = run(EHLO + line + b"\r\nNOOP\r\n", how, AUTHENTICATING)
+    assert driver.codes()[-2:] == [code, 250]
+    if code == 500:
+        assert all("x" not in refusal.command for refusal in driver.session.take_refusals())
+
+
 def test_records_of_refusals_hold_no_secret() -> None:
     driver = run(EHLO + b"AUTH PLAIN " + PLAIN + b"\r\n" + PLAIN + b"\r\nAUTH " + PLAIN + b"\r\n")
     shown = [refusal.command for refusal in driver.session.take_refusals()]
