@@ -100,8 +100,10 @@ class InboundSession:
         "_data_begun",
         "_data_octets",
         "_draining",
+        "_heard",
         "_owed",
         "_patience",
+        "_said",
         "_scope",
         "_service",
         "_session",
@@ -123,6 +125,8 @@ class InboundSession:
         self._scope = trio.CancelScope()
         self._stage = _WORKING
         self._until = 0.0
+        self._heard = 0.0
+        self._said = False  # something was answered since the last arrival
         self._data_begun = 0.0
         self._data_octets = 0
         self._unread = b""
@@ -258,6 +262,7 @@ class InboundSession:
                 self._stage = _SENDING
                 await stream.send_all(output)
                 self._stage = _WORKING
+                self._said = True
             self._owed = None
             if self._service.log.full:
                 await self._wait_for_log()
@@ -280,7 +285,8 @@ class InboundSession:
             session.receive_data(data)
             now = trio.current_time()
             late = now >= self._scope.deadline
-            self._arm(now)
+            self._arm(now, progress=self._said)
+            self._said = False
             if late:
                 # The scope fired while these octets came in. They count: `_serve` opens a new one.
                 self._stage = _READING
@@ -299,8 +305,9 @@ class InboundSession:
                 waiting.close()  # it will never be awaited
             raise
 
-    def _arm(self, now: float) -> None:
-        """Something came, or was done, at `now`: the client has its full time again."""
+    def _arm(self, now: float, *, progress: bool = True) -> None:
+        """Something came, or was done, at `now`. The client has its full time again, but outside DATA
+        only after `progress`: octets that make no command do not count (reliability S30)."""
         if self._session.in_data:
             begun = self._data_begun
             until = min(
@@ -309,7 +316,9 @@ class InboundSession:
                 begun + max(DATA_GRACE, self._data_octets / DATA_RATE),
             )
         else:
-            until = now + self._patience
+            if progress:
+                self._heard = now
+            until = self._heard + self._patience
         self._until = until
         soon = now + _SLICE
         if until < soon:

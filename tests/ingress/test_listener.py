@@ -132,6 +132,35 @@ async def test_every_command_gives_the_client_its_full_time_again(autojump_clock
             assert (await _ends(client))[0] == 421
 
 
+@pytest.mark.parametrize("patience", [10, 100])
+async def test_octets_that_make_no_command_do_not_count(patience: int, autojump_clock: MockClock) -> None:
+    async with open_relay(client_timeout=patience, seconds=1000) as relay, relay.client() as client:
+        begun = trio.current_time()
+
+        async def drip() -> None:
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await client.send(b"x")
+                    await trio.sleep(2)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drip)
+            code, text = await client.reply()
+            nursery.cancel_scope.cancel()
+        assert (code, text[:6]) == (421, "4.4.2 ")
+        assert trio.current_time() - begun == pytest.approx(patience, abs=3)
+
+
+async def test_a_slow_command_has_the_time_of_one_command(autojump_clock: MockClock) -> None:
+    async with open_relay(client_timeout=100, seconds=10_000) as relay, relay.client() as client:
+        for _ in range(5):
+            for piece in (b"NO", b"O", b"P\r", b"\n"):
+                await trio.sleep(24)
+                await client.send(piece)
+            assert (await client.reply())[0] == 250
+        assert (await client.transaction())[0] == 250
+
+
 @pytest.mark.parametrize("pause", [59.9, 60.0, 60.9, 61.0, 61.1, 122.0, 299.0])
 async def test_a_command_at_the_moment_a_scope_fires_is_not_lost(
     pause: float, autojump_clock: MockClock
