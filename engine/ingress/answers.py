@@ -49,7 +49,6 @@ class Answers:
     limits of their own, and the client's time does not run meanwhile."""
 
     __slots__ = (
-        "_cause",
         "_connection",
         "_failed_logins",
         "_messages",
@@ -76,7 +75,6 @@ class Answers:
         )
         self._messages = 0
         self._failed_logins = 0
-        self._cause: str | None = None
 
     async def greet(self) -> None:
         service = self._service
@@ -93,8 +91,7 @@ class Answers:
                 session.greet(reply)
                 return
             except HookError as error:
-                self._blame(error)
-                session.greet(DEFECT)
+                session.greet(DEFECT, cause=self._blame(error))
                 return
         self._connection.meta.keep()
         session.greet()
@@ -259,8 +256,7 @@ class Answers:
         """Answer the event at hand for a hook that refused, or failed (never accept then: O7)."""
         session = self._session
         if isinstance(error, HookError):
-            self._blame(error, traceback=traceback)
-            session.refuse(HOOK_FAILED)
+            session.refuse(HOOK_FAILED, cause=self._blame(error, traceback=traceback))
             return
         reply, close = self._reply_of(error)
         if error.mode == "FollowWith421" and reply.code != 421:
@@ -274,10 +270,11 @@ class Answers:
         close = reject.code == 421 or reject.mode == "ForceDisconnect"
         return Reply(reject.code, enhanced, reject.text), close
 
-    def _blame(self, error: HookError, *, traceback: bool = True) -> None:
-        """Tell the operator which hook failed where; the client is told nothing of it."""
+    def _blame(self, error: HookError, *, traceback: bool = True) -> str:
+        """Tell the operator which hook failed where; the client is told nothing of it. Returns the
+        cause for the refusal's record."""
         logger.error("%s", error, exc_info=error.__cause__ if traceback else None)
-        self._cause = f"hook-error: {error}"
+        return f"hook-error: {error}"
 
     def report(self) -> None:
         """Write a Rejection record for each command refused since the last time."""
@@ -293,7 +290,6 @@ class Answers:
             record.enhanced_code = refusal.reply.enhanced
             record.content = refusal.reply.text
             record.command = refusal.command
-            record.cause = self._cause
+            record.cause = refusal.cause
             service.log.write(record)
         service.counters.rejections += len(refusals)
-        self._cause = None

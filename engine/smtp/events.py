@@ -87,12 +87,14 @@ ServerEvent = Hello | StartTls | Auth | Mail | Rcpt | Data | BodyReceived
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):
-    """A command that was refused, for Rejection records. Secrets in `command` are masked."""
+    """A command that was refused, for Rejection records. Secrets in `command` are masked. `cause`: what
+    the driver said of it."""
 
     reply: Reply
     command: str
     sender: str = ""
     recipient: str = ""
+    cause: str | None = None
 
 
 class Transaction(msgspec.Struct, gc=False):

@@ -380,12 +380,13 @@ class ServerSession:
 
     # -- answers ---------------------------------------------------------------------------------
 
-    def greet(self, reply: Reply | None = None) -> None:
-        """The first words. With a refusal the session is over."""
+    def greet(self, reply: Reply | None = None, *, cause: str | None = None) -> None:
+        """The first words. With a refusal the session is over; `cause` as with `refuse`."""
         if reply is None:
             self._out.append(f"220 {self._config.hostname} {self._config.banner}\r\n".encode())
             return
-        self.close_with(reply)
+        self._refuse(reply, cause=cause)
+        self.closing = True
 
     def accept(self, reply: Reply | None = None, *, extensions: Sequence[str] | None = None) -> None:
         """A positive answer to the event at hand; without `reply` the usual words.
@@ -449,14 +450,17 @@ class ServerSession:
         lines = [self._config.hostname, *(self.extensions if extensions is None else extensions)]
         self._out.append(Reply(250, "", "\n".join(lines)).encode())
 
-    def refuse(self, reply: Reply, *, close: bool = False) -> None:
-        """A negative answer to the event at hand. 421 and `close` end the session."""
+    def refuse(self, reply: Reply, *, close: bool = False, cause: str | None = None) -> None:
+        """A negative answer to the event at hand. 421 and `close` end the session.
+
+        `cause`: for the record of this refusal, not for the client.
+        """
         event = self._awaiting
         if event is None:
             raise LocalProtocolError("there is no event to refuse")
         self._awaiting = None
         recipient = event.address.text if isinstance(event, Rcpt) else ""
-        self._refuse(reply, recipient)
+        self._refuse(reply, recipient, cause)
         if isinstance(event, BodyReceived):
             self._state = READY
             self._end_transaction()
@@ -496,7 +500,7 @@ class ServerSession:
 
     # -- refusing --------------------------------------------------------------------------------
 
-    def _refuse(self, reply: Reply, recipient: str = "") -> None:
+    def _refuse(self, reply: Reply, recipient: str = "", cause: str | None = None) -> None:
         self._out.append(reply.encode())
         if reply.code == 421 and reply.enhanced == "4.3.2":
             return
@@ -504,7 +508,7 @@ class ServerSession:
         if not recipient and self.forward_paths:
             recipient = self.forward_paths[-1].text
         command = shown(self._line)
-        self._refusals.append(Refusal(reply, command, sender, recipient))
+        self._refusals.append(Refusal(reply, command, sender, recipient, cause))
 
     def _error(self, reply: Reply) -> None:
         """A refusal of something the client did wrong; too many of those end the session (S28)."""

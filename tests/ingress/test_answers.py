@@ -121,6 +121,24 @@ async def test_reject_modes(
             assert (await client.ask(b"QUIT\r\n"))[0] == 221
 
 
+async def test_the_record_of_a_failed_hook_has_its_own_cause_and_no_other_has() -> None:
+    def rcpt(recipient: Any, conn_meta: Any) -> None:
+        if recipient.user in ("first", "second"):
+            raise ValueError if recipient.user == "first" else KeyError
+
+    async with open_relay({"smtp_server_rcpt_to": rcpt}) as relay, relay.client() as client:
+        commands = [b"RCPT TO:<syntax", b"RCPT TO:<first@b.example>", b"WHAT", b"RCPT TO:<second@b.example>",
+                    b"RCPT TO:<a@b.example> X=Y"]  # fmt: skip
+        await client.send(b"MAIL FROM:<>\r\n" + b"".join(command + b"\r\n" for command in commands))
+        assert [(await client.reply())[0] for _ in range(6)] == [250, 501, 451, 500, 451, 555]
+        await client.ask(b"QUIT\r\n")
+        causes = [(record.code, record.cause) for record in relay.log.of("Rejection")]
+    assert [code for code, cause in causes if cause is None] == [501, 500, 555]
+    first, second = (cause for _, cause in causes if cause is not None)
+    assert "ValueError" in first
+    assert "KeyError" in second
+
+
 async def test_connection_hook() -> None:
     def accepted(conn_meta: Any) -> None:
         if conn_meta.get_meta("received_from").startswith("127."):
