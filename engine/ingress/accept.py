@@ -3,9 +3,9 @@
 In this order: loop check, a look at the spool's room, `smtp_server_data` hook, split by recipient
 or domain, Received field, `smtp_server_message_received` hook per message, a look whether the
 client is still there, commit of all messages of the transaction to the spool, and only then log
-record, queue and 250. A 250 is
-a promise that survives a power cut (reliability D1); until the commit has returned nothing can be
-delivered and nothing is promised, and all recipients share one fate (D5).
+record, queue and 250. A 250 is a promise that survives a power cut (reliability D1); until the
+commit has returned nothing can be delivered and nothing is promised, and all recipients share one
+fate (D5).
 """
 
 from __future__ import annotations
