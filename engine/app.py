@@ -3,8 +3,9 @@
 The nested ``async with`` blocks are the start order; leaving them is the stop order; together
 they are the tree of task owners:
 
-    log        first in, last out: everything else may have something to write down
-    spool      committer; holds the directory's lock
+    claim      the lock of the spool's directory: a second process is refused before it touches a thing
+    log        next in, next to last out: everything else may have something to write down
+    spool      committer
     keys       refreshes secrets
     router     timer, route finders, outgoing sessions
     listeners  innermost: nothing is accepted before everything above is ready
@@ -37,7 +38,7 @@ from engine.keys import KeyRing, open_keys
 from engine.log import Log, open_log
 from engine.queues.limits import LocalLimits
 from engine.signals import Signals
-from engine.spool import Spool, open_spool
+from engine.spool import Spool, claim_spool, open_spool
 from engine.watchdog import open_watchdog
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
     begun = time.monotonic()
     async with (
         _watched(hooks),
+        claim_spool(spool_declaration.path) as claim,
         open_log(declarations.logs) as log,
         open_spool(
-            spool_declaration.path,
+            claim,
             segment_size=spool_declaration.segment_size,
             min_free_space=spool_declaration.min_free_space,
             min_free_inodes=spool_declaration.min_free_inodes,

@@ -3,12 +3,16 @@
 A segment is one zstd frame of JSON lines. Each write ends a block, so a reader that follows the
 file sees every line written so far. A finished segment is read-only: that is the mark for whoever
 collects segments (operations specification, 1.5).
+
+Who writes a segment holds a kernel lock on it (flock), so that another process that uses the same
+directory leaves it alone, while what a killed process left behind is free to be marked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import math
 import os
@@ -87,13 +91,12 @@ class SegmentSink:
         self.deadline = math.inf
 
     def open(self) -> None:
-        """Make the directory; mark what an earlier run left as done."""
+        """Make the directory; mark what an earlier run left as done, unless somebody still writes it."""
         self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         for entry in os.scandir(self._directory):
             if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                mode = entry.stat(follow_symlinks=False).st_mode
-                if mode & _WRITABLE:
-                    os.chmod(entry.path, stat.S_IMODE(mode) & ~_WRITABLE)
+                if entry.stat(follow_symlinks=False).st_mode & _WRITABLE:
+                    _mark_abandoned(entry.path)
 
     def write(self, lines: bytes, now: float) -> None:
         """One block. After a failure the segment is ended where it was last whole; the next write
@@ -131,8 +134,10 @@ class SegmentSink:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
             except FileExistsError:
                 instant += 1  # names only have to be in order
-            else:
+                continue
+            if _owned(fd):
                 break
+            os.close(fd)  # marked by a process that was just starting: it stays behind, empty
         self._fd = fd
         self._path = path
         self._compressor = zstd.ZstdCompressor(level=self._level)
@@ -197,6 +202,33 @@ class StandardOutput:
 
     def close(self) -> None:
         """The descriptor is not ours to close."""
+
+
+def _owned(fd: int) -> bool:
+    """Lock a new segment. False when another process that starts now has taken it for an old one."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody marks what is not his own there
+        pass
+    return bool(os.fstat(fd).st_mode & _WRITABLE)
+
+
+def _mark_abandoned(path: str) -> None:
+    """Mark a segment as done if nobody writes it."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:  # collected meanwhile
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # somebody writes it, or the file system cannot tell
+            return
+        os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode) & ~_WRITABLE)
+    finally:
+        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -11,12 +11,13 @@ Read in this order: `protocol` (the contract), `format` (the bytes), `commit` (h
 
 from __future__ import annotations
 
-from .durable import DurableSpool, open_spool
+from .durable import Claim, DurableSpool, claim_spool, open_spool
 from .files import Files
 from .memory import MemorySpool, MemoryStore
 from .protocol import Handle, Recovered, Spool, SpoolStatistics
 
 __all__ = [
+    "Claim",
     "DurableSpool",
     "Files",
     "Handle",
@@ -25,5 +26,6 @@ __all__ = [
     "Recovered",
     "Spool",
     "SpoolStatistics",
+    "claim_spool",
     "open_spool",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from typing import Any
 
 import trio
@@ -24,7 +24,7 @@ from .segment import Segment
 from .shelf import Shelf
 from .upkeep import Upkeep
 
-__all__ = ["DurableSpool", "open_spool"]
+__all__ = ["Claim", "DurableSpool", "claim_spool", "open_spool"]
 
 logger = logging.getLogger("posthorn.spool")
 
@@ -165,9 +165,39 @@ class DurableSpool:
         )
 
 
+class Claim:
+    """A spool directory that is ours, and the descriptor of its kernel lock."""
+
+    def __init__(self, path: str, lock: int) -> None:
+        self.path = path
+        self.lock = lock
+        self.forever = False
+        """A thread still uses the files: the lock lasts until the process ends."""
+
+
+@asynccontextmanager
+async def claim_spool(path: str | os.PathLike[str]) -> AsyncIterator[Claim]:
+    """Own the spool in directory `path` (made when missing) while the block lasts, without reading it.
+
+    For whoever has to know that this process is the only one before it touches anything else.
+
+    Raises: as `open_spool`.
+    """
+    name = os.fspath(path)
+    try:
+        claim = Claim(name, await trio.to_thread.run_sync(lock_directory, name))
+    except OSError as error:
+        raise as_spool_error(error, f"spool {name}") from error
+    try:
+        yield claim
+    finally:
+        if not claim.forever:
+            os.close(claim.lock)
+
+
 @asynccontextmanager
 async def open_spool(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Claim,
     *,
     segment_size: int = 64 << 20,
     min_free_space: Floor = MIN_FREE_SPACE,
@@ -177,7 +207,8 @@ async def open_spool(
     close_timeout: float = 30.0,
     files: Files | None = None,
 ) -> AsyncIterator[DurableSpool]:
-    """Own the spool in directory `path` (made when missing) while the block lasts.
+    """Own the spool in directory `path` (made when missing) while the block lasts; or use the one
+    that was claimed before.
 
     Ask `recover` once, at the start. Leaving the block syncs everything and marks the segments as
     complete; commits that still wait then fail.
@@ -191,55 +222,52 @@ async def open_spool(
     Raises: SpoolLocked when another process owns it; SpoolError for a newer format or a directory
             that others may change, or when the disk fails.
     """
-    name = os.fspath(path)
-    files = files if files is not None else Files()
-    try:
-        lock = await trio.to_thread.run_sync(lock_directory, name)
-    except OSError as error:
-        raise as_spool_error(error, f"spool {name}") from error
-    shelf = Shelf(name, files, segment_size, spare_segments)
-    try:
+    async with nullcontext(path) if isinstance(path, Claim) else claim_spool(path) as claim:
+        name = claim.path
+        files = files if files is not None else Files()
+        shelf = Shelf(name, files, segment_size, spare_segments)
         try:
-            found = await trio.to_thread.run_sync(survey, files, name)
-        except OSError as error:
-            raise as_spool_error(error, f"spool {name}") from error
-        shelf.next_number = found.next_number
-        shelf.spares = found.spares
-        shelf.segments = {segment.number: segment for segment in found.segments}
-        shelf.counters.quarantined = found.quarantined
-        committer = Committer(shelf)
-        upkeep = Upkeep(shelf, committer, min_free_space, min_free_inodes, compact_age)
-        await upkeep.look_now()
-        trouble: BaseException | None = None
-        async with trio.open_nursery() as nursery:
-            # Whatever happens outside, commits and results are written to the end (reliability Y2).
-            shields = []
-            for task in (committer.run, upkeep.sync_journals, upkeep.run):
-                shield = trio.CancelScope(shield=True)
-                shields.append(shield)
-                nursery.start_soon(_shielded, shield, task)
             try:
-                yield DurableSpool(shelf, committer, upkeep, found)
-            except BaseException as error:
-                # Raised again below: outside the nursery it stays the one exception it is.
-                trouble = error
-            committer.close()
-            upkeep.close()
-            for shield in shields:
-                shield.deadline = trio.current_time() + close_timeout
-        with trio.move_on_after(close_timeout, shield=True):
-            await _close(shelf, upkeep)
-        if trouble is not None:
-            raise trouble
-    finally:
-        if shelf.abandoned:
-            # A thread still waits for the disk and uses our files; both live until the process ends.
-            logger.error("spool %s: the disk does not answer; closed without waiting for it", name)
-        else:
-            shelf.descriptors.close_all()
-            os.close(lock)
-        for segment in shelf.segments.values():
-            segment.handles = []  # cuts the cycle that the collector cannot see
+                found = await trio.to_thread.run_sync(survey, files, name)
+            except OSError as error:
+                raise as_spool_error(error, f"spool {name}") from error
+            shelf.next_number = found.next_number
+            shelf.spares = found.spares
+            shelf.segments = {segment.number: segment for segment in found.segments}
+            shelf.counters.quarantined = found.quarantined
+            committer = Committer(shelf)
+            upkeep = Upkeep(shelf, committer, min_free_space, min_free_inodes, compact_age)
+            await upkeep.look_now()
+            trouble: BaseException | None = None
+            async with trio.open_nursery() as nursery:
+                # Whatever happens outside, commits and results are written to the end (reliability Y2).
+                shields = []
+                for task in (committer.run, upkeep.sync_journals, upkeep.run):
+                    shield = trio.CancelScope(shield=True)
+                    shields.append(shield)
+                    nursery.start_soon(_shielded, shield, task)
+                try:
+                    yield DurableSpool(shelf, committer, upkeep, found)
+                except BaseException as error:
+                    # Raised again below: outside the nursery it stays the one exception it is.
+                    trouble = error
+                committer.close()
+                upkeep.close()
+                for shield in shields:
+                    shield.deadline = trio.current_time() + close_timeout
+            with trio.move_on_after(close_timeout, shield=True):
+                await _close(shelf, upkeep)
+            if trouble is not None:
+                raise trouble
+        finally:
+            if shelf.abandoned:
+                # A thread still waits for the disk and uses our files; all live until the process ends.
+                claim.forever = True
+                logger.error("spool %s: the disk does not answer; closed without waiting for it", name)
+            else:
+                shelf.descriptors.close_all()
+            for segment in shelf.segments.values():
+                segment.handles = []  # cuts the cycle that the collector cannot see
 
 
 async def _shielded(shield: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:

@@ -81,6 +81,44 @@ def test_what_an_earlier_run_left_is_marked_and_strangers_are_left_alone(tmp_pat
     assert [is_done(path) for path in (ours, stranger, hidden)] == [True, False, False]
 
 
+def test_a_segment_somebody_writes_is_not_marked_by_another(tmp_path: Path) -> None:
+    """Two relays may share a log directory; each finishes its own segments only."""
+    first, second = SegmentSink(tmp_path), SegmentSink(tmp_path)
+    first.open()
+    first.write(b'{"n":1}\n', 0.0)
+    (live,) = tmp_path.iterdir()
+    second.open()
+    assert not is_done(live)
+    second.write(b'{"n":9}\n', 0.0)
+    first.write(b'{"n":2}\n', 0.0)
+    first.close()
+    assert is_done(live) and numbers(live) == [1, 2]
+    (other,) = set(tmp_path.iterdir()) - {live}
+    assert not is_done(other)
+    second.close()
+
+
+def test_a_segment_that_was_taken_for_an_old_one_stays_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process starts between the making of the file and its lock."""
+    sink = SegmentSink(tmp_path)
+    real = segments._owned
+    late = [SegmentSink(tmp_path)]
+
+    def owned(fd: int) -> bool:
+        if late:
+            late.pop().open()
+        return real(fd)
+
+    monkeypatch.setattr(segments, "_owned", owned)
+    sink.write(b'{"n":1}\n', 0.0)
+    empty, live = sorted(tmp_path.iterdir())
+    assert is_done(empty) and numbers(empty) == []
+    assert not is_done(live) and numbers(live) == [1]
+    sink.close()
+
+
 @pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_full_disk_leaves_whole_segments_and_no_line_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int

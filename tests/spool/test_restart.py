@@ -18,7 +18,7 @@ import pytest
 
 from engine.errors import MessageUnreadable, SpoolError, SpoolLocked
 from engine.model import Message
-from engine.spool import DurableSpool, Recovered, open_spool
+from engine.spool import DurableSpool, Recovered, claim_spool, open_spool
 from tests.contract.spool import found, message
 
 Kept = dict[bytes, tuple[Message, bytes]]
@@ -203,6 +203,20 @@ async def test_one_process_owns_the_directory(tmp_path: Path) -> None:
         assert sorted(os.listdir(tmp_path / "spool/segments")) == before
     async with open_spool(tmp_path / "spool"):
         pass
+
+
+async def test_a_claim_keeps_others_out_before_and_after_the_spool_is_open(tmp_path: Path) -> None:
+    async with claim_spool(tmp_path / "spool") as claim:
+        with pytest.raises(SpoolLocked):
+            async with claim_spool(tmp_path / "spool"):
+                pass
+        for _ in range(2):
+            async with open_spool(claim) as spool:
+                await spool.commit([b"x"], [message()])
+            with pytest.raises(SpoolLocked):
+                async with open_spool(tmp_path / "spool"):
+                    pass
+    assert len((await everything(tmp_path / "spool"))[0]) == 2
 
 
 async def test_modes(tmp_path: Path) -> None:

@@ -95,8 +95,24 @@ def test_an_idle_client_is_told_and_the_port_is_closed_at_once(tmp_path: Path) -
         assert not is_open(running.port)
 
 
+def touched(directory: Path) -> dict[Path, tuple[int, int, int]]:
+    """What a process that changes a file cannot help changing."""
+    found = {}
+    for path in (directory, *directory.rglob("*")):
+        state = path.stat()
+        found[path] = (state.st_mode, state.st_size, state.st_ctime_ns)
+    return found
+
+
 def test_a_second_relay_on_the_same_spool_is_refused_with_a_clear_word(tmp_path: Path) -> None:
     with run_sink() as sink, relay(tmp_path / "relay", next_hop=sink.port) as running:
+        with RawClient(running.port) as client:
+            assert client.deliver("a@b.example", "c@d.example", b"Subject: first\r\n\r\n")[0] == 250
+        running.wait_records("Delivery", 1)
+        (running.directory / "log" / "20260102-030405.678901").write_bytes(b"")  # of a run that was killed
+        places = [running.directory / "log", running.directory / "spool"]
+        time.sleep(0.5)  # the notes are synced, the log has written
+        before = [touched(place) for place in places]
         policy = write_policy(running.directory, port=free_port(), next_hop=sink.port, name="second.py")
         second = Relay(policy, running.port, [], None, "info")
         second._starts = 100  # its output beside that of the first
@@ -106,9 +122,10 @@ def test_a_second_relay_on_the_same_spool_is_refused_with_a_clear_word(tmp_path:
         assert "another process" in second.stderr or "in use" in second.stderr or "lock" in second.stderr
         assert "Traceback" not in second.stderr
         # The first one did not notice.
+        assert [touched(place) for place in places] == before
         with RawClient(running.port) as client:
             assert client.deliver("a@b.example", "c@d.example", b"Subject: still here\r\n\r\n")[0] == 250
-        running.wait_records("Delivery", 1)
+        running.wait_records("Delivery", 2)
 
 
 def test_a_port_in_use_is_refused_with_a_clear_word(tmp_path: Path) -> None:
