@@ -94,9 +94,9 @@ class SegmentSink:
         """Make the directory; mark what an earlier run left as done, unless somebody still writes it."""
         self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         for entry in os.scandir(self._directory):
-            if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                if entry.stat(follow_symlinks=False).st_mode & _WRITABLE:
-                    _mark_abandoned(entry.path)
+            ours = _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            if ours and entry.stat(follow_symlinks=False).st_mode & _WRITABLE:
+                _mark_abandoned(entry.path)
 
     def write(self, lines: bytes, now: float) -> None:
         """One block. After a failure the segment is ended where it was last whole; the next write

@@ -28,7 +28,7 @@ from zlib import crc32
 import msgspec
 import trio
 
-from .files import CREATE, read_at, read_salvaging, sync_file, write_at, write_parts
+from .files import CREATE, read_at, sync_file, write_at, write_parts
 from .format import (
     DATA_START,
     JOURNAL_START,
@@ -67,7 +67,7 @@ class _Move(msgspec.Struct, gc=False):
 
 
 class _Copy(msgspec.Struct):
-    """What the thread made: the open files, what moved and what could not be read."""
+    """What the thread made: the open files, what moved and what was damaged."""
 
     fd: int
     journal: int
@@ -80,7 +80,8 @@ async def compact(
 ) -> None:
     """Replace `sources` by one fresh segment. `prove`: read it back from the disk before believing it.
 
-    Raises: OSError; then the sources are as before.
+    Raises: OSError; then the sources are as before. Its `filename` is that of a source which the
+            disk does not give.
     """
     target = shelf.new_segment()
     temporary = target.path[:-3] + "tmp"
@@ -206,12 +207,12 @@ def _copy_segment(
     """Copy the records of `source` that have unfinished messages, and note the state of all."""
     for offset, length in source.live_records():
         first = bisect_left(source.offsets, offset)
-        data = read_salvaging(shelf.files, source_fd, length, offset)
+        data = read_at(shelf.files, source_fd, length, offset, source.path)
         why = _fault_in(data, source, offset, length)
         header = parse_record_header(data, 0, source.nonce, offset)
         if why or header is None:
             count = bisect_left(source.offsets, offset + 1) - first
-            shelf.quarantine.save(source_fd, source.number, offset, length, why)
+            shelf.quarantine.save(source_fd, source.path, offset, length, why)
             copy.lost.append((source, first, count))
             continue
         head, tail = relocate(header, target.nonce, end, slot)
@@ -253,7 +254,7 @@ def _fault_in(data: bytes, segment: Segment, offset: int, length: int) -> str:
 
 def _check_blocking(shelf: Shelf, target: Segment, copy: _Copy) -> None:
     for move in copy.moves:
-        data = read_at(shelf.files, copy.fd, move.length, move.offset)
+        data = read_at(shelf.files, copy.fd, move.length, move.offset, target.path)
         if _fault_in(data, target, move.offset, move.length):
             raise OSError(5, "what was written does not read back")
 

@@ -28,7 +28,7 @@ import msgspec
 
 from engine.errors import SpoolError, SpoolLocked
 
-from .files import CREATE, READ_WRITE, Files, read_salvaging, sync_file, write_at
+from .files import CREATE, READ_WRITE, Files, read_at, sync_file, write_at
 from .format import (
     DATA_START,
     JOURNAL_START,
@@ -47,6 +47,7 @@ logger = logging.getLogger("posthorn.spool")
 
 _FORMAT = b"posthorn-spool %d\n"
 _NAME = re.compile(r"([0-9]{8,18})\.(seg|jnl|tmp|spare)")
+_QUARANTINED = re.compile(r"([0-9]{8,18})[-.]")
 PROBE = "probe"
 """A file that is written and removed to see whether there is space again."""
 _FOLDERS = ("segments", "quarantine")
@@ -142,6 +143,10 @@ def survey(files: Files, path: str) -> Survey:
         else:
             kinds[found[2]][int(found[1])] = f"{directory}/{name}"
     highest = max((max(numbers, default=0) for numbers in kinds.values()), default=0)
+    for name in files.list(f"{path}/quarantine"):
+        # What lies there is named after its segment: that number is not used again.
+        if (found := _QUARANTINED.match(name)) is not None:
+            highest = max(highest, int(found[1]))
     result = Survey([], sorted(kinds["spare"].values()), highest + 1, strange, 0)
     order: list[tuple[int, Segment]] = []
     replaced: set[int] = set()
@@ -184,7 +189,7 @@ def _look(
         result.strange.append(os.path.basename(name))
         return None
     try:
-        header = parse_segment_header(read_salvaging(files, fd, DATA_START, 0))
+        header = parse_segment_header(read_at(files, fd, DATA_START, 0, name))
         size = files.size(fd)
     finally:
         files.close(fd)
@@ -224,7 +229,7 @@ def _journal(
         fd = files.open(journal, CREATE)
     try:
         size = files.size(fd)
-        data = read_salvaging(files, fd, JOURNAL_START, 0)
+        data = read_at(files, fd, JOURNAL_START, 0, journal)
         parsed = parse_journal_header(data)
         known = parsed[1] if parsed is not None and parsed[0] == number else None
         if header is not None and known != header.nonce:
@@ -246,7 +251,10 @@ def _set_aside(
         return
     logger.error("spool %s: segment %d cannot be read at all; it is in the quarantine", path, number)
     result.quarantined += 1
+    place = f"{path}/quarantine/{number:08d}"
+    while os.path.lexists(f"{place}.seg"):  # nothing there is ever overwritten
+        place += "-again"
     with suppress(FileNotFoundError):
-        files.rename(journal, f"{path}/quarantine/{number:08d}.jnl")
-    files.rename(name, f"{path}/quarantine/{number:08d}.seg")
+        files.rename(journal, f"{place}.jnl")
+    files.rename(name, f"{place}.seg")
     files.fsync_directory(f"{path}/quarantine")

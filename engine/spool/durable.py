@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import trio
 
@@ -28,10 +28,16 @@ __all__ = ["Claim", "DurableSpool", "claim_spool", "open_spool"]
 
 logger = logging.getLogger("posthorn.spool")
 
+_T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
+
 MIN_FREE_SPACE = Floor(10.0, 1 << 30)
 MIN_FREE_INODES = Floor(10.0, 100_000)
 """The smaller of a share and an amount (octets, inodes) must stay free, else no new mail (D18)."""
 
+_TRIES = 3
+_PAUSE = 1.0
+"""How often, and after how many seconds, the start asks a disk again that did not answer. Guesses."""
 _BATCH = 500
 """Messages per batch of `recover`: about a millisecond of the loop."""
 
@@ -76,9 +82,9 @@ class DurableSpool:
             segment = self._unread.pop(0)
             scanner = Scanner(shelf.files, shelf.quarantine, segment, seen)
             try:
-                await trio.to_thread.run_sync(scanner.open)
+                await _insist(scanner.open)
                 while not scanner.done:
-                    found = await trio.to_thread.run_sync(scanner.read, _BATCH)
+                    found = await _insist(scanner.read, _BATCH)
                     batch = self._take_in(segment, found)
                     if batch:
                         yield batch
@@ -165,6 +171,18 @@ class DurableSpool:
         )
 
 
+async def _insist(function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
+    """Let a thread read at the start. What it does can be begun again; the spool is not opened without
+    it, because mail that could not be read is not mail that is gone. Raises: OSError."""
+    for _ in range(_TRIES - 1):
+        try:
+            return await trio.to_thread.run_sync(function, *args)
+        except OSError as error:
+            logger.warning("%s; trying again", as_spool_error(error, "the spool cannot be read"))
+            await trio.sleep(_PAUSE)
+    return await trio.to_thread.run_sync(function, *args)
+
+
 class Claim:
     """A spool directory that is ours, and the descriptor of its kernel lock."""
 
@@ -228,7 +246,7 @@ async def open_spool(
         shelf = Shelf(name, files, segment_size, spare_segments)
         try:
             try:
-                found = await trio.to_thread.run_sync(survey, files, name)
+                found = await _insist(survey, files, name)
             except OSError as error:
                 raise as_spool_error(error, f"spool {name}") from error
             shelf.next_number = found.next_number

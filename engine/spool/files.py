@@ -23,8 +23,8 @@ __all__ = [
     "OpenFile",
     "as_spool_error",
     "is_full",
+    "is_shortage",
     "read_at",
-    "read_salvaging",
     "sync_file",
     "write_at",
     "write_parts",
@@ -37,8 +37,8 @@ _IOV_MAX = 1024
 """Buffers per pwritev; the kernel's UIO_MAXIOV."""
 _PATIENCE = 100
 """Interrupted calls in a row before we call it a failure; a guess."""
-_PAGE = 4096
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_SHORTAGE = _FULL | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
 
 
 class Files:
@@ -117,9 +117,16 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def is_shortage(error: OSError) -> bool:
+    """Whether something ran out that says nothing about the disk: space, descriptors, memory."""
+    return error.errno in _SHORTAGE
+
+
 def as_spool_error(error: OSError, what: str) -> SpoolError:
     """The same trouble in the engine's words."""
     text = f"{what}: {error.strerror or type(error).__name__}"
+    if error.filename is not None:
+        text += f" ({os.fsdecode(error.filename)})"
     return SpoolFull(text) if is_full(error) else SpoolError(text)
 
 
@@ -176,38 +183,31 @@ def _behind(parts: Sequence[bytes | memoryview], count: int) -> list[bytes | mem
     return []
 
 
-def read_at(files: Files, fd: int, size: int, offset: int) -> bytes:
-    """Up to `size` octets; fewer only at the end of the file. Raises: OSError."""
-    data = files.pread(fd, size, offset)
-    if len(data) == size or not data:
-        return data
-    pieces = [data]
-    have = len(data)
+def read_at(files: Files, fd: int, size: int, offset: int, path: str) -> bytes:
+    """Up to `size` octets; fewer only at the end of the file.
+
+    Raises: OSError with the name `path`. What the disk does not give is not known, which is never
+            the same as damaged: the caller leaves everything as it is.
+    """
+    pieces = []
+    have = interrupted = 0
     while have < size:
-        data = files.pread(fd, size - have, offset + have)
+        try:
+            data = files.pread(fd, size - have, offset + have)
+        except (InterruptedError, BlockingIOError):
+            interrupted += 1
+            if interrupted > _PATIENCE:
+                raise
+            continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or type(error).__name__, path) from None
         if not data:
             break
+        if len(data) == size:
+            return data
         pieces.append(data)
         have += len(data)
     return b"".join(pieces)
-
-
-def read_salvaging(files: Files, fd: int, size: int, offset: int) -> bytes:
-    """Like `read_at`, but what the disk will not give is zeros (a checksum then says so)."""
-    try:
-        return read_at(files, fd, size, offset)
-    except OSError:
-        pieces = []
-        for at in range(offset, offset + size, _PAGE):
-            wanted = min(_PAGE, offset + size - at)
-            try:
-                data = read_at(files, fd, wanted, at)
-            except OSError:
-                data = b"\0" * wanted
-            pieces.append(data)
-            if len(data) < wanted:
-                break
-        return b"".join(pieces)
 
 
 def sync_file(files: Files, fd: int) -> None:

@@ -118,8 +118,9 @@ class Spool(Protocol):
     async def read(self, handle: Handle) -> tuple[Message, bytes]:
         """The message and its body, checked.
 
-        Raises: MessageUnreadable when it is damaged: what there is of it lies in the quarantine and
-                the spool is done with it. SpoolError when the disk cannot be asked now.
+        Raises: MessageUnreadable when it was read and is damaged: its octets lie in the quarantine
+                and the spool is done with it. SpoolError when the disk does not give it now: it
+                stays as it is, ask again later.
         Waits:  for a thread.
         """
         ...

@@ -2,7 +2,8 @@
 
 A record that is small and in the page cache is read on the loop: `preadv` with RWF_NOWAIT answers
 at once or says that it would have to wait (3 us instead of 120 us for a thread). Everything else,
-and whatever looks wrong, is read by a thread. What is damaged goes to the quarantine there.
+and whatever looks wrong, is read by a thread. What is damaged goes to the quarantine there; what
+the disk does not give is not damaged and stays, to be asked for again later.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import trio
 from engine.errors import MessageUnreadable, SpoolError
 from engine.model import Message
 
-from .files import as_spool_error, read_salvaging
+from .files import as_spool_error, read_at
 from .format import RECORD_HEADER, TRAILER, parse_record_header, parse_tables, trailer
 from .protocol import Handle
 from .segment import Segment
@@ -33,11 +34,7 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 
 class _Bad(Exception):
-    """The record is not what was written. `saved`: its octets are in the quarantine."""
-
-    def __init__(self, text: str, saved: bool = False) -> None:
-        super().__init__(text)
-        self.saved = saved
+    """The record was read and is not what was written."""
 
 
 class Reader:
@@ -69,11 +66,12 @@ class Reader:
                     self._read_blocking, segment, fd, offset, length, index, limiter=self._limiter
                 )
         except _Bad as damage:
-            if damage.saved:
-                shelf.counters.quarantined += 1
-                shelf.finish(handle, handle.left)
+            shelf.counters.quarantined += 1
+            shelf.finish(handle, handle.left)
             raise MessageUnreadable(str(damage)) from None
         except OSError as error:
+            # Not known is not damaged: the message stays as it is, whatever there is of it.
+            shelf.fail_reading(error, segment)
             raise as_spool_error(error, "reading mail") from None
 
     def _read_nowait(
@@ -95,33 +93,26 @@ class Reader:
     def _read_blocking(
         self, segment: Segment, fd: int, offset: int, length: int, index: int
     ) -> tuple[Message, bytes]:
-        files = self._shelf.files
+        files, path = self._shelf.files, segment.path
         try:
-            data = read_salvaging(files, fd, min(length, _HEAD), offset)
+            data = read_at(files, fd, min(length, _HEAD), offset, path)
             header = parse_record_header(data, 0, segment.nonce, offset)
             if header is not None and header.length == length:
                 inner = RECORD_HEADER + header.tables_length
                 if len(data) < inner <= length:
-                    data = read_salvaging(files, fd, inner, offset)
+                    data = read_at(files, fd, inner, offset, path)
             message, at, size, crc, end = _locate(data, segment, offset, length, index)
             inside = at + size <= len(data)
-            body = data[at : at + size] if inside else read_salvaging(files, fd, size, offset + at)
+            body = data[at : at + size] if inside else read_at(files, fd, size, offset + at, path)
             if len(body) != size or crc32(body) != crc:
                 raise _Bad("checksum of the body")
-            tail = read_salvaging(files, fd, TRAILER, offset + length - TRAILER)
+            tail = read_at(files, fd, TRAILER, offset + length - TRAILER, path)
             if tail != end:
                 raise _Bad("no end")
         except _Bad as bad:
-            raise self._save(segment, fd, offset, length, str(bad)) from None
+            self._shelf.quarantine.save(fd, path, offset, length, str(bad))
+            raise _Bad(f"segment {segment.number} at {offset}: {bad}") from None
         return message, body
-
-    def _save(self, segment: Segment, fd: int, offset: int, length: int, why: str) -> _Bad:
-        where = f"segment {segment.number} at {offset}: {why}"
-        try:
-            self._shelf.quarantine.save(fd, segment.number, offset, length, why)
-        except OSError as error:
-            return _Bad(f"{where}; it could not be copied to the quarantine: {error.strerror}")
-        return _Bad(where, saved=True)
 
 
 def _locate(

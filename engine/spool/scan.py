@@ -15,7 +15,7 @@ import msgspec
 
 from engine.model import Message
 
-from .files import READ_WRITE, Files, read_salvaging
+from .files import READ_WRITE, Files, read_at
 from .format import (
     DATA_START,
     RECORD_HEADER,
@@ -79,6 +79,7 @@ class Scanner:
         self._base = 0
         self._step = _WIDE
         self._end_of_records = DATA_START
+        self._found: list[Found] = []
         self.done = False
         self.weight = 0
         """Octets of the records that have unfinished messages."""
@@ -92,7 +93,7 @@ class Scanner:
         segment, files = self._segment, self._files
         journal = files.open(segment.journal_path, READ_WRITE)
         try:
-            self._notes = read_salvaging(files, journal, files.size(journal), 0)
+            self._notes = read_at(files, journal, files.size(journal), 0, segment.journal_path)
         finally:
             files.close(journal)
         self._fd = files.open(segment.path, READ_WRITE)
@@ -105,8 +106,12 @@ class Scanner:
             self._fd = -1
 
     def read(self, limit: int) -> list[Found]:
-        """The next messages, about `limit`; `done` is set behind the last one."""
-        found: list[Found] = []
+        """The next messages, about `limit`; `done` is set behind the last one.
+
+        Raises: OSError when the disk does not give the octets: that is no damage, nothing was passed
+                over, and the next call begins where this one stopped.
+        """
+        found = self._found
         while len(found) < limit:
             if self._offset >= self._limit:
                 self._end()
@@ -120,6 +125,7 @@ class Scanner:
             else:
                 self._offset = self._end_of_records = offset + header.length
                 self._step = _WIDE if header.length < _WIDE // 4 else _NARROW
+        self._found = []
         return found
 
     def _end(self) -> None:
@@ -134,10 +140,13 @@ class Scanner:
         """Octets that hold `size` octets from `offset` on (fewer at the end), and where they begin."""
         at = offset - self._base
         if at < 0 or at + size > len(self._window):
-            self._window = read_salvaging(self._files, self._fd, max(size, self._step), offset)
+            self._window = self._octets(max(size, self._step), offset)
             self._base = offset
             at = 0
         return self._window, at
+
+    def _octets(self, size: int, offset: int) -> bytes:
+        return read_at(self._files, self._fd, size, offset, self._segment.path)
 
     def _record(self, offset: int) -> tuple[RecordHeader | None, Tables | None, str]:
         data, at = self._data(offset, RECORD_HEADER)
@@ -204,7 +213,7 @@ class Scanner:
         nonce = self._segment.nonce
         while start < self._limit:
             size = min(_SEARCH + RECORD_HEADER, self._limit - start)
-            data = read_salvaging(self._files, self._fd, size, start)
+            data = self._octets(size, start)
             at = find_record(data, 0, nonce, start)
             if at >= 0:
                 return start + at
@@ -213,7 +222,6 @@ class Scanner:
 
     def _skip(self, begin: int, end: int, why: str) -> None:
         """Pass over what is not valid: damage below the mark, an unfinished commit above it."""
-        self._offset = end
         segment = self._segment
         mark = segment.mark.end
         if begin >= mark and why != _UNKNOWN:
@@ -221,10 +229,11 @@ class Scanner:
             if data[at + 8 : at + 16] == segment.nonce:
                 self.torn += 1
                 logger.info("segment %d: an incomplete commit at %d is dropped", segment.number, begin)
+            self._offset = end
             return
         try:
             stop = min(end, mark) if begin < mark else end
-            new = self._quarantine.save(self._fd, segment.number, begin, stop - begin, why)
+            new = self._quarantine.save(self._fd, segment.path, begin, stop - begin, why)
         except OSError as error:
             self.keep = True
             logger.error(
@@ -232,3 +241,4 @@ class Scanner:
             )
         else:
             self.quarantined += new
+        self._offset = end

@@ -30,6 +30,7 @@ class Segment:
         "created",
         "dirty",
         "end",
+        "excused",
         "handles",
         "journal_path",
         "lengths",
@@ -78,6 +79,8 @@ class Segment:
         """False while the start has not read it to its end; it must not be removed then."""
         self.suspect = False
         """A write or sync failed: nothing new is believed, its messages move to a fresh segment."""
+        self.excused = 0.0
+        """Monotonic time until which a failure to read says nothing new about the disk."""
         self.compacting = False
         self.watch = -1
         """When so few messages are left, see whether it should be compacted."""

@@ -17,7 +17,17 @@ import trio
 
 from engine.errors import SpoolError, SpoolFull
 
-from .files import CREATE, READ_WRITE, Descriptors, Files, is_full, sync_file, write_at
+from .files import (
+    CREATE,
+    READ_WRITE,
+    Descriptors,
+    Files,
+    as_spool_error,
+    is_full,
+    is_shortage,
+    sync_file,
+    write_at,
+)
 from .format import JOURNAL_START, Mark, journal_header, pack_mark, segment_header
 from .protocol import Handle
 from .quarantine import Quarantine
@@ -34,6 +44,8 @@ JOURNAL_STEP = 128 << 10
 """Octets by which a journal grows: room for 2,700 messages (a guess)."""
 SPARSE = 4
 """A sealed segment with fewer than one in so many messages left may be compacted (a guess)."""
+_EXCUSE = 600.0
+"""Seconds in which a segment that cannot be read makes the spool unhealthy once. A guess."""
 
 
 class Fault:
@@ -169,10 +181,21 @@ class Shelf:
             segment.suspect = True
         full = is_full(error)
         if self.fault is None or (self.fault.full and not full):
-            reason = error.strerror or type(error).__name__
-            self.fault = Fault(f"{'no space' if full else 'I/O error'}: {what}: {reason}", full)
+            text = str(as_spool_error(error, what))
+            self.fault = Fault(f"{'no space' if full else 'I/O error'}: {text}", full)
             logger.error("spool %s: %s; no mail is accepted until it works again", self.path, self.fault.text)
         self.wake_upkeep()
+
+    def fail_reading(self, error: OSError, segment: Segment) -> None:
+        """The disk does not give what lies in this segment, which stays as it is. The spool is not
+        well until a fresh file was written and read back; after that a bad place does not
+        condemn a good disk again and again."""
+        now = time.monotonic()
+        if is_shortage(error) or now < segment.excused:
+            self.counters.failures += 1
+            return
+        segment.excused = now + _EXCUSE
+        self.fail(error, "reading mail")
 
     # -- segments --------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from policy.units import Floor
 from .commit import Committer
 from .compact import compact
 from .directory import PROBE
-from .files import CREATE, sync_file
+from .files import CREATE, as_spool_error, is_shortage, sync_file
 from .segment import Segment
 from .shelf import SPARSE, Shelf
 
@@ -62,6 +62,7 @@ class Upkeep:
         self._poke = trio.Event()
         self._closing = trio.Event()
         self._look_at = 0.0
+        self._obstacle = ""
         self.short: str | None = None
         """Why new mail is refused although the disk works: the watermark."""
         self.free_bytes = -1
@@ -263,8 +264,16 @@ class Upkeep:
         try:
             await compact(shelf, group, self._limiter)
         except OSError as error:
-            logger.warning("spool %s: compaction failed: %s", shelf.path, error.strerror)
-            shelf.sparse.extend(segment for segment in group if segment.number in shelf.segments)
+            logger.warning("spool %s: %s", shelf.path, as_spool_error(error, "compaction failed"))
+            there = [segment for segment in group if segment.number in shelf.segments]
+            for segment in there:
+                if error.filename == segment.path:
+                    segment.watch = segment.live // 2
+                    shelf.fail_reading(error, segment)
+                else:
+                    shelf.sparse.append(segment)
+            if not is_shortage(error) and all(error.filename != segment.path for segment in there):
+                shelf.fail(error, "moving mail")
 
     # -- getting well ----------------------------------------------------------------------------
 
@@ -290,10 +299,15 @@ class Upkeep:
                 await compact(shelf, waiting[:1], self._limiter, prove=True)
         except OSError as error:
             shelf.fail(error, "trying whether the disk works again")
+            obstacle = str(as_spool_error(error, "does not work yet"))
+            if obstacle != self._obstacle:
+                self._obstacle = obstacle
+                logger.error("spool %s: %s", shelf.path, obstacle)
             return
         for segment in suspects:
             shelf.thinned(segment)
         shelf.fault = None
+        self._obstacle = ""
         logger.warning("spool %s: works again", shelf.path)
 
     def _probe_blocking(self) -> None:
