@@ -408,7 +408,7 @@ class Committer(trio.abc.Instrument):
             self._landed(group, segment)
         if self._settled:
             self._settled.unpark_all()
-        if self._line:
+        if self._line and not self._closing:
             waited = trio.current_time() - self._since
             if waited >= _GATHER or len(self._line) >= _ENOUGH or shelf.fault is not None:
                 self._launch()

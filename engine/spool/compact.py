@@ -163,6 +163,8 @@ def _copy_blocking(
     numbers += [older.number for source in sources for older in source.sources]
     if len(numbers) > MAX_SOURCES:
         raise OSError(errno.EIO, "too many segments could not be removed")
+    for source in sources:
+        shelf.rescue_blocking(source)
     header = segment_header(target.number, target.nonce, target.created, numbers)
     fd = journal = -1
     try:

@@ -94,7 +94,6 @@ class DurableSpool:
                 scanner.close()
             shelf.counters.quarantined += scanner.quarantined
             shelf.counters.torn += scanner.torn
-            segment.pins += scanner.keep
             segment.scanned = True
             segment.watch = segment.live // 4
             if not segment.live:

@@ -85,8 +85,6 @@ class Scanner:
         """Octets of the records that have unfinished messages."""
         self.quarantined = 0
         self.torn = 0
-        self.keep = False
-        """Damaged octets could not be copied: the segment must not be removed."""
 
     def open(self) -> None:
         """Raises: OSError."""
@@ -231,14 +229,12 @@ class Scanner:
                 logger.info("segment %d: an incomplete commit at %d is dropped", segment.number, begin)
             self._offset = end
             return
+        stop = min(end, mark) if begin < mark else end
         try:
-            stop = min(end, mark) if begin < mark else end
-            new = self._quarantine.save(self._fd, segment.path, begin, stop - begin, why)
+            self.quarantined += self._quarantine.save(self._fd, segment.path, begin, stop - begin, why)
         except OSError as error:
-            self.keep = True
+            segment.unsaved.append((begin, stop - begin, why))
             logger.error(
-                "segment %d: damage at %d, which could not be copied: %s", segment.number, begin, error
+                "segment %d: damage at %d, which could not be copied yet: %s", segment.number, begin, error
             )
-        else:
-            self.quarantined += new
         self._offset = end

@@ -33,6 +33,7 @@ class Segment:
         "excused",
         "handles",
         "journal_path",
+        "leaving",
         "lengths",
         "live",
         "mark",
@@ -50,6 +51,7 @@ class Segment:
         "sources",
         "suspect",
         "touched",
+        "unsaved",
         "watch",
         "wide",
     )
@@ -82,6 +84,8 @@ class Segment:
         self.excused = 0.0
         """Monotonic time until which a failure to read says nothing new about the disk."""
         self.compacting = False
+        self.leaving = False
+        """Its files are being removed."""
         self.watch = -1
         """When so few messages are left, see whether it should be compacted."""
         self.dirty = False
@@ -89,6 +93,9 @@ class Segment:
         """Reasons not to remove it yet."""
         self.touched: set[int] | None = None
         """While being copied: ordinals with a note that the copy does not know."""
+        self.unsaved: list[tuple[int, int, str]] = []
+        """Damage found by the start that could not be copied to the quarantine: offset, length, why.
+        The files stay until it is."""
         self.sources: list[Segment] = []
         """Segments this one replaces whose files could not be removed yet."""
 
@@ -98,7 +105,14 @@ class Segment:
     @property
     def finished(self) -> bool:
         """Whether nothing in it is wanted any more."""
-        return self.sealed and self.scanned and not self.live and not self.pins and not self.compacting
+        return (
+            self.sealed
+            and self.scanned
+            and not self.live
+            and not self.pins
+            and not self.compacting
+            and not self.leaving
+        )
 
     def add(self, offset: int, length: int, slot: int, recipients: Sequence[int]) -> list[Handle]:
         """Take in the messages of a record that has just been written."""

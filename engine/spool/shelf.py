@@ -160,6 +160,12 @@ class Shelf:
             if len(self.dirty) == 1:
                 self.wake_sync()
 
+    def clean(self, segment: Segment) -> None:
+        """The journal needs no sync any more."""
+        if segment.dirty:
+            self.dirty.remove(segment)
+            segment.dirty = False
+
     def thinned(self, segment: Segment) -> None:
         """A sealed segment has lost messages: is it time to remove or to compact it?"""
         if not segment.live:
@@ -197,6 +203,18 @@ class Shelf:
         segment.excused = now + _EXCUSE
         self.fail(error, "reading mail")
 
+    def rescue_blocking(self, segment: Segment) -> None:
+        """Copy to the quarantine what the start could not copy; before the files go. Raises: OSError."""
+        if segment.unsaved:
+            fd = self.files.open(segment.path, READ_WRITE)
+            try:
+                while segment.unsaved:
+                    offset, length, why = segment.unsaved[-1]
+                    self.quarantine.save(fd, segment.path, offset, length, why)
+                    segment.unsaved.pop()
+            finally:
+                self.files.close(fd)
+
     # -- segments --------------------------------------------------------------------------------
 
     def seal(self, segment: Segment) -> None:
@@ -216,9 +234,7 @@ class Shelf:
     def forget(self, segment: Segment) -> None:
         """Its files are gone or about to go."""
         self.segments.pop(segment.number, None)
-        if segment.dirty:
-            self.dirty.remove(segment)
-            segment.dirty = False
+        self.clean(segment)
         self.descriptors.forget(segment.path)
         self.descriptors.forget(segment.journal_path)
         segment.handles = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from contextlib import ExitStack, suppress
 
@@ -63,6 +64,8 @@ class Upkeep:
         self._closing = trio.Event()
         self._look_at = 0.0
         self._obstacle = ""
+        self._stuck = False
+        """Whether finished segments could not be removed the last time."""
         self.short: str | None = None
         """Why new mail is refused although the disk works: the watermark."""
         self.free_bytes = -1
@@ -114,7 +117,7 @@ class Upkeep:
             with ExitStack() as stack:
                 work = []
                 for segment in soiled[first : first + _CHUNK]:
-                    if segment.number in shelf.segments:
+                    if segment.number in shelf.segments and not segment.leaving:
                         try:
                             fd = stack.enter_context(shelf.descriptors.pinned(segment.journal_path))
                         except OSError as error:
@@ -140,11 +143,15 @@ class Upkeep:
         shelf = self._shelf
         while not self._closing.is_set():
             wait = _LOOK if shelf.sparse else math.inf
+            if self._stuck:
+                wait = _LOOK
             if shelf.fault is not None or self.short is not None:
                 wait = _RETRY
             with trio.move_on_after(wait):
                 await self._poke.wait()
             if self._closing.is_set():
+                if shelf.fault is not None:
+                    await self._heal()  # for the results that are in memory only
                 return
             self._poke = trio.Event()
             if shelf.fault is not None:
@@ -193,7 +200,8 @@ class Upkeep:
     # -- removing --------------------------------------------------------------------------------
 
     async def remove_finished(self) -> None:
-        """Remove the segments in which nothing is left, or keep their files for reuse."""
+        """Remove the segments in which nothing is left, or keep their files for reuse. What cannot be
+        removed stays known and is tried again: its notes may be all that keeps finished mail finished."""
         shelf = self._shelf
         candidates, shelf.finished = dict.fromkeys(shelf.finished), []
         gone = [segment for segment in candidates if segment.finished and segment.number in shelf.segments]
@@ -207,28 +215,63 @@ class Upkeep:
                 spare = segment.path[:-3] + "spare"
                 wanted -= 1
             work.append((segment, spare))
-            shelf.forget(segment)
-        kept = await shelf.in_thread(self._limiter, self._remove_blocking, work)
-        shelf.spares.extend(kept)
+            shelf.clean(segment)
+            segment.leaving = True
+        spares, left, error = await shelf.in_thread(self._limiter, self._remove_blocking, work)
+        shelf.spares.extend(spares)
+        for segment in gone:
+            segment.leaving = False
+            if segment in left:
+                shelf.soil(segment)
+                shelf.finished.append(segment)
+            else:
+                shelf.forget(segment)
+        if error is not None and not self._stuck:
+            logger.warning(
+                "spool %s: %s", shelf.path, as_spool_error(error, "finished mail cannot be removed")
+            )
+        self._stuck = error is not None
 
-    def _remove_blocking(self, work: list[tuple[Segment, str | None]]) -> list[str]:
-        """The mail first, its notes after a directory sync: never notes gone and mail still there (D37)."""
+    def _remove_blocking(
+        self, work: list[tuple[Segment, str | None]]
+    ) -> tuple[list[str], list[Segment], OSError | None]:
+        """Spares that were won, segments that could not be removed, and why.
+
+        The mail first, its notes after a directory sync: never notes gone and mail still there (D37).
+        May be repeated after a failure: what is gone already is no error.
+        """
         shelf, files = self._shelf, self._shelf.files
-        kept = []
-        try:
-            for segment, spare in work:
+        trouble: OSError | None = None
+        gone: list[Segment] = []
+        spares: list[str] = []
+        for segment, spare in work:
+            try:
+                shelf.rescue_blocking(segment)
                 if spare is None:
-                    files.unlink(segment.path)
+                    with suppress(FileNotFoundError):
+                        files.unlink(segment.path)
                 else:
-                    files.rename(segment.path, spare)
-                    kept.append(spare)
+                    with suppress(FileNotFoundError):
+                        files.rename(segment.path, spare)
+                    if os.path.lexists(spare):
+                        spares.append(spare)
+                gone.append(segment)
+            except OSError as error:
+                trouble = error
+        try:
             files.fsync_directory(shelf.directory)
-            for segment, _ in work:
-                files.unlink(segment.journal_path)
         except OSError as error:
-            # They are finished and the notes say so; the next start tries again.
-            logger.warning("spool %s: a finished segment cannot be removed: %s", shelf.path, error)
-        return kept
+            return [], [segment for segment, _ in work], error
+        left = [segment for segment, _ in work if segment not in gone]
+        for segment in gone:
+            try:
+                files.unlink(segment.journal_path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                # Notes without mail: they mean nothing, and the next start removes them.
+                trouble = trouble or error
+        return spares, left, trouble
 
     # -- compacting ------------------------------------------------------------------------------
 
@@ -306,6 +349,10 @@ class Upkeep:
             return
         for segment in suspects:
             shelf.thinned(segment)
+        await self.remove_finished()
+        if any(segment.suspect for segment in shelf.segments.values()):
+            # Finished mail whose notes are in memory only: a start would take it for mail to be sent.
+            return
         shelf.fault = None
         self._obstacle = ""
         logger.warning("spool %s: works again", shelf.path)

@@ -14,7 +14,7 @@ import trio.testing
 
 from engine.errors import SpoolError, SpoolFull
 from engine.model import Message
-from engine.spool import DurableSpool, Files, open_spool
+from engine.spool import DurableSpool, Files, open_spool, upkeep
 from tests.contract.spool import found, message
 from tests.spool.helpers import BadDisk, failing
 
@@ -240,6 +240,69 @@ async def test_the_segment_that_heals_is_read_back(tmp_path: Path) -> None:
         assert spool.trouble is not None
         disk.lying = False
         await until(lambda: spool.trouble is None)
+
+
+@pytest.mark.parametrize("call", ["unlink", "fsync_directory"])
+async def test_results_that_were_never_written_keep_the_spool_unhealthy_until_their_segment_is_gone(
+    tmp_path: Path, call: str
+) -> None:
+    """Otherwise the next start would send finished mail again (D31)."""
+    disk = BadDisk()
+    async with open_spool(tmp_path, files=disk) as spool:
+        handles = [(await spool.commit([b"x"], [message()]))[0] for _ in range(5)]
+        bad = handles[0].place.path
+
+        def plan(asked: str, path: str) -> OSError | None:
+            notes = asked == "pwrite" and path == handles[0].place.journal_path
+            broken = notes or (asked == call and path in (bad, os.path.dirname(bad)))
+            return OSError(errno.EIO, "broken") if broken else None
+
+        disk.plan = plan
+        for handle in handles:
+            spool.finish(handle, 1)
+        assert spool.halted is not None
+        await until(lambda: disk.calls.count((call, bad if call == "unlink" else os.path.dirname(bad))) >= 3)
+        assert spool.halted is not None
+        disk.plan = lambda call, path: None
+        await until(lambda: spool.trouble is None)
+        assert not Path(bad).exists()
+    async with open_spool(tmp_path) as spool:
+        assert await found(spool) == {}
+
+
+@pytest.mark.parametrize("finished", [3, 5])
+async def test_results_in_memory_are_written_on_the_way_out(tmp_path: Path, finished: int) -> None:
+    """The disk works again, and the end comes before anybody has tried."""
+    disk = BadDisk()
+    async with open_spool(tmp_path, files=disk) as spool:
+        handles = [(await spool.commit([b"x"], [message()]))[0] for _ in range(5)]
+        disk.plan = failing(errno.EIO, "pwrite", "open")
+        for handle in handles[:finished]:
+            spool.finish(handle, 1)
+        await until(lambda: spool.statistics().failures > finished)  # a try to get well
+        disk.plan = lambda call, path: None
+    async with open_spool(tmp_path) as spool:
+        assert len(await found(spool)) == 5 - finished
+
+
+async def test_finished_mail_that_cannot_be_removed_goes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_LOOK", 0.01)
+    disk = BadDisk()
+    async with open_spool(tmp_path, files=disk, segment_size=5000, spare_segments=0) as spool:
+        (handle,) = await spool.commit([b"x" * 2000], [message()])
+        bad = handle.place.path
+        await spool.commit([b"x" * 2000], [message()])
+        disk.plan = failing(errno.EPERM, "unlink", suffix=".seg")
+        spool.finish(handle, 1)
+        await until(lambda: disk.calls.count(("unlink", bad)) >= 2)
+        assert spool.trouble is None
+        assert spool.statistics().segments == 2
+        disk.plan = lambda call, path: None
+        await until(lambda: spool.statistics().segments == 1)
+        assert not Path(bad).exists()
+        assert not Path(bad).with_suffix(".jnl").exists()
 
 
 @pytest.mark.parametrize("limit", [1, 7, 100, 1000])

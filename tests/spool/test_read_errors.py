@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from engine.errors import MessageUnreadable, SpoolError
-from engine.spool import durable, open_spool
+from engine.spool import durable, open_spool, upkeep
 from tests.contract.spool import found, message
 from tests.spool.helpers import BadDisk, Plan, failing
 from tests.spool.test_restart import everything, killed, only
@@ -245,3 +246,34 @@ async def test_what_lies_in_the_quarantine_is_never_mistaken_for_something_else(
     contents = [path.read_bytes() for path in sorted((copy / "quarantine").glob("*.record"))]
     assert b"of an older segment 1" in contents
     assert sum(b"bodY 1" in content for content in contents) == 1
+
+
+@pytest.mark.parametrize("road", ["removed", "compacted"])
+async def test_damage_the_start_could_not_copy_keeps_its_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str
+) -> None:
+    monkeypatch.setattr(upkeep, "_LOOK", 0.01)
+    copy, kept = await killed(tmp_path, 5)
+    path = only(copy, "seg")
+    data = bytearray(path.read_bytes())
+    data[4096] ^= 1  # the magic of the first record
+    path.write_bytes(data)
+    disk = BadDisk()
+    disk.plan = failing(errno.ENOSPC, "pwrite", suffix=".part")
+    async with open_spool(copy, files=disk, compact_age=0.0, segment_size=10_000) as spool:
+        again = await found(spool)
+        assert len(again) == len(kept) - 1
+        last = list(again)[-1]
+        for name, recovered in again.items():
+            if road == "removed" or name != last:
+                spool.finish(recovered.handle, recovered.handle.left)
+        tries = len(disk.calls)
+        await until(lambda: [call for call in disk.calls[tries:] if call[1].endswith(".part")])
+        await trio.testing.wait_all_tasks_blocked()
+        assert path.exists() and quarantined(copy) == []
+        disk.plan = well
+        await until(lambda: not path.exists())
+        (record,) = (copy / "quarantine").glob("*.record")
+        assert b"body 1" in record.read_bytes()
+    good, damaged = await everything(copy)
+    assert (set(good), damaged) == ({last} if road == "compacted" else set(), 0)
