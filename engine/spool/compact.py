@@ -99,7 +99,7 @@ async def compact(
             except BaseException:
                 shelf.files.close(copy.fd)
                 shelf.files.close(copy.journal)
-                _discard(shelf, target, temporary)
+                shelf.discard_blocking(temporary, target.path, target.journal_path)
                 raise
         except BaseException:
             for source in sources:
@@ -139,12 +139,6 @@ def _remove_blocking(shelf: Shelf, journal: int, old: Sequence[Segment]) -> None
     for segment in old:
         with suppress(FileNotFoundError):
             files.unlink(segment.journal_path)
-
-
-def _discard(shelf: Shelf, target: Segment, temporary: str) -> None:
-    for path in (temporary, target.journal_path):
-        with suppress(OSError):
-            shelf.files.unlink(path)
 
 
 # -- step 1, in a thread ---------------------------------------------------------------------------
@@ -191,7 +185,7 @@ def _copy_blocking(
         for opened in (fd, journal):
             if opened >= 0:
                 files.close(opened)
-        _discard(shelf, target, temporary)
+        shelf.discard_blocking(temporary, target.journal_path)
         raise
     return copy
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -102,6 +103,9 @@ class Shelf:
         """Sealed segments of which nothing is left."""
         self.sparse: list[Segment] = []
         """Sealed segments of which little is left."""
+        self.litter: list[str] = []
+        """Files of segments that were never finished and could not be removed."""
+        self._sweeping = threading.Lock()
         self.wake_sync: Callable[[], object] = _nobody
         self.wake_upkeep: Callable[[], None] = _nobody
         self._pwrite = files.pwrite
@@ -277,12 +281,24 @@ class Shelf:
             if fd >= 0:
                 files.close(fd)
             files.close(journal)
-            for path in (segment.path, segment.journal_path, spare):
-                if path is not None:
-                    with suppress(OSError):
-                        files.unlink(path)
+            self.discard_blocking(segment.path, segment.journal_path, *([spare] if spare else []))
             raise
         return fd, journal
+
+    def discard_blocking(self, *paths: str) -> None:
+        """Remove files that mean nothing; later, when it cannot be done now."""
+        with self._sweeping:
+            self.litter.extend(paths)
+        with suppress(OSError):
+            self.sweep_blocking()
+
+    def sweep_blocking(self) -> None:
+        """Remove what could not be removed when it was discarded. Raises: OSError."""
+        with self._sweeping:
+            while self.litter:
+                with suppress(FileNotFoundError):
+                    self.files.unlink(self.litter[0])
+                self.litter.pop(0)
 
     def _prove_blocking(self, fd: int, header: bytes) -> None:
         """Read back from the disk, not from memory, what was written."""

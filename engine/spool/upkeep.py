@@ -326,6 +326,8 @@ class Upkeep:
         fault = shelf.fault
         assert fault is not None
         try:
+            # First, or each failed try would leave files behind.
+            await shelf.in_thread(self._limiter, shelf.sweep_blocking)
             if fault.full:
                 await shelf.in_thread(self._limiter, self._probe_blocking)
             fresh = fault.full

@@ -270,6 +270,27 @@ async def test_results_that_were_never_written_keep_the_spool_unhealthy_until_th
         assert await found(spool) == {}
 
 
+async def test_trying_to_get_well_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be synced or removed: one half-made segment stays behind, not one per try."""
+    monkeypatch.setattr(upkeep, "_RETRY", 0.005)
+    disk = BadDisk()
+    async with open_spool(tmp_path, files=disk) as spool:
+        (handle,) = await spool.commit([b"x"], [message()])
+        disk.plan = failing(errno.EIO, "fdatasync", "unlink")
+        spool.postpone(handle, 1, 2.0)
+        await until(lambda: spool.statistics().failures >= 8)
+        assert len(os.listdir(tmp_path / "segments")) <= 4
+        disk.plan = lambda call, path: None
+        await until(lambda: spool.trouble is None)
+        assert len(os.listdir(tmp_path / "segments")) == 4, "the new active one, and the mail's"
+        assert (await spool.read(handle))[1] == b"x"
+    async with open_spool(tmp_path) as spool:
+        ((_, recovered),) = (await found(spool)).items()
+        assert recovered.attempts == 1
+
+
 @pytest.mark.parametrize("finished", [3, 5])
 async def test_results_in_memory_are_written_on_the_way_out(tmp_path: Path, finished: int) -> None:
     """The disk works again, and the end comes before anybody has tried."""
