@@ -139,8 +139,16 @@ class DurableSpool:
     @property
     def halted(self) -> str | None:
         """See `Spool.halted`."""
-        fault = self._shelf.fault
-        return fault.text if fault is not None and not fault.full else None
+        return self._shelf.halted
+
+    async def wait_well(self) -> None:
+        """See `Spool.wait_well`."""
+        shelf = self._shelf
+        while shelf.halted is not None:
+            if shelf.closed:
+                raise SpoolError("the spool is closed")
+            await shelf.convalescents.park()
+        await trio.lowlevel.checkpoint()
 
     def room_for(self, size: int) -> bool:
         """See `Spool.room_for`."""
@@ -298,7 +306,7 @@ async def _close(shelf: Shelf, upkeep: Upkeep) -> None:
     active = shelf.active
     if active is not None:
         shelf.seal(active)
-    shelf.closed = True
+    shelf.close()
     await upkeep.remove_finished()
     try:
         with ExitStack() as stack:

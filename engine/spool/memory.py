@@ -51,7 +51,8 @@ class MemorySpool:
         self.store = store if store is not None else MemoryStore()
         self.fault: SpoolError | None = None
         self.short: str | None = None
-        self.broken: str | None = None
+        self._broken: str | None = None
+        self._convalescents = trio.lowlevel.ParkingLot()
         self._old = list(self.store.messages)
         self._closed = False
         self._committed = 0
@@ -156,12 +157,31 @@ class MemorySpool:
         """See `Spool.trouble`."""
         if self._closed:
             return "the spool is closed"
-        return self.broken or (str(self.fault) if self.fault is not None else None) or self.short
+        return self._broken or (str(self.fault) if self.fault is not None else None) or self.short
+
+    @property
+    def broken(self) -> str | None:
+        """Why results cannot be recorded; for tests to set."""
+        return self._broken
+
+    @broken.setter
+    def broken(self, why: str | None) -> None:
+        self._broken = why
+        if why is None:
+            self._convalescents.unpark_all()
 
     @property
     def halted(self) -> str | None:
         """See `Spool.halted`."""
-        return self.broken
+        return "the spool is closed" if self._closed else self._broken
+
+    async def wait_well(self) -> None:
+        """See `Spool.wait_well`."""
+        while self.halted is not None:
+            if self._closed:
+                raise SpoolError("the spool is closed")
+            await self._convalescents.park()
+        await trio.lowlevel.checkpoint()
 
     def room_for(self, size: int) -> bool:
         """See `Spool.room_for`."""
@@ -179,6 +199,7 @@ class MemorySpool:
     def close(self) -> None:
         """Nothing is accepted any more; the store stays."""
         self._closed = True
+        self._convalescents.unpark_all()
 
     def damage(self, handle: Handle) -> None:
         """For tests: the message cannot be read any more."""

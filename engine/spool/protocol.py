@@ -136,9 +136,18 @@ class Spool(Protocol):
 
     @property
     def halted(self) -> str | None:
-        """Why no new delivery should begin: its result could not be recorded (reliability D21).
+        """Why no new delivery should begin: its result could not be recorded (reliability D21). None
+        when all is well. Costs nothing to ask.
 
         A full disk does not halt: finishing mail needs no new space.
+        """
+        ...
+
+    async def wait_well(self) -> None:
+        """Wait until `halted` is None; it may say something again when the caller runs.
+
+        Raises: SpoolError when the spool is closed.
+        Waits:  for the disk to work again, perhaps for ever. Always a checkpoint.
         """
         ...
 

@@ -50,13 +50,15 @@ _EXCUSE = 600.0
 
 
 class Fault:
-    """Why nothing can be committed: the disk failed (`full` False) or has no room."""
+    """Why nothing can be committed: the disk failed (`full` False) or has no room. `halts`: results
+    cannot be recorded either."""
 
-    __slots__ = ("full", "text")
+    __slots__ = ("full", "halts", "text")
 
-    def __init__(self, text: str, full: bool) -> None:
+    def __init__(self, text: str, full: bool, halts: bool) -> None:
         self.text = text
         self.full = full
+        self.halts = halts
 
     def as_error(self) -> SpoolError:
         return SpoolFull(self.text) if self.full else SpoolError(self.text)
@@ -94,6 +96,8 @@ class Shelf:
         self.next_number = 1
         self.active: Segment | None = None
         self.fault: Fault | None = None
+        self.convalescents = trio.lowlevel.ParkingLot()
+        """Who waits for the end of `halted`."""
         self.closed = False
         self.abandoned = False
         self.counters = Counters()
@@ -151,7 +155,7 @@ class Shelf:
             if count != len(cell):
                 write_at(self.files, fd, cell, position)
         except OSError as error:
-            self.fail(error, "writing a result", segment)
+            self.fail(error, "writing a result", segment, halts=True)
         if segment.touched is not None:
             segment.touched.add(handle.ordinal)
         self.soil(segment)
@@ -183,18 +187,39 @@ class Shelf:
 
     # -- trouble ---------------------------------------------------------------------------------
 
-    def fail(self, error: OSError, what: str, segment: Segment | None = None) -> None:
+    def fail(self, error: OSError, what: str, segment: Segment | None = None, halts: bool = False) -> None:
         """A write or sync went wrong. From now on nothing is committed until the upkeep has proved
-        a fresh segment and moved what the condemned one holds (reliability D20, D21)."""
+        a fresh segment and moved what the condemned one holds (reliability D20, D21). A disk that is
+        full does not halt deliveries, unless it was a result that could not be written."""
         self.counters.failures += 1
         if segment is not None:
             segment.suspect = True
         full = is_full(error)
-        if self.fault is None or (self.fault.full and not full):
-            text = str(as_spool_error(error, what))
-            self.fault = Fault(f"{'no space' if full else 'I/O error'}: {text}", full)
-            logger.error("spool %s: %s; no mail is accepted until it works again", self.path, self.fault.text)
+        halts = halts or not full
+        fault = self.fault
+        if fault is None or (fault.full and not full) or (halts and not fault.halts):
+            text = f"{'no space' if full else 'I/O error'}: {as_spool_error(error, what)}"
+            self.fault = Fault(text, full, halts)
+            logger.error("spool %s: %s; no mail is accepted until it works again", self.path, text)
         self.wake_upkeep()
+
+    def get_well(self) -> None:
+        """The disk was proved to work; nothing is left that cannot be recorded."""
+        self.fault = None
+        self.convalescents.unpark_all()
+
+    def close(self) -> None:
+        """Nothing is taken any more."""
+        self.closed = True
+        self.convalescents.unpark_all()
+
+    @property
+    def halted(self) -> str | None:
+        """See `Spool.halted`."""
+        if self.closed:
+            return "the spool is closed"
+        fault = self.fault
+        return fault.text if fault is not None and fault.halts else None
 
     def fail_reading(self, error: OSError, segment: Segment) -> None:
         """The disk does not give what lies in this segment, which stays as it is. The spool is not

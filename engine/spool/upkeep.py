@@ -355,7 +355,7 @@ class Upkeep:
         if any(segment.suspect for segment in shelf.segments.values()):
             # Finished mail whose notes are in memory only: a start would take it for mail to be sent.
             return
-        shelf.fault = None
+        shelf.get_well()
         self._obstacle = ""
         logger.warning("spool %s: works again", shelf.path)
 

@@ -6,6 +6,8 @@ call is a restart over the same memory or disk::
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     async def test_my_store(check, tmp_path):
         await check(lambda: open_my_spool(tmp_path))
+
+`check_halting` needs to break the store as well, and is called with functions for that.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
+import trio.testing
 
 from engine.errors import MessageUnreadable, SpoolError
 from engine.model import Message, QueueName, new_message_id
 from engine.spool import Recovered, Spool
 
-__all__ = ["CHECKS", "Reopen", "found", "message"]
+__all__ = ["CHECKS", "Reopen", "check_halting", "found", "message"]
 
 Reopen = Callable[[], AbstractAsyncContextManager[Spool]]
 Check = Callable[[Reopen], Awaitable[None]]
@@ -248,8 +251,10 @@ async def check_a_closed_spool_refuses(reopen: Reopen) -> None:
         (handle,) = await spool.commit([BODY], [message()])
         assert spool.trouble is None
         assert spool.halted is None
+        await spool.wait_well()
         assert spool.room_for(1000)
     assert spool.trouble is not None
+    assert spool.halted is not None
     assert not spool.room_for(1000)
     with pytest.raises(SpoolError):
         await spool.commit([BODY], [message()])
@@ -259,6 +264,47 @@ async def check_a_closed_spool_refuses(reopen: Reopen) -> None:
         spool.postpone(handle, 1, 1.0)
     with pytest.raises(SpoolError):
         await spool.read(handle)
+    with pytest.raises(SpoolError):
+        await spool.wait_well()
 
 
-CHECKS: list[Check] = [value for name, value in list(globals().items()) if name.startswith("check_")]
+async def check_halting(reopen: Reopen, hurt: Callable[[], None], heal: Callable[[], None]) -> None:
+    """Results cannot be recorded after `hurt`, and can be after `heal` (D21)."""
+    told: list[str] = []
+
+    async def waiter(name: str) -> None:
+        await spool.wait_well()
+        assert spool.halted is None
+        told.append(name)
+
+    async with reopen() as spool, trio.open_nursery() as nursery:
+        one, two = message(2), message()
+        first, second = await spool.commit([BODY], [one, two])
+        for turn in ("once", "again"):
+            hurt()
+            spool.postpone(first, 1, 1.0)  # a store may notice by trying
+            assert spool.halted is not None and spool.trouble is not None
+            assert not spool.room_for(1)
+            nursery.start_soon(waiter, turn)
+            with trio.move_on_after(0) as gone:
+                await spool.wait_well()
+            assert gone.cancelled_caught
+            spool.finish(first, 0b01 if turn == "once" else 0b10)
+            await trio.testing.wait_all_tasks_blocked()
+            assert turn not in told
+            heal()
+            with trio.fail_after(10):
+                await spool.wait_well()
+            assert spool.trouble is None
+            await trio.testing.wait_all_tasks_blocked()
+            assert turn in told
+        assert (await spool.read(second))[0] == two
+    async with reopen() as spool:
+        assert set(await found(spool)) == {two.id}, "what was reported meanwhile is recorded"
+
+
+CHECKS: list[Check] = [
+    value
+    for name, value in list(globals().items())
+    if name.startswith("check_") and value is not check_halting
+]
