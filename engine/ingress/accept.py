@@ -105,8 +105,8 @@ class Acceptor:
         """
         if too_many_received(content, len(content) if header_end < 0 else header_end):
             return LOOP
-        if not self._spool.room_for(len(content)):
-            return FULL  # there was when MAIL was answered; filling the disk to its end helps nobody
+        if not self._spool.room_for(len(content)):  # there was at MAIL, which may be long ago (D18)
+            return FULL if self._spool.halted is None else NOT_STORED
         deadline = trio.current_time() + self._limit
         end: int | None = header_end
         safe = guarded(content)

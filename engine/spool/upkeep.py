@@ -12,7 +12,6 @@ accepted again (D21). Nobody has to restart anything (D17).
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from contextlib import ExitStack, suppress
@@ -36,8 +35,9 @@ SYNC_DELAY = 0.05
 """Seconds between the first unsynced note and its sync; half of what D32 allows."""
 _RETRY = 1.0
 """Seconds between attempts to get well, and between looks at a disk that is short of space."""
-_LOOK = 10.0
-"""Seconds between looks at segments that are thin but young. A guess."""
+_LOOK = 5.0
+"""Seconds between looks at the free space when nobody asks (a transaction may begin long before its
+final dot), and at segments that are thin but young or could not be removed. A guess."""
 _MANY = 8
 """So many small segments are merged even if that frees little. A guess."""
 _MOST = 200
@@ -142,11 +142,7 @@ class Upkeep:
         """The task that does the rest, when poked and at intervals while something is not right."""
         shelf = self._shelf
         while not self._closing.is_set():
-            wait = _LOOK if shelf.sparse else math.inf
-            if self._stuck:
-                wait = _LOOK
-            if shelf.fault is not None or self.short is not None:
-                wait = _RETRY
+            wait = _LOOK if shelf.fault is None and self.short is None else _RETRY
             with trio.move_on_after(wait):
                 await self._poke.wait()
             if self._closing.is_set():
@@ -160,6 +156,9 @@ class Upkeep:
                     self._poke = trio.Event()  # our own failures are no reason to hurry
             await self.look_now()
             await self.remove_finished()
+            if shelf.litter and shelf.fault is None:
+                with suppress(OSError):
+                    await shelf.in_thread(self._limiter, shelf.sweep_blocking)
             if shelf.sparse and shelf.fault is None:
                 await self._compact()
 
@@ -172,7 +171,9 @@ class Upkeep:
                 self._limiter, shelf.files.free, shelf.path
             )
         except OSError as error:
-            logger.warning("spool %s: free space is not known: %s", shelf.path, error.strerror)
+            if self.free_bytes >= 0:
+                logger.warning("spool %s: free space is not known: %s", shelf.path, error.strerror)
+            self.free_bytes = self.free_inodes = -1
             return
         self.free_bytes, self.free_inodes = free, inodes
         short = None
@@ -206,6 +207,7 @@ class Upkeep:
         candidates, shelf.finished = dict.fromkeys(shelf.finished), []
         gone = [segment for segment in candidates if segment.finished and segment.number in shelf.segments]
         if not gone:
+            self._stuck = False
             return
         work: list[tuple[Segment, str | None]] = []
         wanted = shelf.spare_limit - len(shelf.spares) if self.short is None else 0
@@ -269,7 +271,8 @@ class Upkeep:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                # Notes without mail: they mean nothing, and the next start removes them.
+                # Notes without mail mean nothing.
+                shelf.litter.append(segment.journal_path)
                 trouble = trouble or error
         return spares, left, trouble
 

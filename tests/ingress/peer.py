@@ -27,6 +27,7 @@ class FakeSpool:
 
     def __init__(self) -> None:
         self.trouble: str | None = None
+        self.halted: str | None = None
         self.room = True
         self.fail: BaseException | None = None
         self.gate: trio.Event | None = None

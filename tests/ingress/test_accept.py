@@ -32,17 +32,21 @@ async def test_a_commit_that_fails(error: SpoolError, code: int, enhanced: str) 
         assert len(relay.queued) == 2
 
 
-async def test_a_spool_that_filled_up_since_mail_is_said_at_the_dot() -> None:
+@pytest.mark.parametrize(
+    ("halted", "code", "enhanced"), [(None, 452, "4.3.1 "), ("the disk is on fire", 451, "4.3.0 ")]
+)
+async def test_the_room_is_looked_at_again_at_the_dot(halted: str | None, code: int, enhanced: str) -> None:
+    """It was there at MAIL (D18). No hook is asked about a message that cannot be kept."""
     asked = []
     async with open_relay({"smtp_server_data": lambda *args: asked.append(args)}) as relay:
         async with relay.client() as client:
             await client.send(ENVELOPE + b"DATA\r\n")
             assert [(await client.reply())[0] for _ in range(3)] == [250, 250, 354]
-            relay.spool.room = False
-            code, text = await client.ask(BODY + b".\r\n")
-            assert (code, text[:6]) == (452, "4.3.1 ")
+            relay.spool.room, relay.spool.halted = False, halted
+            reply = await client.ask(BODY + b".\r\n")
+            assert (reply[0], reply[1][:6]) == (code, enhanced)
             assert not (relay.spool.commits or relay.queued or asked)
-            relay.spool.room = True
+            relay.spool.room, relay.spool.halted = True, None
             assert (await client.transaction())[0] == 250
 
 
