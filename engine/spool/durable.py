@@ -35,6 +35,10 @@ MIN_FREE_SPACE = Floor(10.0, 1 << 30)
 MIN_FREE_INODES = Floor(10.0, 100_000)
 """The smaller of a share and an amount (octets, inodes) must stay free, else no new mail (D18)."""
 
+CLOSE_TIMEOUT = 10.0
+"""Seconds for all that is left to do at the end. What does not fit was promised to nobody, or is
+found by the next start; a guess that leaves the log time to close before the process is ended."""
+
 _TRIES = 3
 _PAUSE = 1.0
 """How often, and after how many seconds, the start asks a disk again that did not answer. Guesses."""
@@ -229,7 +233,7 @@ async def open_spool(
     min_free_inodes: Floor = MIN_FREE_INODES,
     spare_segments: int = 2,
     compact_age: float = 60.0,
-    close_timeout: float = 30.0,
+    close_timeout: float = CLOSE_TIMEOUT,
     files: Files | None = None,
 ) -> AsyncIterator[DurableSpool]:
     """Own the spool in directory `path` (made when missing) while the block lasts; or use the one
@@ -278,9 +282,10 @@ async def open_spool(
                     trouble = error
                 committer.close()
                 upkeep.close()
+                deadline = trio.current_time() + close_timeout
                 for shield in shields:
-                    shield.deadline = trio.current_time() + close_timeout
-            with trio.move_on_after(close_timeout, shield=True):
+                    shield.deadline = deadline
+            with trio.CancelScope(deadline=deadline, shield=True):
                 await _close(shelf, upkeep)
             if trouble is not None:
                 raise trouble
