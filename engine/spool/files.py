@@ -38,7 +38,7 @@ _IOV_MAX = 1024
 _PATIENCE = 100
 """Interrupted calls in a row before we call it a failure; a guess."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_SHORTAGE = _FULL | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
+_SHORTAGE = _FULL | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class Files:

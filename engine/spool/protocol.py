@@ -139,7 +139,8 @@ class Spool(Protocol):
         """Why no new delivery should begin: its result could not be recorded (reliability D21). None
         when all is well. Costs nothing to ask.
 
-        A full disk does not halt: finishing mail needs no new space.
+        A full disk does not halt: finishing mail needs no new space. Nor do descriptors or memory
+        that ran out: finishing mail is what gives them back.
         """
         ...
 

@@ -189,17 +189,19 @@ class Shelf:
 
     def fail(self, error: OSError, what: str, segment: Segment | None = None, halts: bool = False) -> None:
         """A write or sync went wrong. From now on nothing is committed until the upkeep has proved
-        a fresh segment and moved what the condemned one holds (reliability D20, D21). A disk that is
-        full does not halt deliveries, unless it was a result that could not be written."""
+        a fresh segment and moved what the condemned one holds (reliability D20, D21). Space or
+        descriptors that ran out do not halt deliveries, unless it was a result that could not be
+        written."""
         self.counters.failures += 1
         if segment is not None:
             segment.suspect = True
         full = is_full(error)
-        halts = halts or not full
+        halts = halts or not is_shortage(error)
         fault = self.fault
-        if fault is None or (fault.full and not full) or (halts and not fault.halts):
-            text = f"{'no space' if full else 'I/O error'}: {as_spool_error(error, what)}"
-            self.fault = Fault(text, full, halts)
+        if fault is None or (halts and not fault.halts) or (fault.full and not full):
+            kind = "no space" if full else "out of resources" if is_shortage(error) else "I/O error"
+            text = f"{kind}: {as_spool_error(error, what)}"
+            self.fault = Fault(text, full, halts or (fault is not None and fault.halts))
             logger.error("spool %s: %s; no mail is accepted until it works again", self.path, text)
         self.wake_upkeep()
 

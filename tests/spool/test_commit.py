@@ -193,6 +193,19 @@ async def test_a_failure_fails_the_whole_group_and_is_repaired(
         assert again[kept[0].id].attempts == 2
 
 
+async def test_running_out_of_descriptors_halts_no_delivery(tmp_path: Path) -> None:
+    """Deliveries that end give theirs back (O4)."""
+    disk = BadDisk(failing(errno.EMFILE, "open"))
+    async with open_spool(tmp_path, files=disk) as spool:
+        with pytest.raises(SpoolError, match="Too many open files"):
+            await spool.commit([b"x"], [message()])
+        assert spool.trouble is not None and "out of resources" in spool.trouble
+        assert spool.halted is None
+        disk.plan = lambda call, path: None
+        await until(lambda: spool.trouble is None)
+        await spool.commit([b"x"], [message()])
+
+
 async def test_a_file_whose_sync_failed_is_never_synced_again(tmp_path: Path) -> None:
     disk = BadDisk()
     async with open_spool(tmp_path, files=disk) as spool:
