@@ -97,11 +97,13 @@ def lock_directory(path: str) -> int:
 
 def _check_format(path: str) -> None:
     name = f"{path}/format"
-    try:
-        with open(name, "rb") as file:
-            text = file.read(64)
-    except FileNotFoundError:
-        text = b""
+    text = b""
+    with suppress(FileNotFoundError):
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            text = read_at(Files(), fd, 64, 0, name)
+        finally:
+            os.close(fd)
     if not text and _has_mail(path):
         logger.warning("spool %s: its file `format` is missing or empty; it is written again", path)
     if not text:

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from engine.errors import MessageUnreadable, SpoolError
-from engine.spool import durable, open_spool, upkeep
+from engine.spool import Files, durable, open_spool, upkeep
 from tests.contract.spool import found, message
 from tests.spool.helpers import BadDisk, Plan, failing
 from tests.spool.test_restart import everything, killed, only
@@ -141,6 +141,22 @@ async def test_a_start_that_cannot_read_is_refused_and_removes_nothing(
     with pytest.raises(SpoolError, match=only(copy, suffix[1:]).name):
         async with open_spool(copy, files=BadDisk(failing(errno.EIO, "pread", suffix=suffix))) as spool:
             await found(spool)
+    assert await everything(copy) == (kept, 0)
+
+
+async def test_a_format_that_cannot_be_read_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, kept = await killed(tmp_path)
+
+    def broken(self: Files, fd: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "pread", broken)
+        with pytest.raises(SpoolError, match=r"broken .*/format"):
+            async with open_spool(copy):
+                pass
     assert await everything(copy) == (kept, 0)
 
 
