@@ -21,7 +21,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,12 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
         open_keys(callback=hooks.call) as keys,
     ):
         resolver = Resolver(
-            StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()), hosts=HostsFile()
+            StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()),
+            hosts=HostsFile(),
+            # Before any route is worked out: mail found in the spool must not be sent to ourselves.
+            own=_own_hosts(
+                hostname, declarations, [(at.listen.host, at.listen.port) for at in declarations.listeners]
+            ),
         )
         async with open_router(
             spool=spool,
@@ -145,7 +150,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 keys=keys,
                 hostname=hostname,
             ) as listeners:
-                resolver.own = _own_hosts(hostname, declarations, listeners)
+                resolver.own = _own_hosts(hostname, declarations, listeners.addresses)
                 yield Engine(log, spool, keys, router, listeners)
 
 
@@ -162,13 +167,11 @@ def _hostname(declarations: Declarations) -> str:
     return socket.gethostname() or "localhost"
 
 
-def _own_hosts(hostname: str, declarations: Declarations, listeners: Listeners) -> OwnHosts:
+def _own_hosts(hostname: str, declarations: Declarations, listeners: Iterable[tuple[str, int]]) -> OwnHosts:
     names = {hostname.lower()} | {
         listener.hostname.lower() for listener in declarations.listeners if listener.hostname
     }
-    return OwnHosts(
-        names=frozenset(names), listeners=frozenset(listeners.addresses), is_local=is_local_address
-    )
+    return OwnHosts(names=frozenset(names), listeners=frozenset(listeners), is_local=is_local_address)
 
 
 def _raise_file_limit() -> None:

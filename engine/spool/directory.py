@@ -62,6 +62,8 @@ class Survey(msgspec.Struct):
     strange: list[str]
     """Names we do not know."""
     quarantined: int
+    newest: float = 0.0
+    """Unix time of the last note that was written, 0 when there is none."""
 
 
 def lock_directory(path: str) -> int:
@@ -150,6 +152,9 @@ def survey(files: Files, path: str) -> Survey:
         if (found := _QUARANTINED.match(name)) is not None:
             highest = max(highest, int(found[1]))
     result = Survey([], sorted(kinds["spare"].values()), highest + 1, strange, 0)
+    for name in kinds["jnl"].values():
+        with suppress(OSError):
+            result.newest = max(result.newest, os.stat(name).st_mtime)
     order: list[tuple[int, Segment]] = []
     replaced: set[int] = set()
     keep: set[int] = set()

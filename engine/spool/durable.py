@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from typing import Any, TypeVar, TypeVarTuple, Unpack
@@ -42,6 +43,9 @@ found by the next start; a guess that leaves the log time to close before the pr
 _TRIES = 3
 _PAUSE = 1.0
 """How often, and after how many seconds, the start asks a disk again that did not answer. Guesses."""
+_CLOCK_SLACK = 60.0
+"""Seconds the clock may be behind the last note without being called set back. A guess."""
+
 _BATCH = 500
 """Messages per batch of `recover`: about a millisecond of the loop."""
 
@@ -54,6 +58,14 @@ class DurableSpool:
         self._committer = committer
         self._upkeep = upkeep
         self._unread = found.segments
+        behind = found.newest - time.time()
+        # Due times are wall clock times. If that clock was set back while nobody ran, mail would wait for
+        # as long as it was set back (reliability O5).
+        self._behind = behind if behind > _CLOCK_SLACK else 0.0
+        if self._behind:
+            logger.warning(
+                "the clock was set back by about %.0f s; attempts that are due move with it", behind
+            )
         self._reader = Reader(shelf)
         self.finish = shelf.finish
 
@@ -122,7 +134,7 @@ class DurableSpool:
                 self._shelf.finish(handle, handle.left)
                 continue
             counters.recovered += 1
-            due = each.message.first_attempt if state is None else handle.due
+            due = each.message.first_attempt if state is None else handle.due - self._behind
             done = ((1 << each.recipients) - 1) & ~handle.left
             batch.append(Recovered(each.message, handle, handle.attempts, due, done))
         return batch

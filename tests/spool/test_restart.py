@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import cast
@@ -398,3 +399,17 @@ async def test_mail_is_taken_while_the_start_is_reading(tmp_path: Path) -> None:
             spool.finish(batch[0].handle, batch[0].handle.left)
         assert names == set(kept)
         assert isinstance(spool, DurableSpool)
+
+
+async def test_a_clock_that_was_set_back_delays_no_attempt(tmp_path: Path) -> None:
+    """O5: what is due in a minute is due in a minute, whatever the wall clock says meanwhile."""
+    async with open_spool(tmp_path) as spool:
+        (handle,) = await spool.commit([b"x\r\n"], [message()])
+        spool.postpone(handle, 1, time.time() + 60.0)
+    day = 86_400.0
+    for journal in (tmp_path / "segments").glob("*.jnl"):
+        # As if the last note had been written tomorrow: the clock is a day behind it.
+        os.utime(journal, (time.time() + day, time.time() + day))
+    async with open_spool(tmp_path) as spool:
+        (recovered,) = (await found(spool)).values()
+        assert recovered.due < time.time() + 60.0 - day + 5.0
