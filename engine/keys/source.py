@@ -26,6 +26,10 @@ class SourceFailure(Exception):
         self.definite = definite
         self.retry_after = retry_after
 
+    def bare(self) -> SourceFailure:
+        """The same again, without the frames and causes that this one has collected: they hold values."""
+        return SourceFailure(self.reason, definite=self.definite, retry_after=self.retry_after)
+
 
 class KeySource(Protocol):
     """Reads one kind of reference. The ring caches, waits and retries; a source only reads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import trio
 from engine.keys import KeySource, SourceFailure
 from policy.secret import Secret
 
-__all__ = ["CANARY", "KeySourceContract", "Subject", "assert_no_canary"]
+__all__ = ["CANARY", "KeySourceContract", "Subject", "assert_no_canary", "everything"]
 
 CANARY = "c4n4ry-0f-a-secret"
 
@@ -21,6 +22,16 @@ def assert_no_canary(*things: object) -> None:
     for thing in things:
         shown = f"{thing!s}\n{thing!r}\n{getattr(thing, '__dict__', '')!r}\n{getattr(thing, 'args', '')!r}"
         assert CANARY not in shown, "the secret is shown"
+
+
+def everything(error: BaseException) -> str:
+    """All that a tool could print of an error: texts, attributes, causes, and the locals of our frames."""
+    trace = error.__traceback__
+    while trace is not None and "/tests/" in trace.tb_frame.f_code.co_filename:
+        trace = trace.tb_next
+    shown = traceback.TracebackException(type(error), error, trace, capture_locals=True)
+    hidden = [each for each in (error.__context__, error.__cause__) if each is not None]
+    return "".join([*shown.format(), repr(error), repr(error.__dict__), *map(everything, hidden)])
 
 
 class Subject:
@@ -67,6 +78,7 @@ class KeySourceContract:
         assert caught.value.definite
         assert caught.value.reason.isprintable() and len(caught.value.reason) < 300
         assert_no_canary(caught.value)
+        assert CANARY not in everything(caught.value)
 
     async def test_an_empty_value_is_a_failure(self, subject: Subject) -> None:
         if subject.put is None:
