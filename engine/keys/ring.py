@@ -10,7 +10,8 @@ A delivery asks `KeyRing.fetch` and never waits longer than `wait`; the code tha
 | older              | `SecretUnavailable`                                                               |
 
 A definite "there is no such value" ends the use of an old value too, once it was heard three times over at
-least a minute. A failing source is asked at growing intervals, never twice within a second per secret.
+least a minute. A failing source is asked at growing intervals, never twice within a second per secret, and
+not at all before the time it named itself (Retry-After), not even after a refused login.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class _Entry:
         "gone_since",
         "must_read",
         "next_try",
+        "quiet_until",
         "started",
     )
 
@@ -97,6 +99,7 @@ class _Entry:
         self.failure = ""
         self.failures = 0
         self.next_try = -math.inf
+        self.quiet_until = -math.inf
         self.gone = 0
         self.gone_since = 0.0
 
@@ -202,9 +205,10 @@ class KeyRing:
         return credential if credential is not None and now - credential.fetched < self._max_stale else None
 
     def _start(self, ref: KeyRef, entry: _Entry, now: float, *, urgent: bool) -> trio.Event | None:
-        """Begin to read, or join. None: the source is being left alone. `urgent` ignores the back-off."""
+        """Begin to read, or join. None: the source is being left alone. `urgent` ignores our back-off, but
+        not the pause that the source asked for."""
         if entry.flight is None:
-            if now < entry.next_try and not urgent:
+            if now < (entry.quiet_until if urgent else entry.next_try):
                 return None
             entry.flight = trio.Event()
             delay = max(0.0, entry.started + LEAST_INTERVAL - now)
@@ -260,8 +264,10 @@ class KeyRing:
         entry.failure = failure.reason
         entry.failures += 1
         backoff = min(LEAST_INTERVAL * 2.0 ** min(entry.failures - 1, 16), LONGEST_BACKOFF)
-        backoff = max(backoff, min(failure.retry_after, LONGEST_RETRY_AFTER))
-        entry.next_try = now + backoff * self._rng.uniform(1.0, 1.25)
+        pause = min(failure.retry_after, LONGEST_RETRY_AFTER)
+        spread = self._rng.uniform(1.0, 1.25)
+        entry.next_try = now + max(backoff, pause) * spread
+        entry.quiet_until = now + pause * spread
         if failure.definite and entry.credential is not None:
             if entry.gone == 0:
                 entry.gone_since = now

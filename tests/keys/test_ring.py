@@ -299,6 +299,25 @@ async def test_retry_after_is_obeyed(autojump_clock: MockClock) -> None:
     assert len(source.reads) == 1
 
 
+async def test_retry_after_is_obeyed_also_after_a_refused_login(autojump_clock: MockClock) -> None:
+    source = FakeSource()
+    async with ring(source) as keys:
+        first = await keys.fetch(ONE)
+        source.value = SourceFailure("slow down", retry_after=60)
+        await keys.fetch(ONE, fresh=True)
+        asked = len(source.reads)
+        start = trio.current_time()
+        while trio.current_time() < start + 59:
+            assert (await keys.fetch(ONE, fresh=True)).version == first.version
+            keys.invalidate(ONE)
+            await keys.fetch(ONE)
+            await trio.sleep(1)
+        assert len(source.reads) == asked
+        source.value = "new"
+        await trio.sleep(20)
+        assert await outcome(keys, fresh=True) == "new"
+
+
 @pytest.mark.parametrize("value", ["", "x" * ((1 << 20) + 1)])
 async def test_an_empty_or_huge_value_is_never_a_secret(value: str, autojump_clock: MockClock) -> None:
     source = FakeSource()
