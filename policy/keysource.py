@@ -96,8 +96,14 @@ class CallbackKey(msgspec.Struct, frozen=True, tag="callback"):
     """What the hook registered with ``policy.on(event_name, keysource=True)`` answers."""
 
     event_name: str
-    event_args: tuple[Any, ...] = ()
-    """JSON values, handed to the hook one by one. Part of the cache key, so never shown."""
+    arguments: Secret = Secret(b"[]")
+    """The hook's arguments as JSON. Not as values, where 1, 1.0 and True would be equal and share a secret;
+    and never shown, for they may be one."""
+
+    @property
+    def event_args(self) -> tuple[Any, ...]:
+        """The arguments, for the hook alone: what it does to them changes no reference."""
+        return tuple(msgspec.json.decode(self.arguments.reveal()))
 
     @property
     def name(self) -> str:
@@ -106,9 +112,6 @@ class CallbackKey(msgspec.Struct, frozen=True, tag="callback"):
 
     def __repr__(self) -> str:
         return f"CallbackKey({self.name})"
-
-    def __hash__(self) -> int:
-        return hash((self.event_name, msgspec.json.encode(self.event_args, order="deterministic")))
 
 
 KeyRef: TypeAlias = LiteralKey | FileKey | EnvKey | VaultKey | CallbackKey
@@ -120,15 +123,32 @@ def parse_key(value: Any, where: str = "key source") -> KeyRef:
     A plain string is a file path, never the secret. `where` names the option in the error.
     Raises: PolicyError; its text never holds a value, only names of keys.
     """
-    try:
-        return read_key(value)
-    except Wrong as wrong:
-        right = "" if wrong.complete else f"; right would be {FORMS}"
-        raise PolicyError(f"{where}: {wrong}{right}", caller()) from None
+    found = _attempt(value)
+    if isinstance(found, Wrong):
+        del value
+        right = "" if found.complete else f"; right would be {FORMS}"
+        raise PolicyError(f"{where}: {found}{right}", caller())
+    return found
 
 
 def read_key(value: Any) -> KeyRef:
     """As `parse_key`, for the constructors of this package. Raises: ValueError."""
+    found = _attempt(value)
+    if isinstance(found, Wrong):
+        del value
+        raise found
+    return found
+
+
+def _attempt(value: Any) -> KeyRef | Wrong:
+    """The reference, or what is wrong: without the frames and causes before it, which hold the value."""
+    try:
+        return _read(value)
+    except Wrong as wrong:
+        return Wrong(str(wrong), complete=wrong.complete)
+
+
+def _read(value: Any) -> KeyRef:
     if isinstance(value, (LiteralKey, FileKey, EnvKey, VaultKey, CallbackKey)):
         return value
     if isinstance(value, str):
@@ -198,7 +218,10 @@ def _literal(given: Mapping[str, Any]) -> KeyRef:
     if not isinstance(data, Secret):
         if not isinstance(data, (str, bytes)):
             raise Wrong(f'"key_data" is text or bytes, not a {type(data).__name__}')
-        data = Secret(data)
+        try:
+            data = Secret(data)
+        except ValueError:
+            raise Wrong('"key_data" holds characters that UTF-8 has not') from None
     if not data.reveal():
         raise Wrong('"key_data" is empty')
     return LiteralKey(data)
@@ -230,7 +253,7 @@ def _vault(given: Mapping[str, Any]) -> KeyRef:
     if given.get("vault_ca") is not None:
         ca = _text(given, "vault_ca")
     version = given.get("kv_version")
-    if version is not None and (version not in (1, 2) or isinstance(version, bool)):
+    if version is not None and (type(version) is not int or version not in (1, 2)):
         raise Wrong('"kv_version" is 1 or 2, or left out')
     return VaultKey(
         mount=_segments(_text(given, "vault_mount"), "vault_mount"),
@@ -262,11 +285,11 @@ def _callback(given: Mapping[str, Any]) -> KeyRef:
     if not isinstance(arguments, (list, tuple)):
         raise Wrong(f'"event_args" is a list, not a {type(arguments).__name__}')
     try:
-        # Through JSON and back: a copy nobody else can change, of plain values only.
-        copy = msgspec.json.decode(msgspec.json.encode(arguments))
-    except (TypeError, ValueError, msgspec.MsgspecError):
+        text = Secret(msgspec.json.encode(arguments, order="deterministic"))
+        msgspec.json.decode(text.reveal())
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
         raise Wrong('"event_args" holds something other than JSON values') from None
-    return CallbackKey(_text(given, "event_name"), tuple(copy))
+    return CallbackKey(_text(given, "event_name"), text)
 
 
 _Make = Callable[[Mapping[str, Any]], KeyRef]

@@ -19,17 +19,17 @@ class Secret:
     """A password, token or private key. Immutable; hashable, so it can be part of a cache key.
 
     `value`: bytes, or text that is kept as UTF-8. Comparison takes the same time wherever the
-    values differ, and a Secret only ever equals another Secret.
+    values differ, and a Secret only ever equals another Secret. Raises: ValueError for text that is none.
     """
 
     __slots__ = ("__value",)
 
     def __init__(self, value: bytes | str) -> None:
-        if isinstance(value, str):
-            value = value.encode()
-        elif not isinstance(value, bytes):
-            raise TypeError(f"Secret takes bytes or str, not {type(value).__name__}")
-        object.__setattr__(self, "_Secret__value", value)
+        octets = _octets(value)
+        del value
+        if isinstance(octets, Exception):
+            raise octets
+        object.__setattr__(self, "_Secret__value", octets)
 
     def reveal(self) -> bytes:
         """The bytes. Call it where they are used, and keep the result in no attribute."""
@@ -66,3 +66,22 @@ class Secret:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Secret cannot be pickled")
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled")
+
+    def __dir__(self) -> list[str]:
+        # What lists the attributes of an object with their values finds none.
+        return dir(type(self).__base__)
+
+
+def _octets(value: object) -> bytes | Exception:
+    """The bytes, or what is wrong: not raised from here, where the frame and the cause hold the value."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        return TypeError(f"Secret takes bytes or str, not {type(value).__name__}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        return ValueError("the text of a Secret holds characters that UTF-8 has not")

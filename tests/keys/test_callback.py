@@ -28,7 +28,7 @@ class TestCallback(KeySourceContract):
         async def put(new: str | None) -> None:
             value[0] = new
 
-        return Subject(CallbackSource(call), CallbackKey("my_keys", ("a", 1)), put)
+        return Subject(CallbackSource(call), CallbackKey("my_keys", Secret(b'["a",1]')), put)
 
 
 @pytest.mark.parametrize("value", [b"tiger", "tiger", Secret("tiger")])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
+import msgspec
 import pytest
 
 import policy
@@ -15,11 +18,15 @@ from policy.keysource import (
     LiteralKey,
     VaultKey,
     parse_key,
+    read_key,
     safe_segment,
 )
 from policy.secret import Secret
+from tests.contract.key_source import everything
 
 CANARY = "canary-77aa"
+ENDLESS: list[Any] = [CANARY]
+ENDLESS.append(ENDLESS)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,7 @@ CANARY = "canary-77aa"
         ),
         (
             {"event_name": "ask", "event_args": ["a", 1, None]},
-            CallbackKey("ask", ("a", 1, None)),
+            CallbackKey("ask", policy.Secret('["a",1,null]')),
             "callback:ask",
         ),
         ({"event_name": "ask"}, CallbackKey("ask"), "callback:ask"),
@@ -89,6 +96,26 @@ def test_callback_arguments_are_a_copy_and_hash_by_value() -> None:
     assert key.event_args == ("example.com", {"b": [1], "a": 2})
     assert key == twin
     assert hash(key) == hash(twin)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, True), (1, 1.0), (0, False), (0.0, -0.0), ("1", 1), ([1], [True]), ({"a": 1}, {"a": 1.0})],
+)
+def test_callback_arguments_of_another_type_make_another_reference(one: Any, other: Any) -> None:
+    first = parse_key({"event_name": "ask", "event_args": [one]})
+    second = parse_key({"event_name": "ask", "event_args": [other]})
+    assert first != second
+    assert len({first: 1, second: 2}) == 2
+    paths = [policy.make_egress_path(smtp_auth_plain_username="u", smtp_auth_plain_password=first)]
+    assert policy.make_egress_path(smtp_auth_plain_username="u", smtp_auth_plain_password=second) not in paths
+
+
+def test_a_hook_cannot_change_the_reference_by_its_arguments() -> None:
+    key = parse_key({"event_name": "ask", "event_args": [["a"]]})
+    assert isinstance(key, CallbackKey)
+    key.event_args[0].append("b")
+    assert key.event_args == (["a"],)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +154,10 @@ def test_callback_arguments_are_a_copy_and_hash_by_value() -> None:
         ({"vault_mount": "s", "vault_path": "p", "vault_address": "https://v:x"}, "is no URL"),
         ({"vault_mount": "s", "vault_path": "p", "kv_version": 3}, "is 1 or 2"),
         ({"vault_mount": "s", "vault_path": "p", "kv_version": True}, "is 1 or 2"),
+        ({"vault_mount": "s", "vault_path": "p", "kv_version": 2.0}, "is 1 or 2"),
+        ({"key_data": CANARY + "\ud800"}, "characters that UTF-8 has not"),
+        ({"event_name": "ask", "event_args": [CANARY + "\ud800"]}, "other than JSON values"),
+        ({"event_name": "ask", "event_args": ENDLESS}, "other than JSON values"),
         (
             {"vault_mount": "s", "vault_path": "p", "vault_token": f"{CANARY}\n"},
             '"vault_token" holds a control',
@@ -141,8 +172,11 @@ def test_wrong_forms(value: Any, says: str) -> None:
     text = str(caught.value)
     assert says in text
     assert "make_egress_path: smtp_auth_plain_password: " in text
-    assert CANARY not in text
+    assert CANARY not in everything(caught.value)
     assert __file__ in text
+    with pytest.raises(ValueError) as inner:
+        read_key(value)
+    assert CANARY not in everything(inner.value)
 
 
 def test_nothing_of_a_reference_shows_a_secret() -> None:
@@ -150,7 +184,18 @@ def test_nothing_of_a_reference_shows_a_secret() -> None:
     vault = parse_key({"vault_mount": "s", "vault_path": "p", "vault_token": CANARY})
     callback = parse_key({"event_name": "ask", "event_args": [CANARY]})
     for ref in (literal, vault, callback):
-        assert CANARY not in f"{ref} {ref!r} {[ref]} {ref.name}"
+        shown = [f"{ref} {ref!r} {[ref]} {ref.name}", str(list(ref.__rich_repr__()))]
+        shown += [
+            str(msgspec.structs.asdict(ref)),
+            str(msgspec.structs.astuple(ref)),
+            repr(copy.deepcopy(ref)),
+        ]
+        shown.append(msgspec.json.encode(ref, enc_hook=repr).decode())
+        assert CANARY not in "".join(shown)
+        for encode in (msgspec.json.encode, msgspec.msgpack.encode, msgspec.to_builtins, pickle.dumps):
+            with pytest.raises(TypeError) as caught:
+                encode(ref)
+            assert CANARY not in everything(caught.value)
 
 
 def test_one_safe_segment() -> None:

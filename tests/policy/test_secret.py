@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import pickle
 import sys
 import traceback
+from typing import Any
 
 import msgspec
 import pytest
 
 from policy import Secret
+from tests.contract.key_source import everything
 
 CANARY = "canary-5f2d"
 
@@ -47,6 +50,10 @@ def test_nothing_shows_it() -> None:
         len(secret)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         vars(secret)
+    with pytest.raises(TypeError):
+        secret.__getstate__()
+    shown.append(str(inspect.getmembers(secret)))
+    shown.append(str(inspect.getmembers_static(secret)))
     for caught in (as_json, as_msgspec, as_pickle, as_assert):
         shown.append("".join(traceback.format_exception(caught.value)))
     shown.append(msgspec.json.encode(Holder(secret), enc_hook=str).decode())
@@ -72,7 +79,8 @@ def test_it_does_not_change() -> None:
     assert copy.copy(secret) is secret
 
 
-def test_other_types_are_refused_without_showing_them() -> None:
-    with pytest.raises(TypeError) as caught:
-        Secret([CANARY])  # type: ignore[arg-type]
-    assert CANARY not in str(caught.value)
+@pytest.mark.parametrize("wrong", [[CANARY], bytearray(CANARY, "ascii"), CANARY + "\ud800"])
+def test_what_is_no_text_is_refused_without_showing_it(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        Secret(wrong)
+    assert CANARY not in everything(caught.value)
