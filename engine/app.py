@@ -110,7 +110,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
             min_free_space=spool_declaration.min_free_space,
             min_free_inodes=spool_declaration.min_free_inodes,
         ) as spool,
-        open_keys(callback=hooks.call) as keys,
+        open_keys(hooks) as keys,
     ):
         resolver = Resolver(
             StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()),

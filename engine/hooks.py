@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from policy.errors import PolicyError
-from policy.hooks import STOP, Hook, HookTable, Reject
+from policy.hooks import EVENTS, STOP, Hook, HookTable, Reject
 
 from .errors import HookError
 
@@ -71,6 +71,11 @@ class Hooks:
     def has(self, event: str) -> bool:
         """Whether any hook is registered for `event`."""
         return bool(self._table.get(event))
+
+    def keysource(self, name: str) -> Hook | None:
+        """The hook that answers key sources of that name; None when there is none."""
+        hooks = self._table.get(name)
+        return hooks[0] if hooks and name not in EVENTS else None
 
     async def call(self, event: str, *args: Any) -> Any:
         """Ask the hooks of `event` in order; the first answer that is not None wins.

@@ -18,7 +18,6 @@ import msgspec
 from .egress import EgressPath, EgressPool, EgressSource, QueueConfig
 from .errors import PolicyError, caller, did_you_mean
 from .ingress import ListenerDomain
-from .secret import Secret
 from .signature import Adapt, fit
 
 __all__ = [
@@ -191,8 +190,9 @@ NOT_YET: Final = frozenset(
 )
 """Events of the specification that nothing raises yet."""
 
-_CALLBACK = Event((), "single", (str, bytes, Secret), "text or bytes", must=True)
-"""A key source callback: the name and the arguments are the policy's own."""
+_CALLBACK = Event((), "single")
+"""A key source callback: the name and the arguments are the policy's own. The key source looks at the answer,
+for there None has a meaning: no such secret."""
 
 
 class Hook(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 A policy holds references (`policy.keysource`); the engine asks the ring when it needs the bytes::
 
-    async with open_keys(callback) as ring:
+    async with open_keys(hooks) as ring:
         credential = await ring.fetch(path.smtp_auth_plain_password)
 
 Passwords, certificates, private keys and CA bundles all come this way.
@@ -18,7 +18,7 @@ import trio
 
 from policy.keysource import CallbackKey, EnvKey, FileKey, LiteralKey, VaultKey
 
-from .callback import CallbackSource, HookCall
+from .callback import CallbackSource, KeyHooks
 from .local import EnvSource, FileSource, LiteralSource
 from .ring import MAX_STALE, TTL, WAIT, Credential, KeyRing, KeyStatistics
 from .source import KeySource, SourceFailure
@@ -26,7 +26,7 @@ from .vault import VaultSource
 
 __all__ = [
     "Credential",
-    "HookCall",
+    "KeyHooks",
     "KeyRing",
     "KeySource",
     "KeyStatistics",
@@ -36,20 +36,20 @@ __all__ = [
 ]
 
 
-def key_sources(callback: HookCall | None = None) -> dict[type, KeySource]:
+def key_sources(hooks: KeyHooks | None = None) -> dict[type, KeySource]:
     """Every kind of reference and what reads it."""
     return {
         LiteralKey: LiteralSource(),
         FileKey: FileSource(),
         EnvKey: EnvSource(),
         VaultKey: VaultSource(),
-        CallbackKey: CallbackSource(callback),
+        CallbackKey: CallbackSource(hooks),
     }
 
 
 @asynccontextmanager
 async def open_keys(
-    callback: HookCall | None = None,
+    hooks: KeyHooks | None = None,
     *,
     sources: Mapping[type, KeySource] | None = None,
     ttl: float = TTL,
@@ -59,11 +59,10 @@ async def open_keys(
 ) -> AsyncIterator[KeyRing]:
     """A ring, and the owner of its reading tasks; leaving the block cancels them.
 
-    `callback` runs a policy's keysource event: ``await callback(event_name, *event_args)``. Times in
-    seconds: `ttl` until a value is refreshed, `max_stale` how long an old one serves while its source is
-    out, `wait` how long anybody waits for a read.
+    `hooks`: those of the policy, for callback sources. Times in seconds: `ttl` until a value is refreshed,
+    `max_stale` how long an old one serves while its source is out, `wait` how long anybody waits for a read.
     """
     async with trio.open_nursery() as nursery:
-        kinds = sources if sources is not None else key_sources(callback)
+        kinds = sources if sources is not None else key_sources(hooks)
         yield KeyRing(nursery, kinds, ttl=ttl, max_stale=max_stale, wait=wait, rng=rng)
         nursery.cancel_scope.cancel()

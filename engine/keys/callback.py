@@ -2,52 +2,116 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from engine.errors import HookError
+from policy.errors import PolicyError
+from policy.hooks import Hook
 from policy.keysource import CallbackKey
 from policy.secret import Secret
 
 from .source import SourceFailure
 
-__all__ = ["CallbackSource", "HookCall"]
+__all__ = ["CallbackSource", "KeyHooks"]
 
-HookCall = Callable[..., Awaitable[Any]]
-"""Runs the policy's handler: ``await call(event_name, *event_args)``."""
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class KeyHooks(Protocol):
+    """The policy's hooks, as far as they answer key sources."""
+
+    def keysource(self, name: str) -> Hook | None:
+        """The hook registered under that name with ``keysource=True``."""
+        ...
+
+    async def call(self, event: str, *args: Any) -> Any:
+        """Its answer, of whatever type. May raise anything; HookError around what the hook raised."""
+        ...
 
 
 class CallbackSource:
-    """`CallbackKey`: what the policy's hook returns, as `str` (UTF-8), `bytes` or `Secret`."""
+    """`CallbackKey`: what the policy's hook returns, as `str` (UTF-8), `bytes` or `Secret`.
+
+    Reasons say where in the policy the hook is and what it did, for its author; of an exception the kind and
+    the line only, because what a hook puts into its text may be the secret itself.
+    """
 
     fresh_for: float | None = None
 
-    def __init__(self, call: HookCall | None) -> None:
-        self._call = call
+    def __init__(self, hooks: KeyHooks | None) -> None:
+        self._hooks = hooks
 
     async def read(self, ref: CallbackKey) -> Secret:
-        if self._call is None:
+        if self._hooks is None:
             raise SourceFailure("there is no policy to ask")
+        name = ref.event_name
+        hook = self._hooks.keysource(name)
+        if hook is None:
+            raise SourceFailure(f'no hook "{name}"; register one with @policy.on("{name}", keysource=True)')
+        misfit = _misfit(hook.function, len(ref.event_args))
+        if misfit:
+            raise SourceFailure(f"{hook.where}: {misfit}")
         try:
-            value = await self._call(ref.event_name, *ref.event_args)
+            found = _judge(hook, await self._hooks.call(name, *ref.event_args))
         except (Exception, SystemExit) as error:
-            # Only the kind and the place: what a hook puts into an exception may be the secret itself.
-            raise SourceFailure(f"the hook {ref.event_name} raised {_kind_and_place(error)}") from None
-        if value is None:
-            raise SourceFailure(f"the hook {ref.event_name} has no value", definite=True)
-        if not isinstance(value, str | bytes | Secret):
-            kind = type(value).__name__
-            raise SourceFailure(f"the hook {ref.event_name} gave a {kind}, not text or bytes", definite=True)
-        secret = value if isinstance(value, Secret) else Secret(value)
-        if not secret.reveal():
-            raise SourceFailure(f"the hook {ref.event_name} gave an empty value", definite=True)
-        return secret
+            found = SourceFailure(_raised(hook, error))
+        if isinstance(found, SourceFailure):
+            raise found
+        return found
 
 
-def _kind_and_place(error: BaseException) -> str:
-    cause = error.__cause__ if error.__cause__ is not None else error
-    trace = cause.__traceback__
-    while trace is not None and trace.tb_next is not None:
+def _judge(hook: Hook, answer: Any) -> Secret | SourceFailure:
+    if answer is None:
+        return SourceFailure(f"{hook.where}: returned None", definite=True)
+    if inspect.iscoroutine(answer):
+        answer.close()
+        return SourceFailure(f"{hook.where}: returned a coroutine (is an `async def` missing?)")
+    if not isinstance(answer, str | bytes | Secret):
+        kind = type(answer).__name__
+        return SourceFailure(f"{hook.where}: returned a {kind}, not text or bytes", definite=True)
+    try:
+        secret = answer if isinstance(answer, Secret) else Secret(answer)
+    except ValueError:
+        return SourceFailure(f"{hook.where}: returned text that UTF-8 cannot hold", definite=True)
+    if not secret.reveal():
+        return SourceFailure(f"{hook.where}: returned an empty value", definite=True)
+    return secret
+
+
+def _misfit(function: Callable[..., Any], given: int) -> str:
+    """What is wrong with handing over so many arguments, or an empty text."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ""  # a builtin: nothing is known before the call
+    kinds = [parameter.kind for parameter in parameters]
+    positional = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
+    least = sum(parameter.default is inspect.Parameter.empty for parameter in positional)
+    many = inspect.Parameter.VAR_POSITIONAL in kinds
+    if given < least or (given > len(positional) and not many):
+        takes = str(least) if least == len(positional) else f"{least} to {len(positional)}"
+        takes = f"at least {least}" if many else takes
+        return f"takes {takes} argument{'' if takes.split()[-1] == '1' else 's'}, given {given}"
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is inspect.Parameter.empty:
+            return f'takes a keyword argument "{parameter.name}", which key sources cannot give'
+    return ""
+
+
+def _raised(hook: Hook, error: BaseException) -> str:
+    if isinstance(error, HookError):
+        if error.__cause__ is None:
+            return str(error)  # the engine's own words: too slow
+        error = error.__cause__
+    definition, _, name = hook.where.rpartition(" in ")
+    file = definition.rpartition(":")[0]
+    place = definition
+    trace = error.__traceback__
+    while trace is not None:  # the innermost line of the hook's own file, not one of a library it called
+        if trace.tb_frame.f_code.co_filename == file:
+            place = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
-    place = f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else ""
-    return type(cause).__name__ + place
+    text = f": {error.problem}" if isinstance(error, PolicyError) else ""  # which never holds a value
+    return f"{place} in {name}: raised {type(error).__name__}{text}"

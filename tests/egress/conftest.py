@@ -92,7 +92,7 @@ async def open_bench(hooks: dict[str, Callable[..., Any]]) -> AsyncIterator[Benc
     called = Hooks(table)
     log, spool = ListLog(), MemorySpool()
     async with (
-        open_keys(callback=called.call) as keys,
+        open_keys(called) as keys,
         open_router(
             spool=spool,
             log=log,

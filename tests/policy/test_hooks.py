@@ -142,11 +142,8 @@ def test_key_source_callbacks(table: HookTable) -> None:
 
     (hook,) = table.get("my_password")
     assert hook.adapt is None
-    assert hook.complaint(b"x") is None
-    assert hook.complaint("x") is None
-    assert hook.complaint(policy.Secret("x")) is None
-    assert "not None" in str(hook.complaint(None))
-    assert "not a int" in str(hook.complaint(5))
+    for answer in (b"x", "x", policy.Secret("x"), None, 5):
+        assert hook.complaint(answer) is None  # for the key source to judge
     with pytest.raises(policy.PolicyError, match="is an event of the engine"):
         policy.on("init", keysource=True)
 
