@@ -380,8 +380,10 @@ class Settler:
         over, count no attempt, say why in a record of each message. `entry` goes back first."""
         ready.put_back(entry)
         first = not ready.hold_cause
+        level = logging.DEBUG if str(error) == ready.hold_text else logging.WARNING  # each reason once
         ready.hold(error.cause, str(error), trio.current_time() + ready.path.hold_interval)
-        logger.warning(
+        logger.log(
+            level,
             "%s is held (%s): %s; next try in %.0f s",
             ready.name,
             error.cause,

@@ -81,12 +81,13 @@ class ServerTls:
             self._until = trio.current_time() + _KEPT
         except (SecretUnavailable, ValueError) as error:
             self._until = trio.current_time() + _AGAIN
-            where = " and ".join(
-                ref.name for ref in (self._certificate, self._private_key) if ref is not None
-            )
+            text = str(error)
+            if isinstance(error, ValueError):  # the other kind names the source itself
+                where = (ref.name for ref in (self._certificate, self._private_key) if ref is not None)
+                text = f"{' and '.join(where)}: {error}"
             if self._context is None:
-                raise TlsError(f"{where}: {error}", stage="STARTTLS") from None
-            logger.warning("certificate %s: %s; the one read before stays in use", where, error)
+                raise TlsError(text, stage="STARTTLS") from None
+            logger.warning("%s; the certificate read before stays in use", text)
 
     async def _read(self) -> tuple[bytes, bytes]:
         if self._certificate is None or self._private_key is None:

@@ -19,7 +19,7 @@ from .source import MAX_SECRET, SourceFailure
 
 __all__ = ["EnvSource", "FileSource", "LiteralSource"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger("posthorn.keys")
 
 _FILES_KEPT = 1000
 _QUIET_SECONDS = 0.3  # a changed file is read once nobody has written to it for so long
@@ -43,9 +43,9 @@ class EnvSource:
     async def read(self, ref: EnvKey) -> Secret:
         value = os.environb.get(os.fsencode(ref.variable))
         if value is None:
-            raise SourceFailure(f"the environment variable {ref.variable} is not set", definite=True)
+            raise SourceFailure("the environment variable is not set", definite=True)
         if not value:
-            raise SourceFailure(f"the environment variable {ref.variable} is empty", definite=True)
+            raise SourceFailure("the environment variable is empty", definite=True)
         return Secret(value)
 
 
@@ -72,9 +72,12 @@ class FileSource:
         self._limiter = trio.CapacityLimiter(4)
 
     async def read(self, ref: FileKey) -> Secret:
-        seen, mode = await trio.to_thread.run_sync(
-            _read_file, ref.path, self._seen.get(ref.path), abandon_on_cancel=True, limiter=self._limiter
+        answer = await trio.to_thread.run_sync(
+            _attempt, ref.path, self._seen.get(ref.path), abandon_on_cancel=True, limiter=self._limiter
         )
+        if isinstance(answer, SourceFailure):
+            raise answer
+        seen, mode = answer
         self._seen[ref.path] = seen
         self._seen.move_to_end(ref.path)
         if len(self._seen) > _FILES_KEPT:
@@ -82,7 +85,7 @@ class FileSource:
         if mode & 0o004 and ref.path not in self._warned and not _only_certificates(seen.secret):
             if len(self._warned) < _FILES_KEPT:
                 self._warned.add(ref.path)
-            _log.warning("key file %s can be read by every user of this machine: chmod 600", ref.path)
+            logger.warning("key file %s can be read by every user of this machine: chmod 600", ref.path)
         return seen.secret
 
 
@@ -92,8 +95,15 @@ def _only_certificates(secret: Secret) -> bool:
     return b"-----BEGIN CERTIFICATE-----" in content and b"PRIVATE KEY" not in content
 
 
+def _attempt(path: str, seen: _Seen | None) -> tuple[_Seen, int] | SourceFailure:
+    """Runs in a thread. Gives the file (`seen` itself if unchanged) and its mode, or why it has no value."""
+    try:
+        return _read_file(path, seen)
+    except SourceFailure as failure:
+        return failure.bare()
+
+
 def _read_file(path: str, seen: _Seen | None) -> tuple[_Seen, int]:
-    """Runs in a thread. Gives the file (`seen` itself if unchanged) and its mode."""
     try:
         for _ in range(_QUIET_TRIES):
             # Non-blocking: a FIFO without a writer would hold the thread for ever.
@@ -101,7 +111,7 @@ def _read_file(path: str, seen: _Seen | None) -> tuple[_Seen, int]:
             with open(descriptor, "rb") as file:
                 before = os.fstat(descriptor)
                 if not stat.S_ISREG(before.st_mode):
-                    raise SourceFailure(f"{path} is not a regular file")
+                    raise SourceFailure("not a regular file")
                 if seen is not None and seen.signature == _signature(before):
                     return seen, before.st_mode
                 age = time.time() - before.st_mtime
@@ -113,16 +123,16 @@ def _read_file(path: str, seen: _Seen | None) -> tuple[_Seen, int]:
                     continue
             break
         else:
-            raise SourceFailure(f"{path} is being written to all the time")
+            raise SourceFailure("it is being written to all the time")
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise SourceFailure(f"cannot read {path}: {reason}", definite=missing) from None
+        raise SourceFailure(reason, definite=missing) from None
     content = content[:-2] if content.endswith(b"\r\n") else content.removesuffix(b"\n")
     if not content:
-        raise SourceFailure(f"{path} is empty")
+        raise SourceFailure("the file is empty")
     if len(content) > MAX_SECRET:
-        raise SourceFailure(f"{path} is larger than {MAX_SECRET} octets")
+        raise SourceFailure(f"the file is larger than {MAX_SECRET} octets")
     return _Seen(_signature(before), Secret(content)), before.st_mode
 
 

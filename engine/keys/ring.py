@@ -35,7 +35,7 @@ from .source import MAX_SECRET, KeySource, SourceFailure
 
 __all__ = ["Credential", "KeyRing", "KeyStatistics"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger("posthorn.keys")
 
 TTL = 300.0
 MAX_STALE = 86400.0
@@ -244,9 +244,9 @@ class KeyRing:
         digest = hashlib.blake2b(secret.reveal(), key=self._fingerprint_key, digest_size=4)
         version = digest.hexdigest()
         if entry.failures:
-            _log.info("%s can be read again", ref.name)
+            logger.info("%s can be read again", ref.name)
         elif entry.credential is not None and entry.credential.version != version:
-            _log.info("%s has a new value", ref.name)
+            logger.info("%s has a new value", ref.name)
         entry.credential = Credential(secret, version, now)
         # Spread, so that secrets fetched together are not refreshed together.
         lifetime = self._ttl * self._rng.uniform(0.9, 1.0) if fresh_for is None else fresh_for
@@ -259,8 +259,10 @@ class KeyRing:
         now = trio.current_time()
         self._failures += 1
         if failure.reason != entry.failure:
-            kept = "" if entry.credential is None else "; the last value stays in use"
-            _log.warning("%s cannot be read: %s%s", ref.name, failure.reason, kept)
+            if self._usable(entry, now) is not None:
+                logger.warning("%s: %s; the last value stays in use", ref.name, failure.reason)
+            else:  # whoever asked is told, and says what it means for the mail
+                logger.debug("%s: %s", ref.name, failure.reason)
         entry.failure = failure.reason
         entry.failures += 1
         backoff = min(LEAST_INTERVAL * 2.0 ** min(entry.failures - 1, 16), LONGEST_BACKOFF)
@@ -273,5 +275,5 @@ class KeyRing:
                 entry.gone_since = now
             entry.gone += 1
             if entry.gone >= GONE_TIMES and now - entry.gone_since >= GONE_SECONDS:
-                _log.warning("%s is gone; its last value is not used any more", ref.name)
+                logger.warning("%s is gone; its last value is not used any more", ref.name)
                 entry.credential = None

@@ -13,7 +13,8 @@ MAX_SECRET = 1 << 20
 
 
 class SourceFailure(Exception):
-    """A source could not give its value. The text is for operators and never holds a secret.
+    """A source could not give its value. The text is for operators and never holds a secret; it is said
+    after the reference's name and does not repeat it.
 
     `definite`: the source answered, and the answer is that there is no such value. Anything else (an
     outage, a refusal) says nothing about the value, so an older one stays in use (reliability V3).

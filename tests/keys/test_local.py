@@ -13,7 +13,7 @@ from engine.keys.local import EnvSource, FileSource, LiteralSource
 from engine.keys.source import MAX_SECRET, SourceFailure
 from policy.keysource import EnvKey, FileKey, LiteralKey
 from policy.secret import Secret
-from tests.contract.key_source import CANARY, KeySourceContract, Subject
+from tests.contract.key_source import CANARY, KeySourceContract, Subject, everything
 
 
 class TestLiteral(KeySourceContract):
@@ -135,7 +135,7 @@ async def test_a_readable_certificate_is_no_news(tmp_path: Path, caplog: pytest.
 async def test_what_is_no_readable_file(tmp_path: Path) -> None:
     fifo, big = tmp_path / "fifo", tmp_path / "big"
     os.mkfifo(fifo)
-    big.write_bytes(b"x" * (MAX_SECRET + 2))
+    big.write_bytes(CANARY.encode() * (MAX_SECRET // len(CANARY) + 1))
     cases = {
         str(fifo): ("not a regular file", False),
         str(tmp_path): ("Is a directory", False),
@@ -147,4 +147,5 @@ async def test_what_is_no_readable_file(tmp_path: Path) -> None:
         with pytest.raises(SourceFailure, match=says) as caught:
             await FileSource().read(FileKey(path))
         assert caught.value.definite is definite
-        assert path in caught.value.reason
+        assert path not in caught.value.reason  # it is in the reference's name
+        assert CANARY not in everything(caught.value)

@@ -343,19 +343,38 @@ async def test_failures_are_logged_once_per_reason(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = FakeSource()
-    source.value = DOWN
     async with ring(source) as keys:
-        with caplog.at_level(logging.INFO):
-            for _ in range(100):
-                await outcome(keys)
-                await trio.sleep(1)
-            source.value = CANARY
-            await trio.sleep(40)
+        with caplog.at_level(logging.INFO, "posthorn.keys"):
             await outcome(keys)
+            for reason in (DOWN, DOWN, SourceFailure("permission denied"), CANARY):
+                source.value = reason
+                for _ in range(400):
+                    await outcome(keys)
+                    await trio.sleep(1)
     assert [record.message for record in caplog.records] == [
-        "fake:one cannot be read: the server is down",
+        "fake:one: the server is down; the last value stays in use",
+        "fake:one: permission denied; the last value stays in use",
         "fake:one can be read again",
     ]
+    assert {record.name for record in caplog.records} == {"posthorn.keys"}
+
+
+async def test_a_failure_that_whoever_asks_is_told_of_is_not_said_twice(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = FakeSource()
+    source.value = DOWN
+    async with ring(source, max_stale=500) as keys:
+        with caplog.at_level(logging.INFO, "posthorn.keys"):
+            for _ in range(3):
+                assert await outcome(keys) == "fake:one: the server is down"
+                await trio.sleep(40)
+            source.value = CANARY
+            assert await outcome(keys) == CANARY
+            await trio.sleep(600)  # older than `max_stale`: nothing is in use that could stay so
+            source.value = GONE
+            assert "nothing there" in await outcome(keys)
+    assert [record.message for record in caplog.records] == ["fake:one can be read again"]
 
 
 async def test_leaving_the_block_ends_the_reads(autojump_clock: MockClock) -> None:
@@ -407,5 +426,5 @@ async def test_the_reason_names_the_reference_and_not_the_value() -> None:
     async with open_keys() as keys:
         with pytest.raises(SecretUnavailable) as caught:
             await keys.fetch(FileKey("/none/x"))
-    assert str(caught.value) == "file:/none/x: cannot read /none/x: No such file or directory"
+    assert str(caught.value) == "file:/none/x: No such file or directory"
     assert caught.value.cause == "secret-unavailable"

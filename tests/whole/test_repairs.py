@@ -182,13 +182,24 @@ def test_a_missing_key_file(tmp_path: Path, authority: Authority) -> None:
         run_sink(tls=authority.server_context(), users={"scott": RIGHT}) as sink,
         relay(tmp_path / "relay", next_hop=sink.port, path=path, secrets=[RIGHT]) as running,
     ):
+
+        def repair() -> None:
+            running.wait_records("TransientFailure", 3)  # held again and again
+            key_file(password, RIGHT)
+
         held_then_delivered(
             running,
             sink,
-            says=("password.secret", "No such file"),
+            says=(f"held: file:{password}: No such file or directory",),
             cause="secret-unavailable",
-            repair=lambda: void(key_file(password, RIGHT)),
+            repair=repair,
         )
+        lines = [
+            line for line in running.stderr.splitlines() if str(password) in line and " debug " not in line
+        ]
+        assert len(lines) == 2, lines
+        assert " is held (secret-unavailable): file:" in lines[0]
+        assert lines[1].endswith(f"keys: file:{password} can be read again")
 
 
 def void(_: object) -> None:
