@@ -52,16 +52,19 @@ class EnvSource:
 class _Seen(msgspec.Struct, frozen=True):
     """A file as it was when it was read."""
 
-    signature: tuple[int, int, int]
+    signature: tuple[int, ...]
     secret: Secret
 
 
 class FileSource:
     """`FileKey`: the content of a file, without one line end at its end (editors and ``echo`` leave one).
 
-    Read again when modification time, inode or size change, so both an edit in place and an atomic
-    replacement (rename, Kubernetes symbolic links) are seen, within a second of the next use. A file that is
-    being written is left to settle first; an empty one is taken for half written.
+    Read again when a time, inode, size or mode changes, so both an edit in place and an atomic replacement
+    (rename, Kubernetes symbolic links) are seen, within a second of the next use. A file that is being
+    written is left to settle first; an empty one is taken for half written.
+
+    A file system that hangs keeps the thread that asked it, for ever perhaps: each path has one thread at
+    most, and none that another path could be waiting for.
     """
 
     fresh_for: float | None = 1.0
@@ -69,11 +72,15 @@ class FileSource:
     def __init__(self) -> None:
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._warned: set[str] = set()
-        self._limiter = trio.CapacityLimiter(4)
+        self._limiters: OrderedDict[str, trio.CapacityLimiter] = OrderedDict()
 
     async def read(self, ref: FileKey) -> Secret:
+        limiter = self._limiters.setdefault(ref.path, trio.CapacityLimiter(1))
+        self._limiters.move_to_end(ref.path)
+        if len(self._limiters) > _FILES_KEPT:
+            self._limiters.popitem(last=False)
         answer = await trio.to_thread.run_sync(
-            _attempt, ref.path, self._seen.get(ref.path), abandon_on_cancel=True, limiter=self._limiter
+            _attempt, ref.path, self._seen.get(ref.path), abandon_on_cancel=True, limiter=limiter
         )
         if isinstance(answer, SourceFailure):
             raise answer
@@ -136,5 +143,6 @@ def _read_file(path: str, seen: _Seen | None) -> tuple[_Seen, int]:
     return _Seen(_signature(before), Secret(content)), before.st_mode
 
 
-def _signature(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_mtime_ns, status.st_ino, status.st_size
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return *times, status.st_dev, status.st_ino, status.st_size, status.st_mode

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import trio
 
 from engine.keys.local import EnvSource, FileSource, LiteralSource
 from engine.keys.source import MAX_SECRET, SourceFailure
@@ -89,6 +90,45 @@ async def test_an_atomic_replacement_is_seen_even_with_the_old_time_and_size(tmp
     assert (await source.read(FileKey(str(path)))).reveal() == b"tiger"
     new.rename(path)
     assert (await source.read(FileKey(str(path)))).reveal() == b"puma!"
+
+
+async def test_an_edit_that_puts_the_time_back_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("tiger")
+    path.chmod(0o600)
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    source = FileSource()
+    await source.read(FileKey(str(path)))
+    path.write_text("puma!")
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert (await source.read(FileKey(str(path)))).reveal() == b"puma!"
+
+
+async def test_file_systems_that_hang_hold_up_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, answered, asked = tmp_path / "password", threading.Event(), []
+    path.write_text("tiger")
+    path.chmod(0o600)
+    opened = os.open
+
+    def hang(path: str, *args: int) -> int:
+        if path.startswith("/hangs/"):
+            asked.append(path)
+            answered.wait(10)
+        return opened(path, *args)
+
+    monkeypatch.setattr(os, "open", hang)
+    source = FileSource()
+    try:
+        for name in "abcdefgh" * 2:
+            with trio.move_on_after(0.02):
+                await source.read(FileKey(f"/hangs/{name}"))
+        with trio.fail_after(1):
+            assert (await source.read(FileKey(str(path)))).reveal() == b"tiger"
+        assert len(asked) == 8  # a path that hangs is not asked by a second thread
+    finally:
+        answered.set()
 
 
 async def test_a_file_that_is_being_written_is_left_to_settle(tmp_path: Path) -> None:
