@@ -419,6 +419,9 @@ def _certificate_fault(error: BaseException) -> str:
     for each in _chain(error):
         if isinstance(each, ssl.SSLCertVerificationError):
             return each.verify_message
+        reason = getattr(each, "reason", None)
+        if isinstance(each, ssl.SSLError) and isinstance(reason, str):  # a name of OpenSSL's
+            return reason.replace("_", " ").lower()
     return "the handshake failed"
 
 

@@ -212,6 +212,10 @@ async def test_tls_is_verified_with_the_given_ca(tmp_path: Path, monkeypatch: py
         failure = await reason(key(server, "x"))
         assert "TLS to 127.0.0.1:" in failure.reason and "unable to get local issuer" in failure.reason
         assert "cannot use CA file /none" in (await reason(key(server, "x", ca="/none"))).reason
+        empty = tmp_path / "empty.pem"
+        empty.write_text("no certificate\n")
+        unusable = (await reason(key(server, "x", ca=str(empty)))).reason
+        assert unusable.endswith(" failed: no certificate or crl found")
         monkeypatch.setenv("VAULT_CACERT", str(server.ca))
         assert (await source.read(key(server, "x"))).reveal() == b"tiger"
         address = server.address.replace("https", "http")
