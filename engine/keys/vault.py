@@ -226,10 +226,11 @@ def _read(ref: VaultKey, settings: _Settings, version: int | None, seconds: floa
 
 
 def _detect(server: _Server, mount: str) -> _Version | None:
-    reply = server.get(f"/v1/sys/internal/ui/mounts/{quote(mount)}")
+    path = f"/v1/sys/internal/ui/mounts/{quote(mount)}"
+    reply = server.get(path)
     if reply.status in (401, 403, 404):
         return None
-    _check(server, reply, "the mount's information")
+    _check(server, reply, path)
     answer = _decode(_mount, reply.body, "mount information")
     options = answer.data.options if answer.data is not None else None
     return 2 if options is not None and options.get("version") == "2" else 1
