@@ -7,6 +7,7 @@ import sys
 from cyclopts import App
 
 from engine import __version__
+from engine.cli.report import INTERRUPTED
 from engine.errors import ConfigError
 
 __all__ = ["main"]
@@ -28,4 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigError as error:
         print(f"posthorn: {error}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:  # before the command itself had begun
+        print("posthorn: interrupted", file=sys.stderr)
+        status = INTERRUPTED
     sys.exit(status if isinstance(status, int) else 0)

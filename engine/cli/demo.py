@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,9 @@ from engine.cli.show import Screen
 from engine.errors import ConfigError
 
 __all__ = ["demo"]
+
+_BY_SIGNAL = 128
+"""Added to a signal's number it makes the exit status, as shells have it."""
 
 USER = "scott"
 PASSWORD = "tiger"
@@ -66,7 +69,7 @@ def egress_path(domain, egress_source, site_name):
 
 
 def demo(*, messages: int = 1000, sessions: int = 10, directory: Path | None = None) -> int:
-    """Relay real messages over this machine's loopback, show what happens, and clean up.
+    """Relay real messages over this machine's loopback and show what happens.
 
     Parameters
     ----------
@@ -75,69 +78,91 @@ def demo(*, messages: int = 1000, sessions: int = 10, directory: Path | None = N
     sessions
         How many SMTP sessions submit them at the same time.
     directory
-        Where policy, spool and logs go; they stay there for a look (default: var/demo).
+        Where policy, spool and logs go, and stay for a look (default: var/demo).
     """
     if messages < 1 or sessions < 1:
         print("posthorn demo: --messages and --sessions must be at least 1", file=sys.stderr)
         return 2
     where = (directory or Path("var/demo")).resolve()
     screen = Screen()
-    try:
-        status = 1
+    status = 1
 
-        async def run() -> None:
-            nonlocal status
-            status = await _demo(messages, min(sessions, messages), where, screen)
+    def run() -> None:
+        nonlocal status
+        # Outside of Trio: a second Ctrl-C ends the wait for the children.
+        with contextlib.ExitStack() as children:
+            status = trio.run(
+                _until_signal, partial(_demo, messages, min(sessions, messages), where, screen, children)
+            )
 
-        return guarded(lambda: trio.run(run), command="demo") or status
-    except KeyboardInterrupt:
-        screen.line("stopped")
-        return 130
+    failed = guarded(run, command="demo")
+    if not failed and status > _BY_SIGNAL:
+        print("posthorn demo: interrupted", file=sys.stderr)
+    return failed or status
 
 
-async def _demo(messages: int, sessions: int, where: Path, screen: Screen) -> int:
+async def _until_signal(work: Callable[[], Awaitable[int]]) -> int:
+    """The result of `work`, or 128 and the number of the signal that ended it.
+
+    The children have a session of their own, so they hear of a signal through us alone.
+    """
+    status = 0
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal status
+                status = _BY_SIGNAL + await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            status = await work()
+            nursery.cancel_scope.cancel()
+    return status
+
+
+async def _demo(
+    messages: int, sessions: int, where: Path, screen: Screen, children: contextlib.ExitStack
+) -> int:
     if (where / "spool").exists():
         where = where / time.strftime("%Y%m%d-%H%M%S")
     where.mkdir(parents=True, exist_ok=True)
     screen.title("Posthorn demo", "an SMTP relay in front of a next hop that wants TLS and a password")
-    with contextlib.ExitStack() as stack:
-        next_hop_port, relay_port = _free_port(), _free_port()
-        sink = stack.enter_context(
-            _process(
-                [
-                    "sink",
-                    "--listen",
-                    f"127.0.0.1:{next_hop_port}",
-                    "--tls",
-                    "--ca-out",
-                    str(where / "next-hop-ca.pem"),
-                    "--auth",
-                    f"{USER}:{PASSWORD}",
-                    "--json",
-                ],
-                where / "next-hop.txt",
-            )
+    next_hop_port, relay_port = _free_port(), _free_port()
+    sink = children.enter_context(
+        _process(
+            [
+                "sink",
+                "--listen",
+                f"127.0.0.1:{next_hop_port}",
+                "--tls",
+                "--ca-out",
+                str(where / "next-hop-ca.pem"),
+                "--auth",
+                f"{USER}:{PASSWORD}",
+                "--json",
+            ],
+            where / "next-hop.txt",
         )
-        await _port_open(next_hop_port, sink, where / "next-hop.txt")
-        screen.done(f"next hop on 127.0.0.1:{next_hop_port}: STARTTLS (throw-away CA), AUTH required")
-        policy = where / "policy.py"
-        policy.write_text(
-            POLICY.format(
-                directory=where, port=relay_port, next_hop=next_hop_port, user=USER, password=PASSWORD
-            )
-        )
-        relay = stack.enter_context(_process(["run", str(policy)], where / "relay.txt"))
-        await _port_open(relay_port, relay, where / "relay.txt")
-        screen.done(f"relay on 127.0.0.1:{relay_port}, policy {_short(policy)}")
-        begun = time.monotonic()
-        accepted = await _submit(messages, sessions, relay_port, screen)
-        submitted = time.monotonic() - begun
-        records = await _all_delivered(where / "log", accepted, screen)
-        relay.send_signal(signal.SIGTERM)
-        await trio.to_thread.run_sync(relay.wait)
-        sink.send_signal(signal.SIGTERM)
-        await trio.to_thread.run_sync(sink.wait)
-        records = _read_records(where / "log")
+    )
+    await _port_open(next_hop_port, sink, where / "next-hop.txt")
+    screen.done(f"next hop on 127.0.0.1:{next_hop_port}: STARTTLS (throw-away CA), AUTH required")
+    policy = where / "policy.py"
+    policy.write_text(
+        POLICY.format(directory=where, port=relay_port, next_hop=next_hop_port, user=USER, password=PASSWORD)
+    )
+    relay = children.enter_context(_process(["run", str(policy)], where / "relay.txt"))
+    await _port_open(relay_port, relay, where / "relay.txt")
+    screen.done(f"relay on 127.0.0.1:{relay_port}, policy {_short(policy)}")
+    begun = time.monotonic()
+    accepted = await _submit(messages, sessions, relay_port, screen)
+    submitted = time.monotonic() - begun
+    records = await _all_delivered(where / "log", accepted, screen)
+    relay.send_signal(signal.SIGTERM)
+    await trio.to_thread.run_sync(relay.wait, abandon_on_cancel=True)
+    sink.send_signal(signal.SIGTERM)
+    await trio.to_thread.run_sync(sink.wait, abandon_on_cancel=True)
+    records = _read_records(where / "log")
     return _summary(records, accepted, submitted, where, screen)
 
 
@@ -150,17 +175,19 @@ def _process(arguments: list[str], output: Path) -> Iterator[subprocess.Popen[by
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C is for us; we stop them in order
         )
         try:
             yield child
         finally:
-            if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(10)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
+            child.terminate()
+            try:
+                child.wait(10)
+            except BaseException as error:  # too slow, or nobody wants to wait any more
+                child.kill()
+                child.wait()
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
 
 
 def _free_port() -> int:
@@ -187,12 +214,15 @@ async def _submit(messages: int, sessions: int, port: int, screen: Screen) -> in
     """Submit with smtplib from worker threads; the number of messages that got their 250."""
     bodies = samples()
     done = 0
+    stopped = False
     limiter = trio.CapacityLimiter(sessions)
 
     def one_session(first: int) -> None:
         nonlocal done
         with smtplib.SMTP("127.0.0.1", port, local_hostname="demo.example", timeout=60) as client:
             for number in range(first, messages, sessions):
+                if stopped:
+                    return
                 sender = f"news-{number % 7}@sender.example"
                 client.sendmail(
                     sender,
@@ -205,10 +235,18 @@ async def _submit(messages: int, sessions: int, port: int, screen: Screen) -> in
     with screen.progress("submitting", messages) as show:
         async with trio.open_nursery() as nursery:
             for first in range(sessions):
-                nursery.start_soon(partial(trio.to_thread.run_sync, one_session, first, limiter=limiter))
-            while done < messages and nursery.child_tasks:
-                show(done)
-                await trio.sleep(0.05)
+                nursery.start_soon(
+                    partial(
+                        trio.to_thread.run_sync, one_session, first, limiter=limiter, abandon_on_cancel=True
+                    )
+                )
+            try:
+                while done < messages and nursery.child_tasks:
+                    show(done)
+                    await trio.sleep(0.05)
+            except trio.Cancelled:
+                stopped = True  # the threads are left to themselves
+                raise
         show(done)
     return done
 
