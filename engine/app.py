@@ -96,7 +96,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
     if spool_declaration is None:
         from engine.errors import ConfigError
 
-        raise ConfigError(f"{policy.path}: init defines no spool; call policy.define_spool(path=...) in it")
+        raise ConfigError(policy.no_spool())
     hooks = Hooks(policy.hooks)
     hostname = _hostname(declarations)
     begun = time.monotonic()

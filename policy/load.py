@@ -82,6 +82,15 @@ class LoadedPolicy:
         """Remarks about the policy, for the log at start."""
         return [note for hook in self.hooks.hooks for note in hook.notes]
 
+    def no_spool(self) -> str:
+        """What to say when `init` declared no spool."""
+        if self.hooks.get("init"):
+            return f'{self.path}: init defines no spool; call policy.define_spool(path="var/spool") in it'
+        return (
+            f'{self.path}: no function is registered with @policy.on("init"); one that calls '
+            'policy.define_spool(path="var/spool") and policy.start_esmtp_listener(...) is needed'
+        )
+
     async def run_init(self) -> Declarations:
         """Call the `pre_init` hooks, then `init`; return what `init` declared.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.keys import key_sources, local, vault
-from policy.keysource import VaultKey, parse_key, read_key
+from policy.keysource import VaultKey, read_key
 from policy.load import load_policy
 
 PAGE = Path(__file__).parents[2] / "docs" / "keysources.md"
@@ -17,22 +17,22 @@ TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if "@policy.on" not in block])
-def test_assignments_are_key_sources(block: str) -> None:
-    names: dict[str, object] = {}
-    exec(block, names)
-    found = {name: value for name, value in names.items() if name.startswith(("smtp_auth", "tls_"))}
-    assert found
-    for name, value in found.items():
-        parse_key(value, name)
-
-
-@pytest.mark.parametrize("block", [block for block in BLOCKS if "@policy.on" in block])
-def test_policies_load_and_their_paths_are_made(block: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", BLOCKS)
+def test_policies_load_and_only_the_destination_meant_gets_the_password(block: str, tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text(block)
     (hook,) = load_policy(str(path)).hooks.get("get_egress_path_config")
-    assert hook.function("relay.example", "unspecified", "site").smtp_auth_plain_password is not None
+    (meant,) = re.findall(r'if domain(?: == |\.endswith\()"(?:\.)?([\w.]+)"', block)
+    paths = [hook.function(domain, "unspecified", "site") for domain in (f"a.{meant}", meant)]
+    assert any(path.smtp_auth_plain_password is not None for path in paths)
+    other = hook.function("other.example", "unspecified", "site")
+    assert (other.smtp_auth_plain_username, other.smtp_auth_plain_password) == (None, None)
+
+
+def test_there_is_a_block_for_each_form() -> None:
+    assert len(BLOCKS) == 7
+    for mark in ('password="/', "CREDENTIALS", '"env"', '"vault_mount"', '"event_name"', '"key_data"'):
+        assert any(mark in block for block in BLOCKS)
 
 
 def test_every_form_of_the_table_with_its_name() -> None:

@@ -1,0 +1,303 @@
+"""What can be found out about a loaded policy without starting anything.
+
+The egress hooks are asked in the order in which mail asks them: queue, pool, sources, and a path per
+source. Nothing is fetched, opened or resolved, except that the files of a listener's certificate are
+read: whether they belong together shows only then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.egress.site import mx_list_site
+from engine.errors import ConfigError, HookError
+from engine.hooks import Hooks
+from engine.ingress.tls import server_context
+from engine.keys import SourceFailure, key_sources
+from policy import Reject
+from policy.egress import UNSPECIFIED, EgressPath, EgressPool, QueueConfig
+from policy.errors import did_you_mean
+from policy.hooks import EVENTS, Hook, HookTable
+from policy.keysource import CallbackKey, FileKey, KeyRef, LiteralKey
+
+if TYPE_CHECKING:
+    from policy.ingress import ListenerDeclaration
+    from policy.load import LoadedPolicy
+    from policy.runtime import Declarations
+
+__all__ = ["SAMPLE", "Inspection"]
+
+SAMPLE = "example.com"
+"""The destination the hooks are asked about when none is named."""
+
+_UNRELATED = "another.example"
+"""A destination that has nothing to do with any other."""
+
+
+class Inspection:
+    """`problems` are mistakes, `notes` remarks, `facts` what the policy does: name and text."""
+
+    def __init__(self, loaded: LoadedPolicy, declarations: Declarations) -> None:
+        self.problems: list[str] = []
+        self.notes: list[str] = list(loaded.notes)
+        self.facts: list[tuple[str, str]] = []
+        self._loaded = loaded
+        self._declarations = declarations
+        self._asked: dict[str, Hook] = {}
+        self._hooks = Hooks(self._watched(loaded.hooks))
+
+    async def run(self, domains: Sequence[str]) -> None:
+        """Look at everything. Waits: only for async hooks."""
+        await self._start()
+        for domain in domains:
+            await self._way_out(domain)
+        await self._everybodys_password(domains[0])
+
+    def _problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def _watched(self, table: HookTable) -> HookTable:
+        """The same hooks, and `_asked` holds the last one of each event that was called."""
+        copy = HookTable()
+        for hook in table.hooks:
+            copy.add(msgspec.structs.replace(hook, function=self._watching(hook)), "chain")
+        return copy
+
+    def _watching(self, hook: Hook) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self._asked[hook.event] = hook
+            return hook.function(*arguments)
+
+        return call  # what an async hook returns is awaited by whoever called
+
+    def _where(self, event: str) -> str:
+        """File, line and function of the hook that answered last."""
+        hook = self._asked.get(event)
+        return str(self._loaded.path) if hook is None else hook.where
+
+    async def _ask(self, event: str, *arguments: str | None) -> Any:
+        """The hook's answer. Raises: _Failed, after noting why."""
+        try:
+            return await self._hooks.call(event, *arguments)
+        except HookError as error:
+            asked = ", ".join("None" if argument is None else f'"{argument}"' for argument in arguments)
+            self._problem(f"{error} (asked about {asked})")
+        except Reject as refusal:
+            self._problem(
+                f"{self._where(event)}: {event} raised Reject ({refusal}), but there is no client to refuse; "
+                f"right would be {EVENTS[event].right}"
+            )
+        raise _Failed
+
+    # -- what init declared ----------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        declared = self._declarations
+        if declared.spool is None:
+            self._problem(self._loaded.no_spool())
+        else:
+            self.facts.append(("spool", declared.spool.path))
+        self.facts += [("log", log.log_dir) for log in declared.logs]
+        self._log_directories()
+        for listener in declared.listeners:
+            self.facts.append(("listener", f"{listener.listen}, relays for {listener.relay_hosts}"))
+            await self._certificate(listener)
+        if not declared.listeners:
+            self.facts.append(
+                (
+                    "listener",
+                    "none: nothing can be submitted; call policy.start_esmtp_listener(...) in init",
+                )
+            )
+
+    def _log_directories(self) -> None:
+        for log in self._declarations.logs:
+            if log.log_dir != "-" and os.path.exists(log.log_dir) and not os.path.isdir(log.log_dir):
+                self._problem(f'{self._init()}: configure_local_logs: "{log.log_dir}" is not a directory')
+
+    def _init(self) -> str:
+        hooks = self._loaded.hooks.get("init")
+        return hooks[0].where if hooks else str(self._loaded.path)
+
+    async def _certificate(self, listener: ListenerDeclaration) -> None:
+        pair = {
+            "tls_certificate": listener.tls_certificate,
+            "tls_private_key": listener.tls_private_key,
+        }
+        where = f"{self._init()}: start_esmtp_listener {listener.listen}"
+        content: list[bytes] = []
+        for option, key in pair.items():
+            if key is None or not self._key(f"{where}: {option}", key, must=True):
+                continue
+            if isinstance(key, (FileKey, LiteralKey)):
+                try:
+                    content.append((await key_sources()[type(key)].read(key)).reveal())
+                except SourceFailure as failure:
+                    self._problem(f"{where}: {option}: {failure}; right would be a PEM file")
+        if len(content) == len(pair):
+            try:
+                server_context(content[0], content[1], datetime.now(UTC))
+            except ValueError as wrong:
+                names = " and ".join(f"{option} ({key.name})" for option, key in pair.items() if key)
+                self._problem(f"{where}: {names}: {wrong}")
+
+    # -- key sources -----------------------------------------------------------------------------
+
+    def _key(self, where: str, key: KeyRef, *, must: bool = False) -> bool:
+        """Whether the key source looks usable here; what is wrong with it is noted.
+
+        `must`: a file that is not there is a mistake, not a remark.
+        """
+        if isinstance(key, CallbackKey):
+            return self._callback(where, key.event_name)
+        if not isinstance(key, FileKey):
+            return True
+        if not os.path.exists(key.path):
+            if not os.path.isabs(key.path):
+                # It may be the secret itself, so it is not shown.
+                self._problem(
+                    f"{where} is a path that does not begin with / and leads to no file; a plain string is "
+                    "always a path: was a secret put there? Right would be the whole path of a file, or "
+                    'another key source, for experiments {"key_data": ...}'
+                )
+            elif must:
+                self._problem(f"{where}: there is no file {key.path}; right would be the path of a PEM file")
+            else:
+                self._note(f"{where}: there is no file {key.path} now; mail that needs it waits until it is")
+            return False
+        if not os.access(key.path, os.R_OK):
+            self._note(f"{where}: {key.path} cannot be read by the user who runs this check")
+            return False
+        return True
+
+    def _callback(self, where: str, name: str) -> bool:
+        right = f'a hook registered with @policy.on("{name}", keysource=True)'
+        if name in EVENTS:
+            self._problem(
+                f'{where}: "{name}" is an event of the engine; right would be a name of your own, and a '
+                "hook registered under it with keysource=True"
+            )
+        elif not self._loaded.hooks.get(name):
+            own = {hook.event for hook in self._loaded.hooks.hooks} - EVENTS.keys()
+            self._problem(
+                f'{where}: no hook answers "{name}"{did_you_mean(name, own)}; right would be {right}'
+            )
+        else:
+            return True
+        return False
+
+    # -- the way out -----------------------------------------------------------------------------
+
+    async def _way_out(self, domain: str) -> None:
+        """Queue, pool, sources and paths of one destination."""
+        try:
+            config: QueueConfig | None = await self._ask("get_queue_config", domain, None, None, None)
+            config = config if config is not None else QueueConfig()
+            hosts = ", ".join(entry.label for entry in config.protocol.mx_list)
+            self.facts.append(("route", f"{domain}: {'smart hosts ' + hosts if hosts else 'by MX'}"))
+            for source in await self._sources(config):
+                await self._path(domain, source, config)
+        except _Failed:
+            return
+
+    async def _sources(self, config: QueueConfig) -> list[str]:
+        pool_name = config.egress_pool
+        if pool_name == UNSPECIFIED:
+            return [UNSPECIFIED]
+        if not self._hooks.has("get_egress_pool"):
+            self._missing("get_queue_config", f'egress_pool="{pool_name}"', "get_egress_pool", "pool_name")
+        pool: EgressPool = await self._ask("get_egress_pool", pool_name)
+        names = [entry.name for entry in pool.entries if entry.weight > 0]
+        if not names:
+            self._note(
+                f'{self._where("get_egress_pool")}: the pool "{pool_name}" has no source with a weight above '
+                "0: its mail waits"
+            )
+        self.facts.append(("pool", f"{pool_name}: {', '.join(names) or 'no sources'}"))
+        for name in names:
+            if name == UNSPECIFIED:
+                continue
+            if not self._hooks.has("get_egress_source"):
+                self._missing("get_egress_pool", f'the source "{name}"', "get_egress_source", "source_name")
+            source = await self._ask("get_egress_source", name)
+            address = source.source_address or "the address that the kernel chooses"
+            self.facts.append(("source", f"{name}: from {address}"))
+        return names
+
+    def _missing(self, event: str, what: str, needed: str, argument: str) -> None:
+        self._problem(
+            f"{self._where(event)}: names {what}, but no hook answers {needed}; right would be a function "
+            f'with @policy.on("{needed}") that takes ({argument}) and returns {EVENTS[needed].right}'
+        )
+        raise _Failed
+
+    async def _path(self, domain: str, source: str, config: QueueConfig) -> None:
+        path: EgressPath | None = await self._ask(
+            "get_egress_path_config", domain, source, self._site(domain, config)
+        )
+        if path is None:
+            return
+        where = self._where("get_egress_path_config")
+        keys = {"smtp_auth_plain_password": path.smtp_auth_plain_password, "tls_ca": path.tls_ca}
+        usable = {
+            option: self._key(f"{where}: {option}", key) for option, key in keys.items() if key is not None
+        }
+        user, password = path.smtp_auth_plain_username, path.smtp_auth_plain_password
+        auth = "no AUTH"
+        if user and password is not None:
+            good = usable["smtp_auth_plain_password"] or isinstance(password, FileKey)
+            auth = f"AUTH as {user!r}, password from {password.name if good else 'nowhere'}"
+        self.facts.append(("path", f"{domain} from {source}: enable_tls={path.enable_tls}, {auth}"))
+
+    def _site(self, domain: str, config: QueueConfig) -> str:
+        """The site's name: the smart hosts' is known, behind an MX we take one host."""
+        if not config.protocol.mx_list:
+            return f"mx.{domain}"
+        try:
+            return mx_list_site(config.protocol.mx_list).name
+        except ConfigError as error:
+            self._problem(f"{self._where('get_queue_config')}: {error}")
+            raise _Failed from None
+
+    async def _everybodys_password(self, domain: str) -> None:
+        """A note when two unrelated destinations both get credentials.
+
+        Not when the queue hook sends both to one explicit list of hosts: those are the only next hops,
+        whatever the destination.
+        """
+        lists: list[object] = []
+        for one in (domain, _UNRELATED):
+            try:
+                config: QueueConfig | None = await self._hooks.call("get_queue_config", one, None, None, None)
+                config = config if config is not None else QueueConfig()
+                path: EgressPath | None = await self._hooks.call(
+                    "get_egress_path_config", one, UNSPECIFIED, self._site(one, config)
+                )
+            except (HookError, Reject, _Failed):
+                return
+            if path is None or path.smtp_auth_plain_username is None:
+                return
+            lists.append(config.protocol.mx_list)
+        if lists[0] and lists[0] == lists[1]:
+            return
+        self._note(
+            f"{self._where('get_egress_path_config')}: two unrelated destinations ({domain}, {_UNRELATED}) "
+            "both get credentials: make the hook look at the domain or the site, or every next hop is sent a "
+            "password"
+        )
+
+
+class _Failed(Exception):
+    """Noted; what would follow cannot be asked."""

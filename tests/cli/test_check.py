@@ -1,0 +1,294 @@
+"""``posthorn check``: which mistakes it finds, what it says of them, and what it leaves alone."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from engine.cli.check import check
+from engine.cli.demo import POLICY as DEMO
+from engine.ingress.tls import self_signed
+from policy.load import load_policy
+
+Write = Callable[[str, str], Path]
+Said = Callable[..., str]
+
+INIT = """
+import policy
+
+@policy.on("init")
+def init():
+    policy.define_spool(path="spool")
+    policy.start_esmtp_listener(listen="127.0.0.1:2525", **OPTIONS)
+"""
+
+PASSWORD = """
+@policy.on("get_egress_path_config")
+def path(domain):
+    return policy.make_egress_path(smtp_auth_plain_username="scott", smtp_auth_plain_password=KEY)
+"""
+
+QUEUE = """
+@policy.on("get_queue_config")
+def queue(domain):
+    return policy.make_queue_config(egress_pool="bulk")
+"""
+
+POOL = """
+@policy.on("get_egress_pool")
+def pool(name):
+    return policy.make_egress_pool(name=name, entries=[{"name": "ip-1"}, {"name": "ip-2", "weight": 0}])
+"""
+
+SOURCE = """
+@policy.on("get_egress_source")
+def source(name):
+    return policy.make_egress_source(name=name, source_address={"ip-1": "192.0.2.1"}[name])
+"""
+
+
+CALLBACK = """
+@policy.on("vault", keysource=True)
+def fetch():
+    return "x"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str, options: str) -> Path:
+        path = Path("mail.py")
+        path.write_text(textwrap.dedent(text).replace("OPTIONS", options))
+        return path
+
+    yield write
+    load_policy(None)
+
+
+@pytest.fixture
+def said(write: Write, capsys: pytest.CaptureFixture[str]) -> Said:
+    """What check says of a policy with mistakes, or of one without."""
+
+    def said(text: str, options: str = "{}", *, good: bool = False, domain: list[str] | None = None) -> str:
+        path = write(text, options)
+        status = check(path, domain=domain)
+        out, err = capsys.readouterr()
+        assert status == (0 if good else 2), out + err
+        assert (err if good else out) == ""
+        return out if good else err
+
+    return said
+
+
+def test_a_good_policy_is_shown(said: Said) -> None:
+    text = said(INIT + QUEUE + POOL + SOURCE + PASSWORD.replace("KEY", "{'env': 'X'}"), good=True)
+    lines = [line.split(maxsplit=1) for line in text.splitlines()]
+    assert lines[:-1] == [
+        ["mail.py:", "ok"],
+        ["spool", "spool"],
+        ["listener", "127.0.0.1:2525, relays for 127.0.0.1, ::1"],
+        ["route", "example.com: by MX"],
+        ["pool", "bulk: ip-1"],
+        ["source", "ip-1: from 192.0.2.1"],
+        ["path", "example.com from ip-1: enable_tls=Opportunistic, AUTH as 'scott', password from env:X"],
+    ]
+    assert "both get credentials" in lines[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", 'mail.py: no function is registered with @policy.on("init")'),
+        (
+            "import policy\npolicy.on('init')(lambda: None)",
+            "mail.py: init defines no spool; call policy.define_spool",
+        ),
+        (
+            INIT + PASSWORD.replace("KEY", '{"event_name": "vlt"}') + CALLBACK,
+            'mail.py:9 in path(): smtp_auth_plain_password: no hook answers "vlt"; did you mean "vault"?; '
+            'right would be a hook registered with @policy.on("vlt", keysource=True)',
+        ),
+        (
+            INIT + PASSWORD.replace("KEY", '{"event_name": "init"}'),
+            'mail.py:9 in path(): smtp_auth_plain_password: "init" is an event of the engine',
+        ),
+        (
+            INIT + QUEUE,
+            'mail.py:9 in queue(): names egress_pool="bulk", but no hook answers get_egress_pool; right '
+            'would be a function with @policy.on("get_egress_pool") that takes (pool_name) and returns '
+            "policy.make_egress_pool(...)",
+        ),
+        (
+            INIT + QUEUE + POOL,
+            'mail.py:13 in pool(): names the source "ip-1", but no hook answers get_egress_source; right',
+        ),
+        (
+            INIT + QUEUE + POOL + SOURCE.replace('["ip-1"', '["ip"').replace('{"ip-1"', '{"ip"'),
+            'mail.py:17 in source(): get_egress_source raised KeyError at mail.py:19 (asked about "ip-1")',
+        ),
+        (
+            INIT + QUEUE.replace("return ", "raise policy.Reject(550, 'no')  # "),
+            "mail.py:9 in queue(): get_queue_config raised Reject (550 no), but there is no client to refuse",
+        ),
+        (
+            INIT + QUEUE.replace("egress_pool", "egress_pol"),
+            'unknown option "egress_pol"; did you mean "egress_pool"? (asked about "example.com", None, None',
+        ),
+    ],
+)
+def test_mistakes_are_named_with_line_hook_and_what_would_be_right(said: Said, text: str, says: str) -> None:
+    assert said(text).startswith("posthorn check: ")
+    assert says in said(text)
+
+
+def test_all_mistakes_are_told_at_once(said: Said) -> None:
+    text = said(INIT + PASSWORD.replace("KEY", "{'event_name': 'x'}"), CERTIFICATE)
+    assert [
+        re.sub(":.*", "", line.removeprefix("posthorn check: mail.py:")) for line in text.splitlines()
+    ] == [
+        "4 in init()",
+        "4 in init()",
+        "9 in path()",
+    ]
+
+
+def test_an_answer_under_a_condition_is_found_by_its_domain(said: Said) -> None:
+    text = INIT + PASSWORD.replace(
+        "    return",
+        "    if domain != 'relay.example':\n        return policy.make_egress_path()\n    return",
+    ).replace("KEY", '{"event_name": "gone"}')
+    assert "no AUTH" in said(text, good=True)
+    assert 'no hook answers "gone"' in said(text, domain=["example.com", "relay.example"])
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+CERTIFICATE = "{'tls_certificate': 'cert.pem', 'tls_private_key': 'key.pem'}"
+
+
+def test_a_secret_where_a_path_belongs_is_not_shown(said: Said) -> None:
+    text = said(INIT + PASSWORD.replace("KEY", "'tiger-9'"))
+    assert "mail.py:9 in path(): smtp_auth_plain_password is a path that does not begin with /" in text
+    assert "was a secret put there?" in text
+    assert "tiger-9" not in text
+
+
+def test_a_relative_path_that_leads_somewhere_is_fine(said: Said) -> None:
+    Path("relay.password").write_text("tiger-9")
+    text = said(INIT + PASSWORD.replace("KEY", "'relay.password'"), good=True)
+    assert "password from file:relay.password" in text
+
+
+def test_a_whole_path_may_come_later(said: Said) -> None:
+    text = said(INIT + PASSWORD.replace("KEY", "'/nowhere/relay.password'"), good=True)
+    assert "there is no file /nowhere/relay.password now" in text
+
+
+@pytest.mark.parametrize("missing", ["cert.pem", "key.pem"])
+def test_a_listeners_files_must_be_there(said: Said, tmp_path: Path, missing: str) -> None:
+    certificate, key = self_signed("mx.example", datetime.now(UTC))
+    Path("cert.pem").write_bytes(certificate)
+    Path("key.pem").write_bytes(key)
+    options = CERTIFICATE.replace("'cert", f"'{tmp_path}/cert").replace("'key.", f"'{tmp_path}/key.")
+    assert "ok" in said(INIT, options, good=True)
+    assert "ok" in said(INIT, CERTIFICATE, good=True)
+    Path(missing).unlink()
+    option = "tls_certificate" if missing == "cert.pem" else "tls_private_key"
+    text = said(INIT, options)
+    assert text == (
+        f"posthorn check: mail.py:4 in init(): start_esmtp_listener 127.0.0.1:2525: {option}: "
+        f"there is no file {tmp_path}/{missing}; right would be the path of a PEM file\n"
+    )
+    assert f"{option} is a path that does not begin with /" in said(INIT, CERTIFICATE)
+
+
+def test_a_listeners_files_must_parse_and_belong_together(said: Said) -> None:
+    certificate, key = self_signed("mx.example", datetime.now(UTC))
+    other, other_key = self_signed("mx.example", datetime.now(UTC))
+    old, old_key = self_signed("mx.example", datetime(2020, 1, 1, tzinfo=UTC))
+    for content, private, says in [
+        (certificate, other_key, "certificate and private key do not belong together"),
+        (other, key, "certificate and private key do not belong together"),
+        (b"no PEM", key, "the certificate is no PEM certificate"),
+        (certificate, b"no PEM", "the private key is no PEM key"),
+        (old, old_key, "the certificate is valid from 2019-12-31 to 2021-02-01, not now"),
+        (b"", key, "tls_certificate: cert.pem is empty"),
+    ]:
+        Path("cert.pem").write_bytes(content)
+        Path("key.pem").write_bytes(private)
+        text = said(INIT, CERTIFICATE)
+        assert says in text and "mail.py:4 in init()" in text
+        assert len(text.splitlines()) == 1
+
+
+def test_a_log_directory_that_is_a_file(said: Said) -> None:
+    Path("afile").write_text("x")
+    text = said(INIT + "    policy.configure_local_logs(log_dir='afile')\n")
+    assert 'mail.py:4 in init(): configure_local_logs: "afile" is not a directory' in text
+
+
+# -- everybody's password ------------------------------------------------------------------------
+
+SMART = """
+@policy.on("get_queue_config")
+def queue(domain):
+    return policy.make_queue_config(protocol={"smtp": {"mx_list": HOSTS}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("queue", "noted"),
+    [
+        ("", True),
+        (SMART.replace("HOSTS", "['smtp.provider.example:587']"), False),
+        (SMART.replace("HOSTS", "[]"), True),
+        (SMART.replace("HOSTS", "['mx.' + domain]"), True),
+        (SMART.replace("HOSTS", "['smtp.provider.example'] if domain == 'example.com' else []"), True),
+    ],
+)
+def test_a_password_for_everybody_is_noted_unless_all_mail_goes_to_one_list(
+    said: Said, queue: str, noted: bool
+) -> None:
+    text = said(INIT + PASSWORD.replace("KEY", "{'env': 'X'}") + queue, good=True)
+    assert ("both get credentials" in text) is noted
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("policy", "egress-paths", "keysources")))
+EXAMPLES = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    if "get_egress_path_config" in block
+]
+
+
+def test_there_are_examples() -> None:
+    assert {page for page, _ in EXAMPLES} == set(PAGES)
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(block, id=f"{page}-{n}") for n, (page, block) in enumerate(EXAMPLES)]
+)
+def test_no_example_gives_everybody_a_password(said: Said, block: str) -> None:
+    if '@policy.on("init")' not in block:
+        block = f"{INIT}\n{block}"
+    assert "both get credentials" not in said(block, good=True)
+    for domain in ("relay.example", "partner.example", "legacy.example"):
+        assert "ok" in said(block, good=True, domain=[domain])
+
+
+def test_the_demos_policy_gives_no_reason_for_a_note(said: Said, tmp_path: Path) -> None:
+    (tmp_path / "next-hop-ca.pem").write_text("x")
+    text = said(
+        DEMO.format(directory=tmp_path, port=2525, next_hop=2600, user="scott", password="tiger"), good=True
+    )
+    assert "note" not in text
+    assert "tiger" not in text
