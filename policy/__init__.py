@@ -14,6 +14,8 @@ Nothing here does any I/O or imports the engine, so a policy can be written, typ
 anywhere.
 """
 
+from typing import TYPE_CHECKING
+
 from .egress import (
     EgressPath,
     EgressPool,
@@ -57,3 +59,11 @@ __all__ = [
     "safe_segment",
     "start_esmtp_listener",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker would take it for leave to name anything
+
+    def __getattr__(name):
+        from .errors import did_you_mean
+
+        raise AttributeError(f"module 'policy' has no attribute '{name}'{did_you_mean(name, __all__)}")

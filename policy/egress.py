@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Unpack, overload
 import msgspec
 
 from .arguments import EgressPathOptions, EgressPoolOptions, EgressSourceOptions, QueueConfigOptions
-from .errors import Wrong
+from .errors import Wrong, a_type
 from .kinds import (
     AtMost,
     AuthName,
@@ -154,11 +154,11 @@ _ENTRY = Table(kinds_of(PoolEntry)[0], required=frozenset({"name"}), noun="key")
 
 def _entries(value: Any) -> tuple[PoolEntry, ...]:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, (list, tuple)):
-        raise Wrong(f"is no list but a {type(value).__name__}")
+        raise Wrong(f"is no list but {a_type(value)}")
     entries: list[PoolEntry] = []
     for index, item in enumerate(value):
         if not isinstance(item, (PoolEntry, Mapping)):
-            raise Wrong(f"entries[{index}] is no mapping but a {type(item).__name__}")
+            raise Wrong(f"entries[{index}] is no mapping but {a_type(item)}")
         try:
             entry = item if isinstance(item, PoolEntry) else PoolEntry(**_ENTRY.read(item))
         except Wrong as wrong:
@@ -191,7 +191,7 @@ class SmtpProtocol(msgspec.Struct, frozen=True):
 
 def _mx_list(value: Any) -> tuple[MxEntry, ...]:
     if not isinstance(value, (list, tuple)):
-        raise Wrong(f"is no list but a {type(value).__name__}")
+        raise Wrong(f"is no list but {a_type(value)}")
     return tuple(parse_mx(entry) for entry in value)
 
 
@@ -212,7 +212,7 @@ def _protocol(value: Any) -> SmtpProtocol:
     if isinstance(value, SmtpProtocol):
         return value
     if not isinstance(value, Mapping):
-        raise Wrong(f"is no mapping but a {type(value).__name__}")
+        raise Wrong(f"is no mapping but {a_type(value)}")
     for name, what in _LATER.items():
         if name in value:
             raise Wrong(f'"{name}" ({what}) is not supported yet', complete=True)

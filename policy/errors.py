@@ -10,7 +10,7 @@ import difflib
 import sys
 from collections.abc import Iterable
 
-__all__ = ["PolicyError", "PolicyLoadError", "Wrong", "caller", "did_you_mean"]
+__all__ = ["PolicyError", "PolicyLoadError", "Wrong", "a_type", "caller", "did_you_mean"]
 
 _OWN = __name__.partition(".")[0]
 
@@ -57,6 +57,14 @@ def caller() -> str:
         if name.partition(".")[0] != _OWN or frame.f_back is None:
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
+
+
+def a_type(value: object) -> str:
+    """The kind of a value with its article: ``"an int"``; ``"None"`` for None. Never the value."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name.strip('_')[0] in 'AEIOaeiou' else 'a'} {name}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import msgspec
 
 from .egress import EgressPath, EgressPool, EgressSource, QueueConfig
-from .errors import PolicyError, caller, did_you_mean
+from .errors import PolicyError, a_type, caller, did_you_mean
 from .ingress import ListenerDomain
 from .signature import Adapt, fit
 
@@ -63,7 +63,7 @@ class Reject(Exception):
         if not isinstance(code, int) or not 400 <= code <= 599:
             raise PolicyError(f"Reject: code={code!r}: a refusal has a code from 400 to 599", caller())
         if not isinstance(text, str):
-            raise PolicyError(f"Reject: text is a {type(text).__name__}, not a str", caller())
+            raise PolicyError(f"Reject: text is {a_type(text)}, not a str", caller())
         if enhanced is None:
             first, _, rest = text.partition(" ")
             if _enhanced(first):
@@ -216,21 +216,21 @@ class Hook(msgspec.Struct, frozen=True):
             return None
         if answer is STOP and event.kind == "chain":
             return None
-        given = "None" if answer is None else f"a {type(answer).__name__}"
+        given = a_type(answer)
         return self._mistake(answer) or f"{self.where}: {self.event} returns {event.right}, not {given}"
 
     def _mistake(self, answer: Any) -> str | None:
         """What is wrong with an answer that no event knows: one that says the hook has not run yet, or
         that it meant to refuse. Taking it for "no opinion" would accept what should be refused."""
         if isinstance(answer, BaseException):
-            return f"{self.where}: {self.event} returned a {type(answer).__name__}; it must be raised"
+            return f"{self.where}: {self.event} returned {a_type(answer)}; it must be raised"
         if inspect.iscoroutine(answer):
             answer.close()
         elif not (inspect.isawaitable(answer) or inspect.isgenerator(answer) or inspect.isasyncgen(answer)):
             return None
         what = "generator" if inspect.isgenerator(answer) or inspect.isasyncgen(answer) else "coroutine"
         return (
-            f"{self.where}: {self.event} returned a {what} (a {type(answer).__name__}) instead of running; "
+            f"{self.where}: {self.event} returned a {what} ({a_type(answer)}) instead of running; "
             "is an `async def` missing, or does a decorator hide one? Let it use functools.wraps"
         )
 
@@ -287,7 +287,7 @@ def on(event: str, *, keysource: bool = False) -> Callable[[F], F]:
 
     def register(function: F) -> F:
         if not callable(function):
-            raise PolicyError(f"policy.on: {event}: a {type(function).__name__} cannot be called", caller())
+            raise PolicyError(f"policy.on: {event}: {a_type(function)} cannot be called", caller())
         if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in _forms(function)):
             raise PolicyError(f"policy.on: {event}: the hook holds a yield, so it would never run", caller())
         adapt: Adapt | None = None

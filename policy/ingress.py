@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Unpack
 import msgspec
 
 from .arguments import ListenerDomainOptions
-from .errors import Wrong
+from .errors import Wrong, a_type
 from .kinds import Count, HostName, Key, ListenAddress, Networks, Size, Text, Timeout
 from .nets import CidrSet, SocketAddress, parse_cidr_set
 from .options import Constructor, Kind, NotYet, Table, kinds_of
@@ -41,7 +41,7 @@ def _trace(value: Any) -> TraceHeaders:
     if isinstance(value, TraceHeaders):
         return value
     if not isinstance(value, Mapping):
-        raise Wrong(f"is no mapping but a {type(value).__name__}")
+        raise Wrong(f"is no mapping but {a_type(value)}")
     return TraceHeaders(**_TRACE.read(value))
 
 

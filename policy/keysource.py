@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from .errors import PolicyError, Wrong, caller, did_you_mean
+from .errors import PolicyError, Wrong, a_type, caller, did_you_mean
 from .secret import Secret
 
 __all__ = [
@@ -154,7 +154,7 @@ def _read(value: Any) -> KeyRef:
     if isinstance(value, str):
         return _file({"file": value})
     if not isinstance(value, Mapping):
-        raise Wrong(f"a {type(value).__name__} is no key source")
+        raise Wrong(f"{a_type(value)} is no key source")
     if not value or not all(isinstance(key, str) for key in value):
         raise Wrong("a mapping of other than the known keys is no key source")
     known = [form for form in _FORMS if form[0] in value]
@@ -184,6 +184,8 @@ def safe_segment(text: str) -> str:
     Raises: PolicyError for ``/``, ``..``, ``%``, ``?``, ``#``, a control character, or an empty text.
     """
     try:
+        if not isinstance(text, str):
+            raise Wrong(f"is no text but {a_type(text)}")
         if "/" in text:
             raise Wrong('holds "/"')
         return _segments(text, "text")
@@ -195,7 +197,7 @@ def _text(given: Mapping[str, Any], key: str) -> str:
     """A non-empty string without control characters. The error names the key only."""
     value = given[key]
     if not isinstance(value, str):
-        raise Wrong(f'"{key}" is text, not a {type(value).__name__}')
+        raise Wrong(f'"{key}" is text, not {a_type(value)}')
     if not value:
         raise Wrong(f'"{key}" is empty')
     if not value.isprintable():
@@ -217,7 +219,7 @@ def _literal(given: Mapping[str, Any]) -> KeyRef:
     data = given["key_data"]
     if not isinstance(data, Secret):
         if not isinstance(data, (str, bytes)):
-            raise Wrong(f'"key_data" is text or bytes, not a {type(data).__name__}')
+            raise Wrong(f'"key_data" is text or bytes, not {a_type(data)}')
         try:
             data = Secret(data)
         except ValueError:
@@ -283,7 +285,7 @@ def _vault_address(address: str) -> str:
 def _callback(given: Mapping[str, Any]) -> KeyRef:
     arguments = given.get("event_args", ())
     if not isinstance(arguments, (list, tuple)):
-        raise Wrong(f'"event_args" is a list, not a {type(arguments).__name__}')
+        raise Wrong(f'"event_args" is a list, not {a_type(arguments)}')
     try:
         text = Secret(msgspec.json.encode(arguments, order="deterministic"))
         msgspec.json.decode(text.reveal())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from .errors import Wrong
+from .errors import Wrong, a_type
 from .keysource import FORMS, KeyRef, read_key
 from .nets import CidrSet, SocketAddress, parse_cidr_set, parse_host, parse_ip, parse_listen
 from .options import Kind
@@ -23,12 +23,14 @@ __all__ = [
     "AtMost",
     "AuthName",
     "Count",
+    "Directory",
     "Free",
     "HostName",
     "Ip",
     "Key",
     "Level",
     "ListenAddress",
+    "LogDirectory",
     "Names",
     "Networks",
     "Number",
@@ -54,7 +56,7 @@ def _timeout(value: Any) -> float:
 def _integer(least: int, most: int | None = None) -> Kind:
     def read(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise Wrong(f"is no whole number but a {type(value).__name__}")
+            raise Wrong(f"is no whole number but {a_type(value)}")
         if value < least or (most is not None and value > most):
             raise Wrong("is out of range")
         return value
@@ -65,7 +67,7 @@ def _integer(least: int, most: int | None = None) -> Kind:
 def _text(value: Any) -> str:
     """Text on one line: a control character in it could end a command or a record (reliability C32)."""
     if not isinstance(value, str):
-        raise Wrong(f"is no text but a {type(value).__name__}")
+        raise Wrong(f"is no text but {a_type(value)}")
     if not value:
         raise Wrong("is empty")
     if not value.isprintable():
@@ -122,6 +124,10 @@ Networks = Annotated[
 Ip = Annotated[str, Kind("an IP address without brackets", parse_ip)]
 Key = Annotated[KeyRef, Kind(f"a key source: {FORMS}", read_key, secret=True)]
 Text = Annotated[str, Kind("text on one line", _text)]
+Directory = Annotated[str, Kind('the path of a directory, such as "var/spool"', _text)]
+LogDirectory = Annotated[
+    str, Kind('the path of a directory, such as "var/log", or "-" for standard output', _text)
+]
 AuthName = Annotated[str, Kind("a user name without control characters", _text)]
 HostName = Annotated[str, Kind("a host name, or an address literal such as [192.0.2.1]", _ehlo_name)]
 ServerName = Annotated[str, Kind("a host name or an IP address", _server_name)]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
-from .errors import PolicyError, PolicyLoadError
+from .errors import PolicyError, PolicyLoadError, did_you_mean
 from .hooks import Hook, HookTable, registering
 from .runtime import Declarations, recording
 
@@ -163,9 +164,15 @@ def _compile(source: bytes, shown: Path) -> CodeType:
         return compile(source, str(shown), "exec", dont_inherit=True)
     except SyntaxError as error:
         where = f"{shown}:{error.lineno}" if error.lineno else str(shown)
-        raise PolicyLoadError(f"{type(error).__name__}: {error.msg}", where) from error
+        raise PolicyLoadError(_syntax(error), where) from error
     except ValueError as error:  # a NUL byte
         raise PolicyLoadError(f"is no Python source: {error}", str(shown)) from error
+
+
+def _syntax(error: SyntaxError) -> str:
+    """What is wrong, and the source line that it is wrong in."""
+    line = (error.text or "").strip()
+    return f"{type(error).__name__}: {error.msg}" + (f", in: {line}" if line else "")
 
 
 def _name(hook: Hook) -> str:
@@ -182,12 +189,12 @@ def _explain(error: BaseException, directory: Path, shown: Path, fallback: str, 
         return PolicyLoadError(error.problem, where, hook)
     if isinstance(error, SyntaxError) and error.filename:  # of a module beside the policy
         where = f"{error.filename}:{error.lineno}"
-        return PolicyLoadError(f"{type(error).__name__}: {error.msg}", where, hook)
+        return PolicyLoadError(_syntax(error), where, hook)
     if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         return _explain(error.exceptions[0], directory, shown, where, hook)
     text = str(error)
     problem = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return PolicyLoadError(problem + _shadowed(error, directory), where, hook)
+    return PolicyLoadError(problem + _meant(error) + _shadowed(error, directory), where, hook)
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
@@ -207,6 +214,14 @@ def _is_own(frame: FrameType, directory: Path, shown: Path) -> bool:
     if directory not in file.parents or frame.f_globals.get("__name__", "").partition(".")[0] in _PRODUCT:
         return False
     return _FOREIGN.isdisjoint(file.parts) and Path(sys.base_prefix) not in file.parents
+
+
+def _meant(error: BaseException) -> str:
+    """What `from policy import ...` should have said; an attribute's error knows by itself."""
+    if isinstance(error, ImportError) and error.name == "policy":
+        wanted = re.match(r"cannot import name '(\w+)'", str(error))
+        return did_you_mean(wanted[1], sys.modules["policy"].__all__) if wanted else ""
+    return ""
 
 
 def _shadowed(error: BaseException, directory: Path) -> str:

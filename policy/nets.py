@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import Wrong
+from .errors import Wrong, a_type
 
 __all__ = [
     "CidrSet",
@@ -140,7 +140,7 @@ def parse_listen(value: Any) -> SocketAddress:
     if isinstance(value, SocketAddress):
         return value
     if not isinstance(value, str):
-        raise Wrong(f"is no address but a {type(value).__name__}")
+        raise Wrong(f"is no address but {a_type(value)}")
     host, colon, port = value.rpartition(":")
     if not colon:
         raise Wrong("has no port")
@@ -188,7 +188,7 @@ def parse_mx(value: Any) -> MxEntry:
         return MxEntry(name, entry.address, entry.port, entry.label)
     if not isinstance(value, str):
         raise Wrong(f"{value!r} is no smart host")
-    if value.startswith("/"):
+    if value.startswith(("/", "unix:")):
         raise Wrong(f'"{value}": delivery to a Unix socket is not supported yet')
     host, port = _split_port(value)
     bracketed = host.startswith("[") and host.endswith("]")

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from .errors import PolicyError, Wrong, caller, did_you_mean
+from .errors import PolicyError, Wrong, a_type, caller, did_you_mean
 
 __all__ = ["Constructor", "Kind", "NotYet", "Table", "kinds_of"]
 
@@ -146,7 +146,7 @@ class Constructor(Generic[T]):
 
     def _merge(self, mapping: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(mapping, Mapping):
-            raise Wrong(f"takes one mapping or keyword arguments, not a {type(mapping).__name__}")
+            raise Wrong(f"takes one mapping or keyword arguments, not {a_type(mapping)}")
         for name in options:
             if name in mapping:
                 raise Wrong(f'option "{name}" is given twice, in the mapping and as a keyword')
@@ -183,7 +183,7 @@ def _choice(choices: tuple[str, ...]) -> Kind:
             if value in choices:
                 return value
             raise Wrong(f"is none of its values{did_you_mean(value, choices)}")
-        raise Wrong(f"is no text but a {type(value).__name__}")
+        raise Wrong(f"is no text but {a_type(value)}")
 
     return Kind(right, read)
 
@@ -191,7 +191,7 @@ def _choice(choices: tuple[str, ...]) -> Kind:
 def _read_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    raise Wrong(f"is no bool but a {type(value).__name__}")
+    raise Wrong(f"is no bool but {a_type(value)}")
 
 
 _BOOL = Kind("True or False", _read_bool)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, Unpack
+from typing import Literal, Never, Unpack
 
 import msgspec
 
 from .arguments import ListenerOptions, LogOptions, SpoolOptions
-from .errors import PolicyError, Wrong, caller
+from .errors import PolicyError, Wrong, a_type, caller
 from .ingress import LISTENER, ListenerDeclaration
-from .kinds import Count, Free, Level, Names, Size, Text, Timeout
+from .kinds import Count, Directory, Free, Level, LogDirectory, Names, Size, Text, Timeout
 from .options import Constructor, NotYet
 from .units import Floor
 
@@ -31,7 +31,7 @@ class SpoolDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     """The spool. `path`: its directory. `name`: what records and metrics call it. `segment_size`: octets.
     `min_free_space`, `min_free_inodes`: below these new mail is refused for a while."""
 
-    path: Text
+    path: Directory
     name: Text = "spool"
     kind: Literal["LocalDisk"] = "LocalDisk"
     segment_size: Size = 64 << 20
@@ -48,7 +48,7 @@ class LogDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     `meta`, `headers`: what is copied into records; a final ``*`` matches any ending.
     """
 
-    log_dir: Text
+    log_dir: LogDirectory
     max_file_size: Size = 1_000_000_000
     max_segment_duration: Timeout | None = None
     compression_level: Level = 0
@@ -103,16 +103,22 @@ def recording(declarations: Declarations | None) -> Iterator[None]:
         _recording.reset(token)
 
 
-def _open(function: str) -> Declarations:
+def _open(function: str, positional: tuple[object, ...], example: str) -> Declarations:
+    if positional:
+        raise PolicyError(
+            f"{function}: takes keyword arguments, not {a_type(positional[0])} by position; "
+            f"right would be {function}({example}, ...)",
+            caller(),
+        )
     declarations = _recording.get()
     if declarations is None:
         raise PolicyError(f'{function}: may only be called in the hook of @policy.on("init")', caller())
     return declarations
 
 
-def define_spool(**options: Unpack[SpoolOptions]) -> None:
+def define_spool(*positional: Never, **options: Unpack[SpoolOptions]) -> None:
     """Where accepted messages are kept. Once, in `init`. Raises: PolicyError."""
-    declarations = _open("define_spool")
+    declarations = _open("define_spool", positional, 'path="var/spool"')
     if declarations.spool is not None:
         raise PolicyError(
             f'define_spool: called a second time (the first named "{declarations.spool.path}"); '
@@ -122,18 +128,18 @@ def define_spool(**options: Unpack[SpoolOptions]) -> None:
     declarations.spool = _SPOOL(None, options)
 
 
-def configure_local_logs(**options: Unpack[LogOptions]) -> None:
+def configure_local_logs(*positional: Never, **options: Unpack[LogOptions]) -> None:
     """Where log records go. In `init`; each call adds a writer. Raises: PolicyError."""
-    declarations = _open("configure_local_logs")
+    declarations = _open("configure_local_logs", positional, 'log_dir="var/log"')
     logs = _LOGS(None, options)
     if any(other.log_dir == logs.log_dir for other in declarations.logs):
         raise PolicyError(f'configure_local_logs: log_dir="{logs.log_dir}" is used twice', caller())
     declarations.logs.append(logs)
 
 
-def start_esmtp_listener(**options: Unpack[ListenerOptions]) -> None:
+def start_esmtp_listener(*positional: Never, **options: Unpack[ListenerOptions]) -> None:
     """An address that takes mail by SMTP. In `init`; call it once per address. Raises: PolicyError."""
-    declarations = _open("start_esmtp_listener")
+    declarations = _open("start_esmtp_listener", positional, 'listen="127.0.0.1:2525"')
     listener = LISTENER(None, options)
     if listener.listen.port and any(other.listen == listener.listen for other in declarations.listeners):
         raise PolicyError(f'start_esmtp_listener: listen="{listener.listen}" is used twice', caller())

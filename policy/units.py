@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import Wrong, did_you_mean
+from .errors import Wrong, a_type, did_you_mean
 
 __all__ = [
     "Floor",
@@ -88,7 +88,7 @@ def parse_duration(value: Any) -> float:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         seconds = float(value) if abs(value) <= _LONGEST else math.inf
     else:
-        raise Wrong(f"is no duration but a {type(value).__name__}")
+        raise Wrong(f"is no duration but {a_type(value)}")
     if not 0 <= seconds <= _LONGEST:
         raise Wrong("a duration is at least 0 and at most 100 years")
     return seconds
@@ -209,7 +209,7 @@ def parse_limit(value: Any) -> Limit:
             raise Wrong("is no limit")
         local, value = found[1] is not None, _integer(found[2])
     elif not isinstance(value, int) or isinstance(value, bool):
-        raise Wrong(f"is no limit but a {type(value).__name__}")
+        raise Wrong(f"is no limit but {a_type(value)}")
     if not 1 <= value < 10**_DIGITS:
         raise Wrong("a limit is at least 1")
     return Limit(value, local)
@@ -229,7 +229,7 @@ def parse_size(value: Any) -> int:
             raise Wrong(f'"{unit}" is no unit of size{did_you_mean(unit, _SIZE_UNITS)}')
         return _integer(found[1]) * _SIZE_UNITS[unit]
     if not isinstance(value, int) or isinstance(value, bool):
-        raise Wrong(f"is no size but a {type(value).__name__}")
+        raise Wrong(f"is no size but {a_type(value)}")
     if value < 0:
         raise Wrong("a size is at least 0")
     return value

@@ -158,9 +158,9 @@ def _server(text: str) -> dns.nameserver.Nameserver:
     try:
         endpoint = parse_endpoint(text)
     except BadName as error:
-        raise ConfigError(f"name server {text!r}: {error}") from error
+        raise ConfigError(f"name server {text!r} (POSTHORN_DNS_SERVERS): {error}") from error
     if not endpoint.literal:
-        raise ConfigError(f"name server {text!r}: an IP address is needed, optionally with a port")
+        raise ConfigError(f"name server {text!r} (POSTHORN_DNS_SERVERS): right would be ip or ip:port")
     return dns.nameserver.Do53Nameserver(endpoint.host, endpoint.port or 53)
 
 

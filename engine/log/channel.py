@@ -340,6 +340,8 @@ async def _channel(declaration: LogDeclaration, node: str, *, alone: bool) -> _C
         )
     try:
         await trio.to_thread.run_sync(sink.open)
+    except FileExistsError:  # what mkdir says of a file in its place
+        raise ConfigError(f"log_dir {name}: is not a directory") from None
     except OSError as error:
         raise ConfigError(f"log_dir {name}: {os.strerror(error.errno or 0).lower()}") from None
     if alone:

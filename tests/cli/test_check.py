@@ -12,6 +12,7 @@ import pytest
 
 from engine.cli.check import check
 from engine.cli.demo import POLICY as DEMO
+from engine.cli.run import run
 from engine.ingress.tls import self_signed
 from policy.load import load_policy
 
@@ -146,6 +147,16 @@ def test_a_good_policy_is_shown(said: Said) -> None:
 def test_mistakes_are_named_with_line_hook_and_what_would_be_right(said: Said, text: str, says: str) -> None:
     assert said(text).startswith("posthorn check: ")
     assert says in said(text)
+
+
+@pytest.mark.parametrize("text", ["", "import policy\npolicy.on('init')(lambda: None)\n"])
+def test_run_says_the_same_of_a_policy_without_a_spool(
+    write: Write, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = write(text, "")
+    assert (check(path), run(path, log_level="error")) == (2, 2)
+    ours, theirs = capsys.readouterr().err.splitlines()
+    assert ours.removeprefix("posthorn check: ") == theirs.removeprefix("posthorn run: ")
 
 
 def test_all_mistakes_are_told_at_once(said: Said) -> None:

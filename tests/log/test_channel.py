@@ -110,7 +110,7 @@ async def test_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> Non
 
 async def test_a_directory_that_cannot_be_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"log_dir .*file"):
+    with pytest.raises(ConfigError, match=r"log_dir .*/file: is not a directory"):
         async with open_log([LogDeclaration(log_dir=str(tmp_path / "file"))]):
             pass
 

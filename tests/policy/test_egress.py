@@ -153,6 +153,7 @@ def test_queue_config() -> None:
         ({"smtp": {"mx_list": "mx.example"}}, "is no list"),
         ({"smtp": {"mx_list": ["mx.example:0"]}}, "is no port"),
         ({"smtp": {"mx_list": ["/run/x.sock"]}}, "not supported yet"),
+        ({"smtp": {"mx_list": ["unix:/run/x.sock"]}}, "delivery to a Unix socket is not supported yet"),
         ({"smtp": {"treat_mx_list_as_secure": True}}, "not supported yet"),
         ({"maildir_path": "x"}, "not supported yet"),
         ({"custom_lua": {}}, "not supported yet"),

@@ -166,7 +166,7 @@ def test_answers_are_judged_by_type_only(table: HookTable) -> None:
     assert (
         queue.complaint(None) is queue.complaint(STOP) is queue.complaint(policy.make_queue_config()) is None
     )
-    assert "not a EgressPath" in str(queue.complaint(policy.make_egress_path()))
+    assert "not an EgressPath" in str(queue.complaint(policy.make_egress_path()))
     assert table.get("smtp_server_mail_from")[0].complaint(object()) is None
     auth = table.get("smtp_server_auth_plain")[0]
     assert auth.complaint(False) is None

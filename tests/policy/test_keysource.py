@@ -121,8 +121,8 @@ def test_a_hook_cannot_change_the_reference_by_its_arguments() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (None, "a NoneType is no key source"),
-        (5, "a int is no key source"),
+        (None, "None is no key source"),
+        (5, "an int is no key source"),
         ("", '"file" is empty'),
         ("a\nb", "control character"),
         ({}, "no key source"),
@@ -204,3 +204,8 @@ def test_one_safe_segment() -> None:
     for wrong in ("", "a/b", "..", ".", "a%b", "a?b", "a#b", "a\x7fb", "a\nb"):
         with pytest.raises(policy.PolicyError):
             safe_segment(wrong)
+
+
+def test_a_segment_is_text() -> None:
+    with pytest.raises(policy.PolicyError, match="safe_segment: not one path segment: is no text but an int"):
+        safe_segment(5)  # type: ignore[arg-type]

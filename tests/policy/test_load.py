@@ -204,7 +204,17 @@ def test_dataclasses_and_main_guards_work(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("import policy\nx = (\n", 2, "SyntaxError"),
+        ("import policy\nx = (\n", 2, "SyntaxError: '(' was never closed, in: x = ("),
+        ("import policy\nif x\n    pass\n", 2, "SyntaxError: expected ':', in: if x"),
+        (
+            "import policy\npolicy.configure_local_log(log_dir='x')\n",
+            2,
+            "AttributeError: module 'policy' has no attribute 'configure_local_log'; did you mean "
+            '"configure_local_logs"?',
+        ),
+        ("import policy\npolicy.xyzzy\n", 2, "AttributeError: module 'policy' has no attribute 'xyzzy'"),
+        ("from policy import make_path, on\n", 1, "cannot import name 'make_path' from 'policy'"),
+        ("from policy import make_egres_path\n", 1, '; did you mean "make_egress_path"?'),
         ("def f():\n\tx\n        y\n", 3, "TabError"),
         ("import policy\n\nundefined\n", 3, "NameError: name 'undefined' is not defined"),
         ("import policy\npolicy.on('int')\n", 2, 'unknown event "int"; did you mean "init"?'),
@@ -239,11 +249,29 @@ def test_errors_while_the_file_runs(write: Write, text: str, line: int, says: st
         ),
         ("1 / 0", 5, "in init(): ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", 5, "in init(): SystemExit: 3"),
-        ("return policy.make_egress_path()", 3, "in init(): init returns nothing, not a EgressPath"),
+        ("return policy.make_egress_path()", 3, "in init(): init returns nothing, not an EgressPath"),
         ("return policy.STOP", 3, "in init(): init returns nothing, not a _Stop"),
         ("open('/nonexistent/x')", 5, "FileNotFoundError"),
         ("helper()", 8, "in init(): KeyError"),
         ("policy.on('get_queue_confg')", 5, "unknown event"),
+        (
+            "policy.define_spool('var/spool')",
+            5,
+            "in init(): define_spool: takes keyword arguments, not a str by position; "
+            'right would be define_spool(path="var/spool", ...)',
+        ),
+        ("policy.configure_local_logs(5)", 5, 'right would be configure_local_logs(log_dir="var/log", ...)'),
+        ("policy.start_esmtp_listener([])", 5, 'right would be start_esmtp_listener(listen="127.0.0.1:2525"'),
+        (
+            "policy.configure_local_logs(compression_level=3)",
+            5,
+            'option "log_dir" is missing; right would be the path of a directory, such as "var/log", or "-"',
+        ),
+        (
+            "policy.define_spool(name='x')",
+            5,
+            'option "path" is missing; right would be the path of a directory',
+        ),
         ("return later()", 3, "`async def` missing"),
     ],
 )
@@ -256,6 +284,14 @@ def test_errors_in_init(write: Write, body: str, line: int, says: str) -> None:
     assert error.where == f"{path}:{line}"
     assert error.hook == "init()"
     assert says in str(error)
+
+
+def test_what_is_missing_when_there_is_no_spool(write: Write) -> None:
+    assert '@policy.on("init")' in load_policy(write("")).no_spool()
+    text = load_policy(write("import policy\npolicy.on('init')(lambda: None)\n")).no_spool()
+    assert text.endswith(
+        'mypolicy.py: init defines no spool; call policy.define_spool(path="var/spool") in it'
+    )
 
 
 def test_pre_init_cannot_declare(write: Write) -> None:
