@@ -267,12 +267,9 @@ async def _all_delivered(log: Path, accepted: int, screen: Screen) -> list[dict[
 
 def _read_records(log: Path) -> list[dict[str, Any]]:
     """All records of a log directory; segments still being written are read as far as they go."""
-    from engine.log import read_segment
+    from engine.log import read_segment, segments_in
 
-    records: list[dict[str, Any]] = []
-    for segment in sorted(log.glob("[0-9]*")):
-        records += read_segment(segment)
-    return records
+    return [record for segment in segments_in(log) for record in read_segment(segment)]
 
 
 def _summary(
@@ -311,6 +308,10 @@ def _summary(
             (
                 f"{_program()} check {_short(where / 'policy.py')}",
                 "load and validate a policy without starting",
+            ),
+            (
+                f"{_program()} log {_short(where / 'log')}",
+                "the records of this run; --type Delivery: of a type",
             ),
             (f"{_program()} run", "the relay with the shipped default: SMTP on 127.0.0.1:2525"),
             (f"{_program()} sink --help", "a next hop for your own experiments"),

@@ -3,6 +3,17 @@
 from .capture import Capture
 from .channel import Log, LogStatistics, node_id, open_log
 from .records import KINDS, Record
-from .segments import read_segment
+from .segments import read_segment, segment_lines, segments_in
 
-__all__ = ["KINDS", "Capture", "Log", "LogStatistics", "Record", "node_id", "open_log", "read_segment"]
+__all__ = [
+    "KINDS",
+    "Capture",
+    "Log",
+    "LogStatistics",
+    "Record",
+    "node_id",
+    "open_log",
+    "read_segment",
+    "segment_lines",
+    "segments_in",
+]

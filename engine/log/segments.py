@@ -21,6 +21,7 @@ import select
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["SegmentSink", "Sink", "StandardOutput", "read_segment"]
+__all__ = ["SegmentSink", "Sink", "StandardOutput", "read_segment", "segment_lines", "segments_in"]
 
 logger = logging.getLogger("posthorn.log")
 
@@ -244,19 +245,44 @@ def _write_all(fd: int, data: bytes) -> None:
                 raise
 
 
+def segments_in(directory: Path) -> list[Path]:
+    """The segments of a log directory, oldest first. Raises: OSError."""
+    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+
+
+def segment_lines(path: Path) -> Iterator[bytes]:
+    """The lines of one segment, without their ends, as far as it goes: it may still be written to or
+    be cut off.
+
+    Raises: OSError; ValueError at a damaged place, after what stands before it.
+    """
+    rest = b""
+    with path.open("rb") as file:
+        plain = file.read(1) == b"{"
+        file.seek(0)
+        decompressor = zstd.ZstdDecompressor()
+        # In small steps, so that what comes before a damaged place is kept.
+        while data := file.read(4096):
+            if not plain:
+                try:
+                    data = decompressor.decompress(data)
+                except (zstd.ZstdError, EOFError) as error:
+                    raise ValueError(str(error)) from None
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line:
+                    yield line
+
+
 def read_segment(path: Path) -> list[dict[str, Any]]:
     """The records of one segment, as far as it goes: it may still be written to or be cut off.
 
     Raises: OSError. A damaged tail ends the list without an error.
     """
-    data = path.read_bytes()
-    if data[:1] != b"{":
-        decompressor = zstd.ZstdDecompressor()
-        pieces = []
-        with contextlib.suppress(zstd.ZstdError, EOFError):
-            # In small steps, so that what comes before a damaged place is kept.
-            for start in range(0, len(data), 4096):
-                pieces.append(decompressor.decompress(data[start : start + 4096]))
-        data = b"".join(pieces)
-    whole, _, _ = data.rpartition(b"\n")
-    return [msgspec.json.decode(line) for line in whole.split(b"\n") if line]
+    records: list[dict[str, Any]] = []
+    lines = segment_lines(path)
+    while True:
+        try:
+            records.append(msgspec.json.decode(next(lines)))
+        except (StopIteration, ValueError):  # msgspec's errors are among the latter
+            return records

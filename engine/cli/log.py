@@ -1,0 +1,78 @@
+"""``posthorn log``: the records of a log directory, as JSON lines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from engine.cli.report import guarded
+from engine.errors import ConfigError
+
+__all__ = ["log"]
+
+
+def log(
+    directory: Path = Path("var/log"),
+    /,
+    *,
+    type: Annotated[list[str] | None, Parameter(negative=())] = None,
+) -> int:
+    """Print the records of a log directory as JSON lines, oldest first.
+
+    Segments that are still being written are read as far as they go. Exit status 2 when a segment
+    cannot be read or is damaged; all that can be read of it and of the others is printed.
+
+    Parameters
+    ----------
+    directory
+        A log directory, or one segment of it.
+    type
+        Only records of this type, such as Bounce or Delivery; may be repeated.
+    """
+    return guarded(lambda: _print(directory, type or []), command="log")
+
+
+class _Kind(msgspec.Struct):
+    """What is read of a line to choose it."""
+
+    type: str
+
+
+def _print(where: Path, types: list[str]) -> None:
+    from engine.log import KINDS, segment_lines, segments_in
+    from policy.errors import did_you_mean
+
+    for name in types:
+        if name not in KINDS:
+            raise ConfigError(
+                f"--type {name}: no such type{did_you_mean(name, KINDS)}; known are {', '.join(KINDS)}"
+            )
+    try:
+        segments = segments_in(where) if where.is_dir() else [where]
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror or error}") from None
+    if not segments:
+        raise ConfigError(f"{where}: there are no log segments in it")
+    kind = msgspec.json.Decoder(_Kind)
+    wrong: list[Exception] = []
+    for segment in segments:
+        try:
+            for line in segment_lines(segment):
+                # Frames have no checksum: damage may show only in a line that is no record.
+                of = kind.decode(line).type
+                if not types or of in types:
+                    # As it was written: terminal controls in it are escaped.
+                    sys.stdout.buffer.write(line + b"\n")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            wrong.append(ConfigError(f"{segment}: {error.strerror or error}"))
+        except ValueError as error:  # msgspec's among them
+            wrong.append(ConfigError(f"{segment}: damaged, the rest of it is left out: {error}"))
+    if wrong:
+        sys.stdout.flush()
+        raise ExceptionGroup("unreadable segments", wrong)
