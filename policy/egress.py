@@ -69,9 +69,7 @@ def _refresh(value: Any) -> Literal["Ttl"]:
     if value == "Epoch":
         raise Wrong('"Epoch" (refresh when the configuration changes) is not supported yet')
     if value != "Ttl":
-        raise Wrong(
-            "is none of its values" if isinstance(value, str) else f"is no text but a {type(value).__name__}"
-        )
+        raise Wrong("is none of its values" if isinstance(value, str) else f"is no text but {a_type(value)}")
     return "Ttl"
 
 
