@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,12 @@ import pytest
 import trio
 
 import policy
-from policy import egress, ingress, runtime
+from engine import errors
+from engine.egress import resolve
+from engine.ingress import answers
+from engine.log import KINDS
+from engine.queues import ready
+from policy import egress, ingress, protocols, runtime
 from policy.egress import SmtpProtocol
 from policy.hooks import EVENTS
 from policy.ingress import TraceHeaders
@@ -25,6 +31,7 @@ from policy.units import format_duration, format_size
 ROOT = Path(__file__).parents[2]
 PATHS = (ROOT / "docs" / "egress-paths.md").read_text()
 POLICY = (ROOT / "docs" / "policy.md").read_text()
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
 
 CONSTRUCTORS: dict[str, Constructor[Any]] = {
     constructor.name: constructor
@@ -119,6 +126,83 @@ def test_the_table_of_events() -> None:
         assert answer == (event.right or "not looked at")
 
 
+def methods(protocol: type) -> set[str]:
+    return {name for name, what in vars(protocol).items() if not name.startswith("_") and callable(what)}
+
+
+def test_the_methods_of_messages_and_connections() -> None:
+    section = sections(POLICY, "###")["What hooks are handed"]
+    before, table = section.split("`msg` is a message")
+    rows = re.findall(r"^\| (`.+?\)`) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)\(", row)} == methods(protocols.Message)
+    assert set(re.findall(r"`(\w+_meta)\(", before)) == methods(protocols.ConnectionMeta)
+    properties = {name for name, what in vars(protocols.Address).items() if isinstance(what, property)}
+    (has,) = re.findall(r"^An address .+ has (.+?);", table, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", has)) == properties
+
+
+def test_the_meta_that_the_engine_sets() -> None:
+    section = sections(POLICY, "###")["What hooks are handed"].split("`msg` is a message")[0]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", section, re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    source = (ROOT / "engine" / "ingress" / "connection.py").read_text()
+    begun = re.search(r"ConnectionMeta\(\s*\{(.+?)\}", source, re.DOTALL)
+    assert begun
+    put = set(re.findall(r'"(\w+)": ', begun[1])) | set(re.findall(r'meta\.put\("(\w+)"', source))
+    assert listed == put
+    said = inspect.getdoc(protocols.ConnectionMeta) or ""
+    assert listed <= set(re.findall(r"`(\w+)`", said))
+
+
+def causes(error: type[errors.HeldError]) -> set[str]:
+    return {error.cause}.union(*(causes(one) for one in error.__subclasses__()))
+
+
+def test_the_causes_of_held_mail() -> None:
+    table = sections(OPERATING, "##")["Held mail"]
+    rows = re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)
+    dial = (ROOT / "engine" / "egress" / "dial.py").read_text()
+    assert set(rows) == (causes(errors.HeldError) - {"held"}) | set(re.findall(r'cause = "([\w-]+)"', dial))
+
+
+def test_the_types_of_records() -> None:
+    table = sections(OPERATING, "##")["Log records"]
+    rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert set(rows) - {"type"} == set(KINDS)
+    assert "`cause`" in table and "hook-error" in table
+
+
+def test_how_carefully_a_site_is_approached() -> None:
+    states = sections(PATHS, "##")["When a site takes nothing"]
+    assert f"| cold | no session is open | {ready._COLD} sessions at once" in states
+    first, last = f"{ready._BACK_OFF_FIRST:.0f} s", f"{ready._BACK_OFF_LAST:.0f} s"
+    assert f"after {first}, 2 s, 4 s ... up to {last}" in states
+    slow = sections(OPERATING, "##")["Slow starts"]
+    assert f"first met by {ready._COLD} sessions" in slow
+    assert f"after {first}, 2 s, 4 s ... up to {last}" in slow
+
+
+def test_what_a_full_disk_answers() -> None:
+    for page in (sections(POLICY, "###")["define_spool"], OPERATING):
+        assert str(answers.NOT_NOW.code) in page and str(answers.NO_STORAGE.code) in page
+    line = f"{answers.NOT_NOW.code} {answers.NOT_NOW.enhanced}"
+    assert line in OPERATING and f"{answers.NO_STORAGE.code} {answers.NO_STORAGE.enhanced}" in OPERATING
+
+
+def test_what_prohibited_hosts_answers() -> None:
+    text = sections(sections(PATHS, "##")["make_egress_path"], "####")["prohibited_hosts"]
+    for route, code in ((False, "550 5.4.4"), (True, "451 4.4.4")):
+        refused = resolve._no_route(550, "5.4.4", "", route)
+        assert f"{refused.code} {refused.enhanced}" == code
+        assert code in text
+
+
+def test_that_no_bounce_message_is_sent_is_said_where_it_is_looked_for() -> None:
+    for page in ("README.md", "docs/smtp.md"):
+        text = (ROOT / page).read_text()
+        assert "bounce message" in text and "`Bounce`" in text
+
+
 def examples() -> Iterator[Any]:
     for name in ("policy.md", "egress-paths.md"):
         blocks = re.findall(
@@ -187,7 +271,7 @@ def test_the_error_shown_is_the_error_given(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_links_lead_somewhere() -> None:
-    for text in (PATHS, POLICY):
+    for text in (PATHS, POLICY, OPERATING):
         for target, anchor in re.findall(r"\]\(([\w.-]+)(?:#([\w-]+))?\)", text):
             page = (ROOT / "docs" / target).read_text()
             if anchor:
