@@ -159,6 +159,11 @@ def summarize(runs: list[dict[str, Any]], relays: list[str], counts: list[int]) 
     return summary
 
 
+def result_name(relays: list[str], name: str | None) -> str:
+    """How the result's file is called, without its time: whom it is about."""
+    return f"flow-{name or '-'.join(relays)}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.flow", description=__doc__)
     parser.add_argument(
@@ -192,7 +197,7 @@ def main() -> int:
     parser.add_argument(
         "--directory", default=machine.ROOT / "var", help="where spools lie (default ./var): a real disk"
     )
-    parser.add_argument("--name", default="compare", help="part of the result's file name")
+    parser.add_argument("--name", help="part of the result's file name (default: the relays measured)")
     parser.add_argument("--no-result", action="store_true", help="print only, write no result file")
     options = parser.parse_args()
     if (options.pipeline or options.across) and options.source != "posthorn":
@@ -221,7 +226,9 @@ def main() -> int:
     for line in summary:
         print(json.dumps(line))
     if not options.no_result:
-        machine.write_result(f"flow-{options.name}", {"machine": about, "summary": summary, "runs": runs})
+        machine.write_result(
+            result_name(relays, options.name), {"machine": about, "summary": summary, "runs": runs}
+        )
     return 0
 
 

@@ -7,11 +7,10 @@ there they are in the package libpython3.11-testsuite.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from pathlib import Path
 
-import pytest
+from tests.support.programs import missing
 
 __all__ = ["difficult", "email_corpus", "without_received"]
 
@@ -75,7 +74,4 @@ def _directory() -> Path:
     for place in places:
         if any((place / "test_email" / "data").glob("*.txt")):
             return place / "test_email" / "data"
-    text = "needs Python's e-mail test corpus: install the Debian package libpython3.11-testsuite"
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{text} (tests/system-packages.txt)", pytrace=False)
-    pytest.skip(text)
+    missing("needs Python's e-mail test corpus of the Debian package libpython3.11-testsuite")

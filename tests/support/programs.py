@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
-__all__ = ["need"]
+__all__ = ["missing", "need"]
+
+_LIST = "tests/system-packages.txt"
+_INSTALL = f"grep -v '^#' {_LIST} | xargs apt-get install -y"
 
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 """Daemons lie in sbin, which an ordinary user's PATH may lack."""
@@ -22,7 +26,11 @@ def need(program: str, package: str) -> str:
     path = shutil.which(program, path=_PATH)
     if path is not None:
         return path
-    text = f"needs {program}: install the Debian package {package}"
+    missing(f"needs {program} of the Debian package {package}")
+
+
+def missing(text: str) -> NoReturn:
+    """Skip the test, saying how to get everything that tests need; with ``CI=true`` fail it."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{text} (tests/system-packages.txt)", pytrace=False)
-    pytest.skip(text)
+        pytest.fail(f"{text} ({_LIST})", pytrace=False)
+    pytest.skip(f"{text}; all that tests need: {_INSTALL}")
