@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 FAST   := $(wildcard engine/_fast/*.pyx engine/_fast/*.pxd)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# pip and the compiler are heard only when they fail: quiet(what to run)
+quiet   = log=$$(mktemp) && { $(1) >"$$log" 2>&1 || { cat "$$log" >&2; rm -f "$$log"; exit 1; }; rm -f "$$log"; }
 
 # Further arguments for pytest, e.g. make test ARGS="tests/smtp -x"
 ARGS   ?=
@@ -27,13 +29,13 @@ help:
 	@echo "make build             set up and compile; wheel and sdist are made by 'pip wheel .'"
 	@echo "make bench             Posthorn against Postfix and the load tools' ceiling (bench/setup first)"
 	@echo "make bench-micro       engine/_fast against its twin, into bench/results"
-	@echo "make clean             remove everything that make made"
+	@echo "make clean             remove what make and the tests made, and var/demo; other mail in var/ stays"
 
 demo: $(VENV)/.made-run
 	@$(BIN)/posthorn demo
 
 run: $(VENV)/.made-run
-	@$(BIN)/posthorn run $(POLICY)
+	@$(BIN)/posthorn run $(if $(POLICY),"$(POLICY)")
 
 test: $(VENV)/.made-dev
 	@$(BIN)/python -m pytest $(ARGS)
@@ -94,18 +96,25 @@ $(VENV)/.made-venv:
 	  { echo "Posthorn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	         "Try: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "== making $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --upgrade "pip>=25.1"
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(call quiet,$(PYTHON) -m venv $(VENV))
+	@$(call quiet,$(PIP) install --upgrade "pip>=25.1")
 	@touch $@
 
 # The editable install compiles engine/_fast in place; a failure to compile stops here, with the compiler's words.
+# "compat": the directory is put on the import path, where type checkers and editors find `policy`.
 $(VENV)/.made-run: $(VENV)/.made-venv pyproject.toml setup.py engine/__init__.py $(FAST)
+	@command -v $${CC:-gcc} >/dev/null || \
+	  { echo "There is no C compiler ($${CC:-gcc}). On Debian: apt-get install gcc" >&2; exit 1; }
+	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "Python.h of $$($(BIN)/python --version) is missing. On Debian: apt-get install python3-dev" >&2; exit 1; }
 	@echo "== installing Posthorn and what it needs, compiling engine/_fast"
-	@$(PIP) install --group build
-	@$(PIP) install --no-build-isolation --editable .
+	@$(call quiet,$(PIP) install --group build)
+	@$(call quiet,$(PIP) install --no-build-isolation --config-settings editable_mode=compat --editable .)
 	@touch $@
 
 $(VENV)/.made-dev: $(VENV)/.made-run pyproject.toml
 	@echo "== installing what tests and lint need"
-	@$(PIP) install --group test --group lint
+	@$(call quiet,$(PIP) install --group test --group lint)
 	@touch $@

@@ -1,0 +1,62 @@
+"""What a type checker says of a policy: it finds the package where `make` installed it, and helps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOOD = """
+import policy
+
+@policy.on("init")
+def init() -> None:
+    policy.define_spool(path="spool")
+    policy.start_esmtp_listener(listen="127.0.0.1:2525", relay_hosts=["127.0.0.1"])
+
+@policy.on("smtp_server_message_received")
+def received(msg: policy.Message, conn_meta: policy.ConnectionMeta) -> None:
+    msg.set_meta("tenant", msg.sender().domain)
+
+@policy.on("get_egress_path_config")
+def path(domain: str, egress_source: str, site_name: str) -> policy.EgressPath:
+    return policy.make_egress_path(enable_tls="Required", connect_timeout="5s")
+"""
+
+WRONG = """
+import policy
+
+policy.make_egress_pth()
+policy.make_egress_path(enable_tls="Reqired")
+policy.define_spool("var/spool")
+"""
+
+
+def mypy(text: str, directory: Path) -> str:
+    pytest.importorskip("mypy")
+    (directory / "mail.py").write_text(text)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(directory / "cache"), "mail.py"],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_policy_type_checks(tmp_path: Path) -> None:
+    assert mypy(GOOD, tmp_path) == "Success: no issues found in 1 source file\n"
+
+
+def test_mistakes_are_seen(tmp_path: Path) -> None:
+    text = mypy(WRONG, tmp_path)
+    assert 'mail.py:4: error: Module has no attribute "make_egress_pth"' in text
+    assert "mail.py:5: error:" in text and "Reqired" in text
+    assert "mail.py:6: error:" in text
