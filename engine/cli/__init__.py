@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
+from cyclopts.exceptions import UnusedCliTokensError
 
 from engine import __version__
 from engine.cli.report import INTERRUPTED
@@ -25,7 +26,12 @@ def main(arguments: list[str] | None = None) -> None:
         for name in _COMMANDS:
             app[name]  # imports it: the list of commands shows the first line of each
     try:
-        status = app(arguments, result_action="return_value")
+        status = app(arguments, result_action="return_value", print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        command = words[0] if words and words[0] in _COMMANDS else ""
+        name = f"posthorn {command}".rstrip()
+        print(f"{name}: {_mistake(error)}; see {name} --help", file=sys.stderr)
+        status = 2
     except ConfigError as error:
         print(f"posthorn: {error}", file=sys.stderr)
         status = 2
@@ -33,3 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
         print("posthorn: interrupted", file=sys.stderr)
         status = INTERRUPTED
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _mistake(error: CycloptsError) -> str:
+    """What is wrong with the words of a command line."""
+    if isinstance(error, UnusedCliTokensError):
+        return f"too many arguments: {' '.join(error.unused_tokens or ())}"
+    error.verbose = False
+    return str(error).strip().rstrip(".")

@@ -27,7 +27,8 @@ def run(
     policy
         The policy file (Python).
     log_level
-        Diagnostics on standard error: debug, info, warning or error.
+        Diagnostics on standard error: debug, info, warning or error; also by room, as in
+        info,egress=debug,spool=warning.
     log_format
         auto (human-readable), plain, or json.
     """

@@ -140,7 +140,7 @@ async def open_sink(
     called with each message; a reply line it returns is sent instead of 250. `store`: a maildir.
     `patience`: see `Loop`.
 
-    Raises: ConfigError, OSError (the address, the maildir).
+    Raises: ConfigError, also for the address; OSError (the maildir).
     """
     if context is None and ca is not None:
         context = ca.server_context(host, *names)
@@ -184,7 +184,7 @@ async def open_sink(
 
 
 class _Status(msgspec.Struct, omit_defaults=True):
-    """A line of ``--json``. Rates are messages per second; times are Unix seconds."""
+    """A line of ``--json``. Rates are messages per second, 0 when there is none; times are Unix seconds."""
 
     listening: str
     connections: int
@@ -311,8 +311,7 @@ def _main(
         context: ssl.SSLContext | None = None
         ca: ThrowAwayCa | None = None
         if cert is not None and key is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(cert, key)
+            context = _context(cert, key)
         elif tls:
             ca = ThrowAwayCa()
         if ca_out is not None and ca is not None:
@@ -334,6 +333,23 @@ def _main(
             await _watch(running, stop_after, json=json)
 
     trio.run(run)
+
+
+def _context(cert: Path, key: Path) -> ssl.SSLContext:
+    for option, file in (("--cert", cert), ("--key", key)):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{option} {file}: {error.strerror or error}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        why = "are no PEM certificate and private key without passphrase"
+        if "MISMATCH" in (getattr(error, "reason", "") or ""):
+            why = "do not belong together"
+        raise ConfigError(f"--cert {cert} and --key {key} {why}") from None
+    return context
 
 
 async def _watch(running: Sink, stop_after: int | None, *, json: bool) -> None:
@@ -392,10 +408,10 @@ class _Screen:
         elif first:
             self._write(sys.stderr.fileno(), f"sink on {self._where}; Ctrl-C ends it\n".encode())
         elif self._terminal or final:
-            line = (
-                f"{counts.messages:,} messages, {counts.sessions:,} sessions open of "
-                f"{counts.connections:,}, {rate:,.0f} messages/s" + (" in all" if final else "")
-            )
+            noun = "message" if counts.messages == 1 else "messages"
+            line = f"{counts.messages:,} {noun}, {counts.sessions:,} sessions open of {counts.connections:,}"
+            if rate or not final:
+                line += f", {rate:,.0f} messages/s" + (" in all" if final else "")
             before, behind = ("\r\x1b[K", "\n" if final else "") if self._terminal else ("", "\n")
             self._write(sys.stderr.fileno(), f"{before}{line}{behind}".encode())
         self._shown = msgspec.structs.replace(counts)
@@ -404,7 +420,8 @@ class _Screen:
         counts, now = self._sink.counts, time.monotonic()
         if final:
             span = self._sink.last - self._sink.begun
-            return counts.messages / span if span > 0 else 0.0
+            # One message has no rate, only the time that its session took.
+            return counts.messages / span if span > 0 and counts.messages > 1 else 0.0
         number, then = self._before
         self._before = (counts.messages, now)
         return (counts.messages - number) / max(now - then, 1e-6)

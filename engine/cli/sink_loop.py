@@ -18,6 +18,8 @@ from contextlib import suppress
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
+from engine.errors import ConfigError
+
 from .sink_session import Arrival, Session
 
 __all__ = ["Loop"]
@@ -275,7 +277,10 @@ def _listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(_BACKLOG)
-    except BaseException:
+    except BaseException as error:
         sock.close()
+        if isinstance(error, OSError):
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
         raise
     return sock

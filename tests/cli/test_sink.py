@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
 import mailbox
-import signal
 import smtplib
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -477,74 +473,3 @@ async def test_auth_in_the_clear_has_to_be_asked_for() -> None:
     with pytest.raises(ConfigError, match="TLS"):
         async with open_sink(auth=("scott", "tiger")):
             pass
-
-
-# -- the command -----------------------------------------------------------------------------------
-
-
-def command(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "engine", "sink", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def deliver(address: str, number: int = 1) -> None:
-    host, _, port = address.rpartition(":")
-    with smtplib.SMTP(host, int(port), local_hostname="me.example", timeout=10) as client:
-        for _ in range(number):
-            client.sendmail("a@x.example", ["b@y.example"], b"hello\r\n")
-
-
-def test_the_command_counts_in_json_and_ends_on_a_signal(tmp_path: Path) -> None:
-    process = command("--listen", "127.0.0.1:0", "--json", "--tls", "--ca-out", str(tmp_path / "ca.pem"))
-    assert process.stdout is not None
-    try:
-        first = json.loads(process.stdout.readline())
-        assert (tmp_path / "ca.pem").read_text().startswith("-----BEGIN CERTIFICATE-----")
-        deliver(first["listening"], 3)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    last = json.loads(out.splitlines()[-1])
-    assert last["final"] is True and last["messages"] == 3 and last["connections"] == 1
-    assert last["begun"] <= last["last"] and last["rate"] > 0
-    assert process.returncode == 0 and err == ""
-
-
-def test_the_command_ends_after_enough_messages() -> None:
-    process = command("--listen", "127.0.0.1:0", "--stop-after", "2")
-    assert process.stderr is not None
-    try:
-        deliver(process.stderr.readline().split()[2].rstrip(";"), 2)
-        _, err = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    assert process.returncode == 0
-    assert err.startswith("2 messages, ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["--listen", "nowhere"], "--listen"),
-        (["--auth", "scott"], "USER:PASSWORD"),
-        (["--auth", "scott:tiger"], "--auth needs --tls"),
-        (["--ca-out", "x"], "--ca-out"),
-        (["--cert", "x"], "belong together"),
-        (["--reply", "rcpt=hello"], "reply rule"),
-        (["--stop-after", "0"], "--stop-after"),
-    ],
-)
-def test_a_wrong_command_line_says_what_is_right(arguments: list[str], word: str, capfd: Any) -> None:
-    from engine.cli import main
-
-    with pytest.raises(SystemExit) as end:
-        main(["sink", *arguments])
-    assert end.value.code == 2
-    said = capfd.readouterr().err
-    assert word in said and "Traceback" not in said
-    assert "tiger" not in said
