@@ -20,7 +20,7 @@ POLICY ?=
 help:
 	@echo "make demo              set up, then watch 1,000 messages go through"
 	@echo "make run POLICY=my.py  run the relay (no POLICY: the shipped default)"
-	@echo "make test              set up, then run the tests (ARGS=... for pytest)"
+	@echo "make test              set up, then run the tests (ARGS=... for pytest; -n 2: in two processes)"
 	@echo "make test-pure         the byte-handling rooms on the plain Python twin of engine/_fast"
 	@echo "make test-slow         the tests that take minutes"
 	@echo "make test-asan         engine/_fast built with the address and undefined behaviour sanitizers"
