@@ -53,10 +53,11 @@ def _print(where: Path, types: list[str]) -> None:
             )
     try:
         segments = segments_in(where) if where.is_dir() else [where]
+        strange = not segments and any(where.iterdir())
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror or error}") from None
-    if not segments:
-        raise ConfigError(f"{where}: there are no log segments in it")
+    if strange:
+        raise ConfigError(f"{where}: there are no log segments in it; right would be a log_dir")
     kind = msgspec.json.Decoder(_Kind)
     wrong: list[Exception] = []
     for segment in segments:

@@ -94,11 +94,21 @@ def test_a_damaged_segment_is_named_and_the_others_are_printed(
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("gone", "No such file or directory"), (".", "there are no log segments in it")]
+    ("name", "says"),
+    [
+        ("gone", "No such file or directory"),
+        (".", "there are no log segments in it; right would be a log_dir"),
+    ],
 )
-def test_nothing_to_read(tmp_path: Path, name: str, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_directory(tmp_path: Path, name: str, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log").mkdir()
     assert log(tmp_path / name) == 2
     assert capfd.readouterr().err == f"posthorn log: {tmp_path / name}: {says}\n"
+
+
+def test_no_records_yet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert log(tmp_path) == 0
+    assert capfd.readouterr() == ("", "")
 
 
 def test_as_a_command(directory: Path) -> None:
