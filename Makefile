@@ -104,7 +104,7 @@ $(VENV)/.made-venv:
 
 # The editable install compiles engine/_fast in place; a failure to compile stops here, with the compiler's words.
 # "compat": the directory is put on the import path, where type checkers and editors find `policy`.
-$(VENV)/.made-run: $(VENV)/.made-venv pyproject.toml setup.py engine/__init__.py $(FAST)
+$(VENV)/.made-run: $(VENV)/.made-venv pyproject.toml setup.py Makefile engine/__init__.py $(FAST)
 	@command -v $${CC:-gcc} >/dev/null || \
 	  { echo "There is no C compiler ($${CC:-gcc}). On Debian: apt-get install gcc" >&2; exit 1; }
 	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \

@@ -250,4 +250,6 @@ def _hook_error(hook: Hook, error: BaseException) -> HookError:
     text = ""
     if isinstance(error, PolicyError):
         line, text = error.where or line, f": {error.problem}"
+    elif isinstance(error, Reject):
+        text = ", but there is no client to refuse"
     return HookError(f"{hook.where}: {hook.event} raised {type(error).__name__} at {line}{text}")

@@ -104,7 +104,7 @@ async def test_a_coroutine_is_the_policys_mistake_and_says_nothing_of_the_value(
         return CANARY
 
     answer = await failure(source(table, lambda: inner()))
-    assert "returned a coroutine (is an `async def` missing?)" in answer.reason
+    assert "instead of running; is an `async def` missing" in answer.reason
     assert not answer.definite
 
 

@@ -12,9 +12,9 @@ import pytest
 import trio
 import trio.testing
 
-from engine import app
 from engine.errors import SpoolError, SpoolFull
 from engine.model import Message
+from engine.signals import LAST_RESORT
 from engine.spool import DurableSpool, Files, open_spool, upkeep
 from engine.spool.durable import CLOSE_TIMEOUT
 from tests.contract.spool import found, message
@@ -460,7 +460,7 @@ async def test_closing_gives_up_on_a_dead_disk(tmp_path: Path, caplog: pytest.Lo
 
 async def test_the_time_for_closing_is_counted_once(tmp_path: Path) -> None:
     """Whatever hangs: the log behind us needs its share before the process is ended (O9)."""
-    assert CLOSE_TIMEOUT + 5 <= app._LAST_RESORT
+    assert CLOSE_TIMEOUT + 5 <= LAST_RESORT
     disk = SlowDisk()
     async with open_spool(tmp_path, files=disk, close_timeout=1.0) as spool:
         (handle,) = await spool.commit([b"x"], [message()])
