@@ -145,7 +145,7 @@ class Inspection:
                 try:
                     content.append((await key_sources()[type(key)].read(key)).reveal())
                 except SourceFailure as failure:
-                    self._problem(f"{where}: {option}: {failure}; right would be a PEM file")
+                    self._problem(f"{where}: {option}: {key.name}: {failure}; right would be a PEM file")
         if len(content) == len(pair):
             try:
                 server_context(content[0], content[1], datetime.now(UTC))

@@ -136,7 +136,7 @@ def test_a_good_policy_is_shown(said: Said) -> None:
         ),
         (
             INIT + QUEUE.replace("return ", "raise policy.Reject(550, 'no')  # "),
-            "mail.py:9 in queue(): get_queue_config raised Reject at mail.py:11, but there is no client to refuse",
+            "mail.py:9 in queue(): get_queue_config raised Reject at mail.py:11, but there is no client",
         ),
         (
             INIT + QUEUE.replace("egress_pool", "egress_pol"),
@@ -230,7 +230,7 @@ def test_a_listeners_files_must_parse_and_belong_together(said: Said) -> None:
         (b"no PEM", key, "the certificate is no PEM certificate"),
         (certificate, b"no PEM", "the private key is no PEM key"),
         (old, old_key, "the certificate is valid from 2019-12-31 to 2021-02-01, not now"),
-        (b"", key, "tls_certificate: the file is empty"),
+        (b"", key, "tls_certificate: file:cert.pem: the file is empty"),
     ]:
         Path("cert.pem").write_bytes(content)
         Path("key.pem").write_bytes(private)
