@@ -27,7 +27,8 @@ class KeyHooks(Protocol):
         ...
 
     async def call(self, event: str, *args: Any) -> Any:
-        """Its answer, of whatever type. May raise anything; HookError around what the hook raised."""
+        """Its answer, of whatever type, awaited. May raise anything; HookError around what the hook raised,
+        and with words of its own for one that was too slow or has not run."""
         ...
 
 
@@ -65,9 +66,6 @@ class CallbackSource:
 def _judge(hook: Hook, answer: Any) -> Secret | SourceFailure:
     if answer is None:
         return SourceFailure(f"{hook.where}: returned None", definite=True)
-    if inspect.iscoroutine(answer):
-        answer.close()
-        return SourceFailure(f"{hook.where}: returned a coroutine (is an `async def` missing?)")
     if not isinstance(answer, str | bytes | Secret):
         kind = type(answer).__name__
         return SourceFailure(f"{hook.where}: returned a {kind}, not text or bytes", definite=True)
@@ -103,7 +101,7 @@ def _misfit(function: Callable[..., Any], given: int) -> str:
 def _raised(hook: Hook, error: BaseException) -> str:
     if isinstance(error, HookError):
         if error.__cause__ is None:
-            return str(error)  # the engine's own words: too slow
+            return str(error)
         error = error.__cause__
     definition, _, name = hook.where.rpartition(" in ")
     file = definition.rpartition(":")[0]
