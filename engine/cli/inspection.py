@@ -93,12 +93,10 @@ class Inspection:
             return await self._hooks.call(event, *arguments)
         except HookError as error:
             asked = ", ".join("None" if argument is None else f'"{argument}"' for argument in arguments)
-            self._problem(f"{error} (asked about {asked})")
-        except Reject as refusal:
-            self._problem(
-                f"{self._where(event)}: {event} raised Reject ({refusal}), but there is no client to refuse; "
-                f"right would be {EVENTS[event].right}"
-            )
+            text = f"{error} (asked about {asked})"
+            if isinstance(error.__cause__, Reject):
+                text += f"; right would be {EVENTS[event].right}"
+            self._problem(text)
         raise _Failed
 
     # -- what init declared ----------------------------------------------------------------------
@@ -285,7 +283,7 @@ class Inspection:
                 path: EgressPath | None = await self._hooks.call(
                     "get_egress_path_config", one, UNSPECIFIED, self._site(one, config)
                 )
-            except (HookError, Reject, _Failed):
+            except (HookError, _Failed):
                 return
             if path is None or path.smtp_auth_plain_username is None:
                 return

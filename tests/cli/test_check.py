@@ -136,7 +136,9 @@ def test_a_good_policy_is_shown(said: Said) -> None:
         ),
         (
             INIT + QUEUE.replace("return ", "raise policy.Reject(550, 'no')  # "),
-            "mail.py:9 in queue(): get_queue_config raised Reject at mail.py:11, but there is no client",
+            "mail.py:9 in queue(): get_queue_config raised Reject at mail.py:11, but there is no client to "
+            'refuse (asked about "example.com", None, None, None); right would be '
+            "policy.make_queue_config(...)",
         ),
         (
             INIT + QUEUE.replace("egress_pool", "egress_pol"),
