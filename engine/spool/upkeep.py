@@ -146,9 +146,7 @@ class Upkeep:
             with trio.move_on_after(wait):
                 await self._poke.wait()
             if self._closing.is_set():
-                if shelf.fault is not None:
-                    await self._heal()  # for the results that are in memory only
-                return
+                break
             self._poke = trio.Event()
             if shelf.fault is not None:
                 await self._heal()
@@ -161,6 +159,8 @@ class Upkeep:
                     await shelf.in_thread(self._limiter, shelf.sweep_blocking)
             if shelf.sparse and shelf.fault is None:
                 await self._compact()
+        if shelf.fault is not None:
+            await self._heal()  # for the results that are in memory only
 
     async def look_now(self) -> None:
         """See how much space is free."""

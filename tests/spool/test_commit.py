@@ -321,6 +321,37 @@ async def test_results_in_memory_are_written_on_the_way_out(tmp_path: Path, fini
         assert len(await found(spool)) == 5 - finished
 
 
+async def test_the_end_comes_in_the_middle_of_a_try_to_get_well(tmp_path: Path) -> None:
+    """It fails, and there is one more."""
+    disk = BadDisk()
+    trying, go = threading.Event(), threading.Event()
+    leaving = trio.Event()
+
+    def plan(call: str, path: str) -> OSError | None:
+        if call == "open" and not trying.is_set():
+            trying.set()
+            go.wait(10)
+            return OSError(errno.EIO, "broken")
+        notes = call == "pwrite" and path == handle.place.journal_path
+        return OSError(errno.EIO, "broken") if notes else None
+
+    async def release() -> None:
+        await leaving.wait()
+        go.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(release)
+        async with open_spool(tmp_path, files=disk) as spool:
+            (handle,) = await spool.commit([b"x"], [message(2)])
+            disk.plan = plan
+            spool.finish(handle, 1)
+            await until(trying.is_set)
+            leaving.set()  # the other task runs when this one has told the spool to close
+    async with open_spool(tmp_path) as spool:
+        ((_, recovered),) = (await found(spool)).items()
+        assert recovered.done == 1
+
+
 async def test_finished_mail_that_cannot_be_removed_goes_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
