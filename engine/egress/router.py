@@ -226,12 +226,14 @@ class Router:
             routes: Routes | None = queue.routes
             if routes is None:
                 continue
+            # A queue whose routes changed while it waited here goes to its new ones, as far as they
+            # have room; `_promote` puts it in their lines then, and never again in this one.
+            turn = _CALL_BACK if ready in routes.all() else len(queue.waiting)
             waiting = queue.waiting
-            for _ in range(_CALL_BACK):
-                if not waiting or not self._promote(waiting[0], queue, routes, now):
-                    break
+            while waiting and turn and self._promote(waiting[0], queue, routes, now):
                 waiting.popleft()
-            if waiting:
+                turn -= 1
+            if waiting and not turn:
                 hungry[queue] = None
 
     def _set_to_work(self, ready: ReadyQueue, now: float) -> None:
