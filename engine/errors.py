@@ -65,6 +65,10 @@ class MailLoop(NetworkError):
     """The host that was reached says that it is this one."""
 
 
+class TurnLost(NetworkError):
+    """A connection ended while it waited for its turn to log in: nothing was tried."""
+
+
 class ConnectionLost(NetworkError):
     """The peer or the network closed the connection."""
 

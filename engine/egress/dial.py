@@ -33,6 +33,7 @@ from engine.errors import (
     SecretUnavailable,
     TlsError,
     TlsRequired,
+    TurnLost,
 )
 from engine.keys import Credential, KeyRing
 from engine.net import Stream, connect
@@ -63,6 +64,11 @@ logger = logging.getLogger("posthorn.egress")
 
 _MECHANISMS = ("PLAIN", "LOGIN")
 """In order of preference; both send the password as it is, hence only inside TLS."""
+
+LOGIN_UNANSWERED = "login-unanswered"
+
+_FINAL_CAUSES = frozenset((LoginRefused.cause, LOGIN_UNANSWERED, SecretUnavailable.cause))
+"""What ends the dialing at once: the next host would count it as another failed login."""
 
 _BROKEN_TLS_DEFAULT = 900.0
 """Seconds a failed handshake is remembered when only the reconnect option is set (egress 3.2)."""
@@ -188,9 +194,12 @@ class Dialer:
             where = f"{candidate.name}[{candidate.address}]:{candidate.port}"
             try:
                 return await self._with_retry(candidate, asked)
-            except (LoginRefused, SecretUnavailable) as error:
-                raise error.at(where) from None
+            except TurnLost:
+                raise
             except HeldError as error:
+                # "Not now" is about this host; a refusal, or silence, is about the password.
+                if error.cause in _FINAL_CAUSES:
+                    raise error.at(where) from None
                 held = held or error.at(where)
                 troubles.append(f"{where}: {error}")
             except MailLoop as error:
@@ -368,25 +377,29 @@ class Dialer:
             )
         client.mask = Masker((credential.secret,), (user,))
         async with self._logins.turn(key, path.hold_interval):
+            if connection.stream.receive_nowait(1) is not None:
+                raise TurnLost("the peer closed or spoke before our turn to log in came", stage="AUTH")
             client.auth(client_mechanism(name, user, credential.secret))
             try:
                 event = await connection.event("AUTH", path.auth_timeout)
             except (NetworkError, RemoteProtocolError) as error:
                 # The peer has the password and did not say what it thinks of it: as good as refused.
-                raise _not_now(f"login as {user!r} with AUTH {name} not answered: {error}") from None
+                text = f"login as {user!r} with AUTH {name} not answered: {error}"
+                raise _login_trouble(text, LOGIN_UNANSWERED) from None
             if not isinstance(event, AuthDone):
                 raise RemoteProtocolError(f"expected the end of AUTH, got {type(event).__name__}")
             if not event.ok:
                 if event.reply.is_permanent:
                     raise LoginRefused(f"login as {user!r} refused with AUTH {name}: {event.reply.line}")
-                raise _not_now(f"login as {user!r} not possible now with AUTH {name}: {event.reply.line}")
+                text = f"login as {user!r} not possible now with AUTH {name}: {event.reply.line}"
+                raise _login_trouble(text, "login-deferred")
         connection.credential = credential
         connection.auth_mechanism = name
 
 
-def _not_now(text: str) -> LoginRefused:
+def _login_trouble(text: str, cause: str) -> LoginRefused:
     error = LoginRefused(text)
-    error.cause = "login-deferred"
+    error.cause = cause
     return error
 
 

@@ -271,6 +271,7 @@ class Router:
             self._wake_at(ready, ready.retry_at)
             return False
         ready.sessions += 1
+        ready.starting += 1
         name = f"{self._session_prefix}{next(self._serial):012x}"
         session = Session(self.services, ready, name, prepaid=True)
         self._sessions.add(session)  # now, not when the task runs: a drain must see it
@@ -301,6 +302,7 @@ class Router:
 
     async def _session(self, session: Session, ready: ReadyQueue) -> None:
         """One outgoing session, behind its barrier."""
+        ready.starting -= 1
         try:
             await session.run()
         except Exception:
@@ -368,21 +370,26 @@ class Router:
                 queue.refresh_at = now + 10.0
                 self._go_on(queue.routes, now)
                 return
+            old: Routes | None = queue.routes
             self._swap(queue, None)
+            self._go_on(old, now)
             waiting = queue.waiting
             while waiting:
                 await self.settler.all_recipients(waiting.popleft(), found.outcome, None)
             return
         queue.refresh_at = now + found.lifetime
+        old = queue.routes
         self._swap(queue, found)
+        # Whoever stands still may have waited for this answer, also where it leads elsewhere now.
+        self._go_on(old, now)
         waiting = queue.waiting
         while waiting and self._promote(waiting[0], queue, found, now):
             waiting.popleft()
         self._go_on(found, now)
 
-    def _go_on(self, routes: Routes, now: float) -> None:
-        for ready in routes.all():
-            if ready.entries:
+    def _go_on(self, routes: Routes | None, now: float) -> None:
+        for ready in routes.all() if routes is not None else ():
+            if ready.entries and not ready.retired:
                 self._set_to_work(ready, now)
 
     def _swap(self, queue: ScheduledQueue, new: Routes | None) -> None:
@@ -401,6 +408,7 @@ class Router:
                 # Others still use it; what this queue has put there takes the new way.
                 for entry in ready.take_out(queue):
                     self._place(entry, trio.current_time())
+                ready.call_back()
 
     def _scatter(self, ready: ReadyQueue) -> None:
         """The messages of a retired ready queue are placed anew."""

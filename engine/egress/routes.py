@@ -248,8 +248,7 @@ class RouteFinder:
 
     def sharing(self, lease: Lease) -> tuple[ReadyQueue, ...]:
         """The ready queues that count their connections together with this lease."""
-        sharers = self._by_lease.get(lease.name)
-        return tuple(sharers) if sharers is not None and len(sharers) > 1 else ()
+        return tuple(self._by_lease.get(lease.name, ()))
 
     def ready_queues(self) -> tuple[ReadyQueue, ...]:
         """All of them."""

@@ -20,6 +20,7 @@ from engine.errors import (
     PeerTimeout,
     RemoteProtocolError,
     ResolveError,
+    TurnLost,
 )
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued
@@ -28,7 +29,7 @@ from engine.smtp import QuitDone
 from . import outcome
 from .dial import Connection, NoHostReached
 from .transactions import Transactions
-from .work import Services, connection_rate
+from .work import Services, connection_rate, give_back_rates
 
 __all__ = ["Session"]
 
@@ -40,6 +41,12 @@ _QUIT_PATIENCE = 5.0
 _SESSION_LIMIT = 3600.0
 """Seconds a session may live (reliability C18). In its last tenth nothing new is begun; then it is
 broken off, unless the answer to a final dot is awaited."""
+
+
+_TURN = 32
+"""Messages, and ..."""
+_TURN_SECONDS = 1.0
+"""... seconds a session goes on while another queue waits for its connection. Guesses."""
 
 
 class Session:
@@ -56,6 +63,7 @@ class Session:
         "_services",
         "_stale",
         "_transactions",
+        "_turn_ends",
         "id",
     )
 
@@ -73,6 +81,7 @@ class Session:
         self._transactions: Transactions | None = None
         self._ended = False
         self._giving_way = False
+        self._turn_ends = float("inf")
         self._stale = float("inf")
         self._scope: trio.CancelScope | None = None
 
@@ -99,6 +108,8 @@ class Session:
         ready = self._ready
         entry = ready.take()
         if entry is None:
+            if self._prepaid:
+                give_back_rates(self._services.limits, ready, trio.current_time())
             return
         self._hand = entry
         connection = None
@@ -143,6 +154,9 @@ class Session:
         except HeldError as error:
             self._hand = None
             await settler.hold(ready, entry, error)
+        except TurnLost as error:
+            # It waited for others to log in, and the peer did not wait as long: no attempt of anything.
+            logger.debug("%s: %s", ready.name, error)
         except MailLoop as error:
             result = outcome.Outcome("permanent", outcome.internal(550, "5.4.6", str(error)))
             await self._fail(entry, result, everything=True)
@@ -179,6 +193,7 @@ class Session:
         self._scope = scope
         begun = trio.current_time()
         self._stale = begun + _SESSION_LIMIT * 0.9
+        self._turn_ends = begun + _TURN_SECONDS
         self._transactions = transactions = Transactions(
             self._services,
             ready,
@@ -215,7 +230,8 @@ class Session:
             stage = connection.client.stage
             lost = error or ConnectionLost("the session was ended", stage=stage)
             transactions.broken(lost, ended=self._ended)
-            if (error is not None or connection.client.closing) and not transactions.useful:
+            ended_by_peer = error is not None or connection.client.closing or connection.client.unasked
+            if ended_by_peer and not transactions.useful:
                 ready.setback(trio.current_time())
 
     def _must_end(self) -> bool:
@@ -236,9 +252,16 @@ class Session:
         )
 
     def _gives_way(self) -> bool:
-        # Not before a message was sent, or two queues would hand the connection to and fro for ever.
-        assert self._transactions is not None
-        if self._ready.give_way and not self._giving_way and self._transactions.delivered:
+        # Not before a message was sent, or two queues would hand the connection to and fro for ever;
+        # and while there is more to send not before a run of them, or all would be spent on connecting.
+        ready, transactions = self._ready, self._transactions
+        assert transactions is not None
+        enough = transactions.delivered >= (_TURN if ready.entries else 1)
+        if (
+            ready.give_way
+            and not self._giving_way
+            and (enough or (transactions.delivered and trio.current_time() >= self._turn_ends))
+        ):
             self._ready.give_way -= 1
             self._giving_way = True
         return self._giving_way

@@ -306,7 +306,7 @@ class Settler:
             record.site = ready.name
             record.egress_source = ready.source.name
             record.provider_name = ready.path.provider_name
-            if ready.hold_cause:
+            if ready.hold_cause and kind != "Delivery":
                 record.cause = ready.hold_cause
         if session is not None:
             connection = session.connection
@@ -461,7 +461,7 @@ class Settler:
         self.counters.unreadable += 1
         self._gone(entry)
 
-    def unreachable(self, entry: Queued, error: SpoolError) -> None:
+    def unreachable(self, entry: Queued, error: Exception) -> None:
         """The spool cannot be read now: not the message's fault, no attempt; again in a minute."""
         logger.error("message %s cannot be read now: %s", entry.id.hex(), error)
         entry.due = trio.current_time() + _SPOOL_PATIENCE

@@ -34,6 +34,7 @@ from .work import Services, Work, make_work, message_rate, patience
 if TYPE_CHECKING:
     from engine.queues.ready import ReadyQueue
     from engine.queues.scheduled import Queued
+    from engine.smtp import Reply
 
     from .dial import Connection
     from .settle import Carrier
@@ -59,6 +60,7 @@ class Transactions:
         "_across",
         "_connection",
         "_following",
+        "_hand_counted",
         "_must_end",
         "_open",
         "_prepaid",
@@ -67,6 +69,7 @@ class Transactions:
         "_scope",
         "_services",
         "_session",
+        "_suspect",
         "_until",
         "_work",
         "delivered",
@@ -99,6 +102,9 @@ class Transactions:
         self._following: Work | None = None
         self._resting: deque[Work] = deque()
         self.hand: Queued | None = None
+        self._hand_counted = False
+        self._suspect: Queued | None = None
+        """A message whose MAIL was refused when it was sent ahead; sent plainly, it shows the reason."""
         self._open = False
         """Whether the peer may think that a transaction is still open."""
         self.delivered = 0
@@ -154,10 +160,10 @@ class Transactions:
                 await self._send_body(work)
                 heard = -1
             elif type(event) is Finished:
-                following, self._following = self._following, None
-                self._work = following
                 self._finish(work)
-                work = following
+                # Only now: had settling failed, `fault` would have had to find it.
+                self._work = work = self._following
+                self._following = None
             elif type(event) is Unsolicited:
                 raise RemoteProtocolError(f"a reply nobody asked for: {event.reply.line}")
 
@@ -209,8 +215,10 @@ class Transactions:
         given back). `before`: the one that left recipients over."""
         settler, ready = self._services.settler, self._ready
         self.hand = entry
+        self._hand_counted = before is not None and before.counted
         wait = self._throttle()
-        if wait > 0.0 and not await self._wait_for_rate(entry, wait):
+        if wait > 0.0 and not await self._wait_for_rate(wait):
+            self._give_back()
             return None
         message, body = entry.message, entry.body
         if message is None or body is None:
@@ -256,13 +264,11 @@ class Transactions:
             return 0.0
         return message_rate(self._services.limits, self._ready, trio.current_time())
 
-    async def _wait_for_rate(self, entry: Queued, wait: float) -> bool:
-        """Wait in place for a short time; give the message back and end for a long one."""
+    async def _wait_for_rate(self, wait: float) -> bool:
+        """Wait in place for a short time; False for a long one, when the session should end."""
         ready = self._ready
         while wait > 0.0:
             if wait >= ready.path.idle_timeout or self._services.draining:
-                self.hand = None
-                ready.put_back(entry)
                 ready.retry_at = trio.current_time() + wait
                 self.stopped = True
                 return False
@@ -318,9 +324,12 @@ class Transactions:
         tx, ready, client = work.tx, self._ready, self._connection.client
         if self._stumbled_over(work):
             if tx.mail_reply is not None and tx.mail_reply.code != 421:
-                self._stumbled(tx.mail_reply.line)
+                self._across = False
+                self._suspect = work.entry
             ready.put_back(work.entry)
             return
+        if work.entry is self._suspect:
+            self._judge(tx.mail_reply)
         lost = outcome.internal(421, "4.4.2", "the peer ended the session")
         results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
         indices = work.indices
@@ -355,15 +364,27 @@ class Transactions:
         mail = work.tx.mail_reply
         return work.ahead and (mail is None or mail.code in _STUMBLED)
 
+    def _judge(self, mail: Reply | None) -> None:
+        """The message whose MAIL was refused when it was sent ahead has now been sent plainly."""
+        self._suspect = None
+        address = self._connection.address
+        if mail is not None and mail.code in _STUMBLED:
+            self._across = True  # the sender it is, not the pipelining
+        else:
+            self._services.stumblers.add(address)
+            self._warn("a MAIL that was refused behind a final dot is accepted alone")
+
     def _stumbled(self, what: str) -> None:
-        """This host does not cope with commands sent behind a final dot: speak plainly to it."""
-        connection = self._connection
-        self._services.stumblers.add(connection.address)
+        """The connection was lost with commands behind a final dot under way: perhaps because of them."""
         self._across = False
+        if self._services.stumblers.suspect(self._connection.address):
+            self._warn(what)
+
+    def _warn(self, what: str) -> None:
         logger.warning(
-            "%s[%s] stumbles over pipelining across messages (%s); it is spoken to plainly from now on",
-            connection.mx_name,
-            connection.address,
+            "%s[%s] stumbles over pipelining across messages (%s); it is spoken to plainly for a day",
+            self._connection.mx_name,
+            self._connection.address,
             what,
         )
 
@@ -377,7 +398,10 @@ class Transactions:
                 self._ready.put_back(rest.entry)
         entry, self.hand = self.hand, None
         if entry is not None:
-            self._ready.put_back(entry)
+            if self._hand_counted:
+                self._services.settler.put_off(entry, self._ready)
+            else:
+                self._ready.put_back(entry)
 
     # -- the end of the conversation -------------------------------------------------------------
 
@@ -422,7 +446,12 @@ class Transactions:
         entry, self.hand = self.hand, None
         if entry is None and self._work is not None:
             entry, self._work = self._work.entry, None
-        if entry is not None:
-            await self._services.settler.all_recipients(
-                entry, outcome.Outcome("transient", reply), self._ready
-            )
+        if entry is None:
+            return
+        settler = self._services.settler
+        try:
+            await settler.all_recipients(entry, outcome.Outcome("transient", reply), self._ready)
+        except Exception as error:
+            # The defect meets us here, too, perhaps in reading the message: at least it is not lost.
+            logger.exception("message %s cannot be settled", entry.id.hex())
+            settler.unreachable(entry, error)

@@ -29,6 +29,7 @@ __all__ = [
     "Stumblers",
     "Work",
     "connection_rate",
+    "give_back_rates",
     "make_work",
     "message_rate",
     "patience",
@@ -36,6 +37,8 @@ __all__ = [
 
 _STUMBLE_MEMORY = 24 * 3600.0
 _STUMBLERS = 10_000
+_SUSPICION = 3600.0
+"""Seconds between two losses of a connection that together are called stumbling. A guess."""
 
 _DIRTY = _fast.BARE_CR | _fast.BARE_LF | _fast.NUL
 
@@ -43,18 +46,37 @@ _DIRTY = _fast.BARE_CR | _fast.BARE_LF | _fast.NUL
 class Stumblers:
     """Hosts that did not cope with commands sent behind a final dot; spoken to plainly for a day."""
 
-    __slots__ = ("_until",)
+    __slots__ = ("_suspected", "_until")
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
+        self._suspected: dict[str, float] = {}
 
     def has(self, address: str) -> bool:
         """Whether this host stumbled lately."""
         until = self._until.get(address)
         return until is not None and trio.current_time() < until
 
+    def suspect(self, address: str) -> bool:
+        """It may just have done so: a connection was lost, or a command refused. Twice within the hour
+        is once too often. Returns: whether it counts as a stumbler now."""
+        now = trio.current_time()
+        before = self._suspected.get(address, float("-inf"))
+        if now - before < _SUSPICION:
+            self.add(address)
+            return True
+        if len(self._suspected) > _STUMBLERS:
+            self._suspected.clear()
+        self._suspected[address] = now
+        return False
+
+    def forgive(self, address: str) -> None:
+        """What was suspected had another reason."""
+        self._suspected.pop(address, None)
+
     def add(self, address: str) -> None:
         """It just did."""
+        self._suspected.pop(address, None)
         now = trio.current_time()
         if len(self._until) > _STUMBLERS:
             self._until = {known: until for known, until in self._until.items() if until > now}
@@ -170,6 +192,15 @@ def message_rate(limits: Limits, ready: ReadyQueue, now: float) -> float:
         return 0.0
     key = f"max_message_rate:{ready.name}"
     return limits.rate(key, rate.interval, rate.burst, now).take(now)
+
+
+def give_back_rates(limits: Limits, ready: ReadyQueue, now: float) -> None:
+    """Undo `message_rate` and `connection_rate` for a session that found nothing to do."""
+    path = ready.path
+    if (rate := path.max_message_rate) is not None:
+        limits.rate(f"max_message_rate:{ready.name}", rate.interval, rate.burst, now).give_back()
+    if (rate := path.max_connection_rate) is not None:
+        limits.rate(f"connection_rate:{ready.lease.name}", rate.interval, rate.burst, now).give_back()
 
 
 def connection_rate(limits: Limits, ready: ReadyQueue, now: float) -> float:

@@ -83,6 +83,7 @@ class ReadyQueue:
         "sessions",
         "site",
         "source",
+        "starting",
         "touched",
         "warm",
     )
@@ -95,6 +96,8 @@ class ReadyQueue:
         self.name = f"{source.name}->{site.name}@smtp_client"
         self.entries: deque[Queued] = deque()
         self.sessions = 0
+        self.starting = 0
+        """Of these, so many have not taken their first message yet: it still lies in `entries`."""
         self._wakers: dict[Callable[[], None], None] = {}
         self.hungry: dict[ScheduledQueue, None] = {}
         """Scheduled queues with messages waiting for room here, in the order they are served."""
@@ -206,7 +209,7 @@ class ReadyQueue:
 
     def wants_session(self, now: float) -> bool:
         """Whether one more session should be started now. The lease is the caller's business."""
-        if not self.entries or self._wakers:
+        if len(self.entries) <= self.starting or self._wakers:
             return False
         if now < self.retry_at:
             return False
@@ -214,8 +217,9 @@ class ReadyQueue:
             return self.sessions == 0
         if not self.warm:
             some = _COLD if self.met else 1
-            return self.sessions < min(some, self.path.connection_limit, self.sessions + len(self.entries))
-        return self.sessions < wanted_sessions(len(self.entries) + self.sessions, self.path.connection_limit)
+            return self.sessions < min(some, self.path.connection_limit)
+        queued = len(self.entries) + self.sessions - self.starting
+        return self.sessions < wanted_sessions(queued, self.path.connection_limit)
 
     def hold(self, cause: str, text: str, until: float) -> None:
         """Try nothing before `until`, then let one session probe."""
@@ -249,8 +253,11 @@ class ReadyQueue:
                 self._proceed()
 
     def progressed(self) -> None:
-        """A transaction came to its end, whatever that was: whatever stood in the way is gone."""
+        """A transaction came to its end, whatever that was: whatever stood in the way is gone. But a
+        session that logged in earlier says nothing about a hold: there, the next to connect does."""
         self.back_off = 0.0
+        if self.hold_cause:
+            return
         self.retry_at = float("-inf")
         self.met = self.warm = True
         self._proceed()
