@@ -205,7 +205,7 @@ async def serve(
     After the first signal: listeners close, transactions under way have 10 s, deliveries the
     `system_shutdown_timeout` of their path (60 s). One that comes before the start is done ends it.
     Everything that got its 250 is in the spool whatever happens. The process ends within those
-    limits plus 15 s even if a disk, a thread or a hook hangs. SIGHUP is logged and changes nothing.
+    limits plus 25 s even if a disk, a thread or a hook hangs. SIGHUP is logged and changes nothing.
 
     `signals`: they are handled already, since before the event loop. Main thread only.
     """

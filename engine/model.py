@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from typing import Any, NewType
 
 import msgspec
@@ -24,33 +23,10 @@ def new_message_id() -> MessageId:
     """A fresh id: 48 bits of wall-clock milliseconds, then 80 random bits.
 
     The time part only makes ids sortable; uniqueness rests on the random part, so cloned hosts
-    and backward clock steps do not repeat one (reliability D16).
+    and backward clock steps do not repeat one (reliability D16). Random octets are asked for each
+    time, though that costs 2 % of a message: a stock of them would be cloned with a running machine.
     """
-    return MessageId(int(time.time() * 1000).to_bytes(6, "big") + _next_random())
-
-
-_ID_RANDOM = 10
-_AT_ONCE = 64
-"""Ids per request to the kernel: asking for each one costs as much as a send. Few, so that what a
-snapshot of a running machine has in stock is used up within a fraction of a second."""
-
-
-def _randoms() -> Iterator[bytes]:
-    while True:
-        stock = os.urandom(_ID_RANDOM * _AT_ONCE)
-        for at in range(0, len(stock), _ID_RANDOM):
-            yield stock[at : at + _ID_RANDOM]
-
-
-_next_random = _randoms().__next__
-
-
-def _forget_stock() -> None:
-    global _next_random
-    _next_random = _randoms().__next__
-
-
-os.register_at_fork(after_in_child=_forget_stock)
+    return MessageId(int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10))
 
 
 class QueueName(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LAST_RESORT", "Signals", "Stopped"]
 
-LAST_RESORT = 15
+LAST_RESORT = 25
 """Seconds that a step of the end may take beyond its own limits before the kernel ends the process."""
 
 _STOP = (signal.SIGTERM, signal.SIGINT)

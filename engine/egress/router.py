@@ -35,7 +35,7 @@ from .resolve import Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
 from .session import Session
 from .settle import Settler
-from .work import Services, connection_rate, message_rate
+from .work import Services, connection_rate, give_back_message, message_rate
 
 if TYPE_CHECKING:
     from engine.hooks import Hooks
@@ -264,7 +264,9 @@ class Router:
                 self._ask_to_give_way(ready)
             return False
         # A connection without a message that may go is of no use, so the message is counted first.
-        wait = message_rate(self._limits, ready, now) or connection_rate(self._limits, ready, now)
+        wait = message_rate(self._limits, ready, now)
+        if wait == 0.0 and (wait := connection_rate(self._limits, ready, now)) > 0.0:
+            give_back_message(self._limits, ready, now)
         if wait > 0.0:
             ready.lease.release()
             ready.retry_at = now + wait
@@ -290,8 +292,8 @@ class Router:
             most.wake_one()
 
     def _wake_at(self, ready: ReadyQueue, when: float) -> None:
-        """Look at this queue again then; one note per moment however often it is asked for."""
-        if ready.noted_for == when:
+        """Look at this queue again then, unless it is noted to be looked at before."""
+        if trio.current_time() < ready.noted_for <= when:
             return
         ready.noted_for = when
         heapq.heappush(self._ready_wakes, (when, next(self._serial), ready))
@@ -347,7 +349,15 @@ class Router:
             self._nursery.start_soon(self._find_routes, queue)
 
     async def _find_routes(self, queue: ScheduledQueue) -> None:
-        """Work out a queue's routes and let its line in; or settle the line if there is no route."""
+        """Work out a queue's routes and let its line in; or settle the line if there is no route. The
+        barrier: a defect met here leaves the line waiting and is tried again later."""
+        try:
+            await self._find(queue)
+        except Exception:
+            logger.exception("the line of %s", queue.name)
+            queue.refresh_at = trio.current_time() + _ROUTE_PATIENCE
+
+    async def _find(self, queue: ScheduledQueue) -> None:
         try:
             found = await self._finder.find(queue)
         except ResolveError as error:
@@ -374,8 +384,9 @@ class Router:
             self._swap(queue, None)
             self._go_on(old, now)
             waiting = queue.waiting
-            while waiting:
-                await self.settler.all_recipients(waiting.popleft(), found.outcome, None)
+            while waiting and queue.routes is None:
+                await self.settler.all_recipients(waiting[0], found.outcome, None)
+                waiting.popleft()
             return
         queue.refresh_at = now + found.lifetime
         old = queue.routes
@@ -429,12 +440,25 @@ class Router:
         while True:
             now = trio.current_time()
             for entry in self._timer.pop_due(now, _RUN):
-                self._place(entry, now)
+                try:
+                    self._place(entry, now)
+                except Exception:
+                    logger.exception("message %s cannot be placed; again in a minute", entry.id.hex())
+                    entry.due = now + _SWEEP
+                    self._later(entry)
             wakes = self._ready_wakes
             while wakes and wakes[0][0] <= now:
-                self._look_at(heapq.heappop(wakes)[2], now)
+                ready = heapq.heappop(wakes)[2]
+                try:
+                    self._look_at(ready, now)
+                except Exception:
+                    logger.exception("ready queue %s; again in a minute", ready.name)
+                    self._wake_at(ready, now + _SWEEP)
             if now >= next_sweep:
-                self._sweep(now)
+                try:
+                    self._sweep(now)
+                except Exception:
+                    logger.exception("sweeping queues")
                 next_sweep = now + _SWEEP
             due = self._timer.next_due()
             until = next_sweep if due is None else min(due, next_sweep)
@@ -453,8 +477,12 @@ class Router:
         ready.noted_for = float("-inf")
         patient = ready in self._looked_at
         self._looked_at.discard(ready)
-        if ready.retired or not ready.entries or now < ready.retry_at:
+        if ready.retired or not (ready.entries or ready.hungry):
             return
+        if now < ready.retry_at:
+            self._wake_at(ready, ready.retry_at)
+            return
+        ready.call_back()
         if (ready.hold_cause or ready.back_off) and self._refresh_for(ready, now):
             return  # they look at this queue again when they are done
         if patient and not ready.wake_one():
@@ -498,7 +526,8 @@ class Router:
         while self._sessions:
             now = trio.current_time()
             for session in list(self._sessions):
-                if now - begun >= session.shutdown_timeout:
+                # Only what is being sent is waited for.
+                if not session.carrying or now - begun >= session.shutdown_timeout:
                     session.abort()
             await trio.sleep(0.02)
 

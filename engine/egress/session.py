@@ -97,6 +97,11 @@ class Session:
         return self._ready.path.system_shutdown_timeout
 
     @property
+    def carrying(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._transactions is not None and self._transactions.busy
+
+    @property
     def connection(self) -> Connection | None:
         """The connection, for records; None before there is one."""
         return self._connection
@@ -124,8 +129,8 @@ class Session:
         if connection is None:
             return
         self._connection = connection
-        ready.connected()
         try:
+            ready.connected()
             await self._deliver(entry, connection)
         finally:
             connection.stream.close()

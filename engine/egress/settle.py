@@ -373,7 +373,11 @@ class Settler:
             except BaseException:
                 ready.put_back(entry)
                 raise
-            await self.all_recipients(entry, result, ready)
+            try:
+                await self.all_recipients(entry, result, ready)
+            except Exception as error:
+                logger.exception("message %s cannot be settled", entry.id.hex())
+                self.unreachable(entry, error)
 
     async def hold(self, ready: ReadyQueue, entry: Queued, error: HeldError) -> None:
         """Something stands in the way of the whole ready queue: try nothing before the interval is

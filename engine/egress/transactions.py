@@ -121,6 +121,11 @@ class Transactions:
             and not services.stumblers.has(connection.address)
         )
 
+    @property
+    def busy(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._work is not None
+
     # -- the run ---------------------------------------------------------------------------------
 
     async def run(self, entry: Queued) -> None:
@@ -296,7 +301,7 @@ class Transactions:
             for part in parts[:-1]:
                 view = memoryview(part)
                 for start in range(0, len(view), _SLICE):
-                    scope.deadline = trio.current_time() + limit
+                    scope.deadline = min(trio.current_time() + limit, self._until)
                     if self._refused_early():
                         return
                     await stream.send_all(view[start : start + _SLICE])
@@ -413,9 +418,11 @@ class Transactions:
         ready = self._ready
         if following is not None:
             ready.put_back(following.entry)
-        if work is not None:
-            self._settle_broken(work, error, ended=ended, sent_ahead=following is not None)
-        self._give_back()
+        try:
+            if work is not None:
+                self._settle_broken(work, error, ended=ended, sent_ahead=following is not None)
+        finally:
+            self._give_back()
 
     def _settle_broken(self, work: Work, error: Exception, *, ended: bool, sent_ahead: bool) -> None:
         tx, ready = work.tx, self._ready
@@ -443,14 +450,17 @@ class Transactions:
         """A defect of ours met this message: it is retried by the schedule, and counted, so that
         one message that always meets it cannot spin (reliability O6)."""
         reply = outcome.internal(451, "4.3.0", "internal error, see the diagnostics")
+        verdict: outcome.Verdict = "transient"
         entry, self.hand = self.hand, None
         if entry is None and self._work is not None:
+            if self._work.dot_sent:
+                verdict = "uncertain"
             entry, self._work = self._work.entry, None
         if entry is None:
             return
         settler = self._services.settler
         try:
-            await settler.all_recipients(entry, outcome.Outcome("transient", reply), self._ready)
+            await settler.all_recipients(entry, outcome.Outcome(verdict, reply), self._ready)
         except Exception as error:
             # The defect meets us here, too, perhaps in reading the message: at least it is not lost.
             logger.exception("message %s cannot be settled", entry.id.hex())

@@ -29,6 +29,7 @@ __all__ = [
     "Stumblers",
     "Work",
     "connection_rate",
+    "give_back_message",
     "give_back_rates",
     "make_work",
     "message_rate",
@@ -194,12 +195,16 @@ def message_rate(limits: Limits, ready: ReadyQueue, now: float) -> float:
     return limits.rate(key, rate.interval, rate.burst, now).take(now)
 
 
+def give_back_message(limits: Limits, ready: ReadyQueue, now: float) -> None:
+    """Undo `message_rate` for a message that does not go now."""
+    if (rate := ready.path.max_message_rate) is not None:
+        limits.rate(f"max_message_rate:{ready.name}", rate.interval, rate.burst, now).give_back()
+
+
 def give_back_rates(limits: Limits, ready: ReadyQueue, now: float) -> None:
     """Undo `message_rate` and `connection_rate` for a session that found nothing to do."""
-    path = ready.path
-    if (rate := path.max_message_rate) is not None:
-        limits.rate(f"max_message_rate:{ready.name}", rate.interval, rate.burst, now).give_back()
-    if (rate := path.max_connection_rate) is not None:
+    give_back_message(limits, ready, now)
+    if (rate := ready.path.max_connection_rate) is not None:
         limits.rate(f"connection_rate:{ready.lease.name}", rate.interval, rate.burst, now).give_back()
 
 
