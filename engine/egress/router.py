@@ -104,7 +104,7 @@ class Router:
         self._timer = Timer()
         self._timer_wake = trio.Event()
         self._queues: dict[QueueName, ScheduledQueue] = {}
-        self._ready_wakes: list[tuple[float, int, ReadyQueue]] = []
+        self._wakes: list[tuple[float, int, ReadyQueue | ScheduledQueue]] = []
         self._serial = itertools.count()
         self._looked_at: set[ReadyQueue] = set()
         self._limits = limits
@@ -190,15 +190,17 @@ class Router:
             queue.waiting.append(entry)
 
     def _promote(self, entry: Queued, queue: ScheduledQueue, routes: Routes, now: float) -> bool:
-        """Move a due message into a ready queue; False when every candidate is full."""
+        """Move a due message into a ready queue; False when every candidate is full, or the queue's own
+        rate says not yet. Somebody will call the queue's line in then."""
         config = queue.config
-        if config is not None and config.max_message_rate is not None:
-            rate = config.max_message_rate
-            wait = self._limits.rate(f"schedq:{queue.name}", rate.interval, rate.burst, now).take(now)
+        rate = None
+        if config is not None and (spec := config.max_message_rate) is not None:
+            rate = self._limits.rate(f"schedq:{queue.name}", spec.interval, spec.burst, now)
+            wait = rate.take(now)
             if wait > 0.0:
-                entry.due = now + wait
-                self._later(entry)
-                return True
+                # One note for the line, not one for each message in it.
+                self._wake_at(queue, now + wait)
+                return False
         ready = routes.pick()
         if not ready.put(entry):
             for other in routes.all():
@@ -208,6 +210,8 @@ class Router:
             else:
                 for full in routes.all():
                     full.hungry[queue] = None
+                if rate is not None:
+                    rate.give_back()
                 return False
         ready.touched = now
         if ready.hold_cause and entry.message is not None:
@@ -291,13 +295,13 @@ class Router:
             most.give_way = 1
             most.wake_one()
 
-    def _wake_at(self, ready: ReadyQueue, when: float) -> None:
+    def _wake_at(self, queue: ReadyQueue | ScheduledQueue, when: float) -> None:
         """Look at this queue again then, unless it is noted to be looked at before."""
-        if trio.current_time() < ready.noted_for <= when:
+        if trio.current_time() < queue.noted_for <= when:
             return
-        ready.noted_for = when
-        heapq.heappush(self._ready_wakes, (when, next(self._serial), ready))
-        if self._ready_wakes[0][2] is ready:
+        queue.noted_for = when
+        heapq.heappush(self._wakes, (when, next(self._serial), queue))
+        if self._wakes[0][2] is queue:
             self._timer_wake.set()
 
     # -- tasks -----------------------------------------------------------------------------------
@@ -393,10 +397,15 @@ class Router:
         self._swap(queue, found)
         # Whoever stands still may have waited for this answer, also where it leads elsewhere now.
         self._go_on(old, now)
-        waiting = queue.waiting
-        while waiting and self._promote(waiting[0], queue, found, now):
-            waiting.popleft()
+        self._let_in(queue, now)
         self._go_on(found, now)
+
+    def _let_in(self, queue: ScheduledQueue, now: float) -> None:
+        """Move a line in as far as there is room and the queue's rate allows."""
+        routes: Routes | None = queue.routes
+        waiting = queue.waiting
+        while routes is not None and waiting and self._promote(waiting[0], queue, routes, now):
+            waiting.popleft()
 
     def _go_on(self, routes: Routes | None, now: float) -> None:
         for ready in routes.all() if routes is not None else ():
@@ -446,14 +455,18 @@ class Router:
                     logger.exception("message %s cannot be placed; again in a minute", entry.id.hex())
                     entry.due = now + _SWEEP
                     self._later(entry)
-            wakes = self._ready_wakes
+            wakes = self._wakes
             while wakes and wakes[0][0] <= now:
-                ready = heapq.heappop(wakes)[2]
+                found = heapq.heappop(wakes)[2]
+                found.noted_for = float("-inf")
                 try:
-                    self._look_at(ready, now)
+                    if isinstance(found, ScheduledQueue):
+                        self._let_in(found, now)
+                    else:
+                        self._look_at(found, now)
                 except Exception:
-                    logger.exception("ready queue %s; again in a minute", ready.name)
-                    self._wake_at(ready, now + _SWEEP)
+                    logger.exception("queue %s; again in a minute", found.name)
+                    self._wake_at(found, now + _SWEEP)
             if now >= next_sweep:
                 try:
                     self._sweep(now)
@@ -474,7 +487,6 @@ class Router:
 
     def _look_at(self, ready: ReadyQueue, now: float) -> None:
         """A moment noted for this queue has come: the end of a wait, or a backlog left to others."""
-        ready.noted_for = float("-inf")
         patient = ready in self._looked_at
         self._looked_at.discard(ready)
         if ready.retired or not (ready.entries or ready.hungry):

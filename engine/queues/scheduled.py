@@ -58,7 +58,17 @@ class ScheduledQueue:
     `routes` is the router's: what it worked out for this queue, None until then.
     """
 
-    __slots__ = ("config", "count", "idle_since", "name", "refresh_at", "resolving", "routes", "waiting")
+    __slots__ = (
+        "config",
+        "count",
+        "idle_since",
+        "name",
+        "noted_for",
+        "refresh_at",
+        "resolving",
+        "routes",
+        "waiting",
+    )
 
     def __init__(self, name: QueueName) -> None:
         self.name = name
@@ -70,6 +80,8 @@ class ScheduledQueue:
         self.resolving = False
         self.refresh_at = float("-inf")
         self.idle_since = float("inf")
+        self.noted_for = float("-inf")
+        """The router's: when it will look at the line again."""
 
 
 class Timer:
