@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 
 import policy
+from tests.support import bench as support
 from tests.support.peer import DROP, HANG, FakePeer, open_peer
 
-Hooks = dict[str, Callable[..., Any]]
 
-
-def to(*peers: FakePeer, queue: dict[str, Any] | None = None, **path: Any) -> Hooks:
-    """Hooks that route everything to these peers."""
-    hosts = [f"127.0.0.1:{peer.port}" for peer in peers]
-    path.setdefault("enable_tls", "Disabled")
-    path.setdefault("idle_timeout", 0.3)
-    config = policy.make_queue_config(
-        protocol={"smtp": {"mx_list": hosts}}, **{"retry_interval": 0.05, **(queue or {})}
-    )
-    egress = policy.make_egress_path(**path)
-    return {
-        "get_queue_config": lambda domain, tenant, campaign, routing_domain: config,
-        "get_egress_path_config": lambda domain, egress_source, site_name: egress,
-    }
+def to(*peers: FakePeer, queue: dict[str, Any] | None = None, **path: Any) -> support.HookSet:
+    """Hooks that route everything to these peers and have failed messages tried again almost at once."""
+    return support.to(*peers, queue={"retry_interval": 0.05, **(queue or {})}, **path)
 
 
 async def test_a_message_arrives_byte_for_byte(bench: Any) -> None:
@@ -185,12 +173,7 @@ async def test_required_tls_that_is_not_offered_holds_without_an_attempt(bench: 
         await b.records("TransientFailure", 3)
 
 
-AUTH = {
-    "smtp_auth_plain_username": "scott",
-    "smtp_auth_plain_password": {"key_data": "tiger"},
-    "allow_smtp_auth_plain_without_tls": True,
-    "hold_interval": 0.1,
-}
+AUTH = {**support.AUTH, "hold_interval": 0.1}
 
 
 async def test_a_refused_login_holds_and_the_mail_goes_out_after_the_repair(bench: Any) -> None:

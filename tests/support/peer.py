@@ -1,23 +1,39 @@
-"""A next hop that does what the test says: an SMTP server as a small table of answers.
+"""A next hop that does what the test says: a table of answers, or a script, or first one and then the other.
 
-`FakePeer.replies` maps a command word (``MAIL``, ``RCPT``, ``DATA``, ``.``, ``EHLO``, ``connect``, ...)
-to what is answered: text, a list of texts used one after the other (the last one stays), or a
-function of the command line. Special answers: ``DROP`` closes the connection, ``HANG`` says nothing
-any more, ``""`` says nothing this once.
+The table. `FakePeer.replies` maps a command word (``MAIL``, ``RCPT``, ``DATA``, ``.``, ``EHLO``,
+``connect``, ...) to what is answered: text, a list of texts used one after the other (the last one
+stays), or a function of the command line. Special answers: ``DROP`` closes the connection, ``HANG``
+says nothing any more, ``""`` says nothing this once. Where the table says nothing the peer is a
+correct and strict MTA: MAIL within a transaction, RCPT without MAIL and DATA without a recipient are
+refused.
+
+A script. `FakePeer.script` is called with the `Wire` of each connection instead, and may say
+anything at any time; ``await peer.obey(wire)`` goes on by the table. The connection is closed when
+it returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
 
+__all__ = ["DROP", "HANG", "PLAIN", "Arrived", "FakePeer", "Wire", "open_peer"]
+
 DROP = "<drop>"
 HANG = "<hang>"
 
 Answer = str | list[str] | Callable[[str], str]
+
+PLAIN = ("PIPELINING", "8BITMIME", "SIZE 100000000")
+"""What a peer offers unless told otherwise."""
+
+
+class Hangup(Exception):
+    """The other side closed the connection."""
 
 
 @dataclass
@@ -29,17 +45,105 @@ class Arrived:
     data: bytes
 
 
+class Wire:
+    """One connection as the peer sees it. `number`: 1 for the first; `buffer`: read and not looked at."""
+
+    def __init__(self, stream: trio.SocketStream, peer: FakePeer, number: int) -> None:
+        self.socket = stream
+        self.stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = stream
+        self.peer = peer
+        self.number = number
+        self.buffer = bytearray()
+
+    async def say(self, *lines: str) -> None:
+        """Some lines, in one segment."""
+        await self.raw("".join(f"{line}\r\n" for line in lines))
+
+    async def raw(self, octets: str | bytes) -> None:
+        """Some octets, in one segment."""
+        await self.stream.send_all(octets if isinstance(octets, bytes) else octets.encode())
+
+    async def drip(self, pieces: Sequence[str], pause: float) -> None:
+        """One piece after the other, with pauses."""
+        for piece in pieces:
+            await self.raw(piece)
+            await trio.sleep(pause)
+
+    async def more(self) -> None:
+        """Wait for more octets."""
+        chunk = await self.stream.receive_some()
+        if not chunk:
+            raise Hangup
+        self.buffer += chunk
+
+    async def line(self) -> str:
+        """The next command line, without its line end."""
+        while (end := self.buffer.find(b"\r\n")) < 0:
+            await self.more()
+        line = bytes(self.buffer[:end]).decode("utf-8", "replace")
+        del self.buffer[: end + 2]
+        self.peer.commands.append(line)
+        return line
+
+    async def word(self) -> str:
+        """The word of the next command line."""
+        return command_word(await self.line())
+
+    async def data(self) -> bytes:
+        """The mail data up to the final dot, dots removed."""
+        while not self.buffer.startswith(b".\r\n") and b"\r\n.\r\n" not in self.buffer:
+            await self.more()
+        end = 0 if self.buffer.startswith(b".\r\n") else self.buffer.index(b"\r\n.\r\n") + 2
+        data = bytes(self.buffer[:end])
+        del self.buffer[: end + 3]
+        return data.removeprefix(b".").replace(b"\r\n.", b"\r\n")
+
+    async def greet(self, *capabilities: str) -> None:
+        """Greeting and EHLO."""
+        await self.say("220 peer.example ESMTP")
+        await self.line()
+        await self.say(hello(capabilities or PLAIN))
+
+    async def up_to_data(self) -> None:
+        """Greeting, EHLO, and the whole envelope of a message with one recipient: all but the content."""
+        await self.greet()
+        for _ in range(3):
+            await self.line()
+        await self.say("250 ok", "250 ok", "354 go ahead")
+
+    async def until_closed(self) -> None:
+        """Read and throw away until the other side closes."""
+        while await self.stream.receive_some():
+            pass
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Become TLS. A handshake that fails is the end of the connection."""
+        tls = trio.SSLStream(self.socket, context, server_side=True, https_compatible=True)
+        try:
+            await tls.do_handshake()
+        except trio.BrokenResourceError:
+            raise Hangup from None
+        self.stream = tls
+        self.peer.commands.append("(tls)")
+
+
 @dataclass
 class FakePeer:
-    """See the module. `stumbles`: throws away what is pipelined behind a final dot."""
+    """See the module. `stumbles`: throws away what is pipelined behind a final dot. `tls`: STARTTLS is
+    offered and done with this context; `secured` is what is offered afterwards (None: the same)."""
 
     replies: dict[str, Answer] = field(default_factory=dict)
-    capabilities: list[str] = field(default_factory=lambda: ["PIPELINING", "8BITMIME", "SIZE 10000000"])
+    capabilities: Sequence[str] = PLAIN
     stumbles: bool = False
+    tls: ssl.SSLContext | None = None
+    secured: Sequence[str] | None = None
+    script: Callable[[Wire], Awaitable[object]] | None = None
     port: int = 0
     connections: int = 0
     open: int = 0
     most_open: int = 0
+    times: list[float] = field(default_factory=list)
+    """When each connection was made (`trio.current_time`)."""
     commands: list[str] = field(default_factory=list)
     arrived: list[Arrived] = field(default_factory=list)
 
@@ -52,110 +156,115 @@ class FakePeer:
 
     def words(self) -> list[str]:
         """The command words heard so far."""
-        return [line.split(":", 1)[0].split(" ", 1)[0].upper() for line in self.commands]
+        return [command_word(line) for line in self.commands]
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """One connection."""
         self.connections += 1
+        self.times.append(trio.current_time())
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
-            with trio.CancelScope():
-                await self._conversation(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            wire = Wire(stream, self, self.connections)
+            await (self.script(wire) if self.script is not None else self.converse(wire))
+        except (Hangup, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             self.open -= 1
             await trio.aclose_forcefully(stream)
 
-    async def _say(self, stream: trio.SocketStream, text: str) -> bool:
+    async def converse(self, wire: Wire) -> None:
+        """A whole conversation by the table."""
+        await self._say(wire, self.answer("connect", "", "220 peer.example ESMTP"))
+        await self.obey(wire)
+
+    async def obey(self, wire: Wire) -> None:
+        """A conversation by the table, from the first command on."""
+        envelope: Arrived | None = None
+        while True:
+            line = await wire.line()
+            word = command_word(line)
+            if word == "MAIL" and envelope is not None:
+                await wire.say("503 5.5.1 nested MAIL")
+                continue
+            if word == "RCPT" and envelope is None:
+                await wire.say("503 5.5.1 MAIL first")
+                continue
+            if word == "DATA" and (envelope is None or not envelope.recipients):
+                await wire.say("554 5.5.1 no valid recipients")
+                continue
+            reply = self.answer(word, line, self._usual(word, wire))
+            await self._say(wire, reply)
+            argument = line[line.find("<") + 1 : line.find(">")] if "<" in line else ""
+            if word == "QUIT" or reply[:3] == "421":
+                return
+            if word == "STARTTLS" and self.tls is not None and reply[:3] == "220":
+                await wire.start_tls(self.tls)
+            elif word == "MAIL" and reply[:1] == "2":
+                envelope = Arrived(argument, [], b"")
+            elif word == "RCPT" and reply[:1] == "2":
+                assert envelope is not None
+                envelope.recipients.append(argument)
+            elif word == "RSET" and reply[:1] == "2":
+                envelope = None
+            elif word == "DATA" and reply[:3] == "354":
+                assert envelope is not None
+                envelope.data = await wire.data()
+                if self.stumbles:
+                    wire.buffer.clear()
+                reply = self.answer(".", "", "250 2.0.0 taken")
+                if reply[:1] == "2" or reply == DROP:
+                    self.arrived.append(envelope)
+                await self._say(wire, reply)
+                if reply[:3] == "421":
+                    return
+                envelope = None
+
+    def _usual(self, word: str, wire: Wire) -> str:
+        """What a correct MTA says where the table says nothing."""
+        if word == "EHLO":
+            secure = wire.stream is not wire.socket
+            offered = self.capabilities if not secure or self.secured is None else self.secured
+            return hello([*offered, "STARTTLS"] if self.tls is not None and not secure else offered)
+        usual = {"DATA": "354 go ahead", "AUTH": "235 2.7.0 ok", "STARTTLS": "220 go", "QUIT": "221 bye"}
+        return usual.get(word, "250 2.0.0 ok")
+
+    async def _say(self, wire: Wire, text: str) -> None:
         if text == DROP:
-            return False
+            raise Hangup
         if text == HANG:
             await trio.sleep_forever()
         if text:
-            await stream.send_all(text.encode() + b"\r\n")
-        return True
+            await wire.say(text)
 
-    async def _conversation(self, stream: trio.SocketStream) -> None:
-        if not await self._say(stream, self.answer("connect", "", "220 peer.example ESMTP")):
-            return
-        buffer = bytearray()
-        sender, recipients = "", []
-        while True:
-            line = await self._line(stream, buffer)
-            if line is None:
-                return
-            self.commands.append(line)
-            word = line.split(":", 1)[0].split(" ", 1)[0].upper()
-            argument = line[line.find("<") + 1 : line.find(">")] if "<" in line else ""
-            if word == "EHLO":
-                lines = ["peer.example", *self.capabilities]
-                default = "\r\n".join(
-                    f"250{'-' if i < len(lines) - 1 else ' '}{x}" for i, x in enumerate(lines)
-                )
-            elif word == "DATA":
-                default = "354 go ahead" if recipients else "503 5.5.1 no recipients"
-            elif word == "AUTH":
-                default = "235 2.7.0 ok"
-            elif word == "QUIT":
-                default = "221 2.0.0 bye"
-            else:
-                default = "250 2.0.0 ok"
-            reply = self.answer(word, line, default)
-            if not await self._say(stream, reply):
-                return
-            if word == "MAIL":
-                sender, recipients = argument, []
-            elif word == "RCPT" and reply[:1] == "2":
-                recipients.append(argument)
-            elif word == "RSET":
-                sender, recipients = "", []
-            elif word == "DATA" and reply[:3] == "354":
-                data = await self._data(stream, buffer)
-                if data is None:
-                    return
-                if self.stumbles:
-                    buffer.clear()
-                reply = self.answer(".", "", "250 2.0.0 taken")
-                if reply[:1] == "2" or reply == DROP:
-                    self.arrived.append(Arrived(sender, recipients, data))
-                if not await self._say(stream, reply):
-                    return
-                sender, recipients = "", []
-            elif word == "QUIT" or reply[:3] == "421":
-                return
 
-    async def _line(self, stream: trio.SocketStream, buffer: bytearray) -> str | None:
-        while (end := buffer.find(b"\r\n")) < 0:
-            chunk = await stream.receive_some()
-            if not chunk:
-                return None
-            buffer += chunk
-        line = bytes(buffer[:end]).decode("utf-8", "replace")
-        del buffer[: end + 2]
-        return line
+def command_word(line: str) -> str:
+    """The word of a command line."""
+    return line.split(":", 1)[0].split(" ", 1)[0].upper()
 
-    async def _data(self, stream: trio.SocketStream, buffer: bytearray) -> bytes | None:
-        while not buffer.startswith(b".\r\n") and b"\r\n.\r\n" not in buffer:
-            chunk = await stream.receive_some()
-            if not chunk:
-                return None
-            buffer += chunk
-        end = 0 if buffer.startswith(b".\r\n") else buffer.index(b"\r\n.\r\n") + 2
-        data = bytes(buffer[:end])
-        del buffer[: end + 3]
-        if data.startswith(b"."):
-            data = data[1:]
-        return data.replace(b"\r\n.", b"\r\n")
+
+def hello(capabilities: Sequence[str]) -> str:
+    """The reply to EHLO."""
+    lines = ["peer.example", *capabilities]
+    return "\r\n".join(f"250{'-' if i < len(lines) - 1 else ' '}{x}" for i, x in enumerate(lines))
 
 
 @asynccontextmanager
-async def open_peer(**options: object) -> AsyncIterator[FakePeer]:
-    """A `FakePeer` listening on a loopback port of its own."""
-    peer = FakePeer(**options)  # type: ignore[arg-type]
+async def open_peer(
+    script: Callable[[Wire], Awaitable[object]] | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    window: int | None = None,
+    **options: object,
+) -> AsyncIterator[FakePeer]:
+    """A `FakePeer` listening on a loopback port of its own. `window`: octets the kernel may take for it
+    before it reads."""
+    peer = FakePeer(script=script, **options)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listeners = await trio.open_tcp_listeners(port, host=host)
+        if window is not None:
+            listeners[0].socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, window)
         peer.port = listeners[0].socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, peer.serve, listeners)
         yield peer

@@ -1,0 +1,184 @@
+"""A router with everything around it faked but the sockets and the protocol, and hooks to steer it by."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+import policy
+from engine.egress.resolve import Resolver
+from engine.egress.router import Router, open_router
+from engine.hooks import Hooks
+from engine.keys import open_keys
+from engine.log import Log, Record
+from engine.model import Message, QueueName, new_message_id
+from engine.queues.limits import LocalLimits
+from engine.queues.ready import ReadyQueue
+from engine.spool import MemorySpool
+from policy.hooks import EVENTS, HookTable, on, registering
+from tests.support.fakedns import StaticDns
+from tests.support.peer import FakePeer
+
+__all__ = ["AUTH", "Bench", "HookSet", "ListLog", "login", "open_bench", "to"]
+
+HookSet = dict[str, Callable[..., Any]]
+
+AUTH = {
+    "smtp_auth_plain_username": "scott",
+    "smtp_auth_plain_password": {"key_data": "tiger"},
+    "allow_smtp_auth_plain_without_tls": True,
+}
+"""Options of a path that logs in, without TLS: what is tested is something else."""
+
+
+def to(*peers: FakePeer, queue: dict[str, Any] | None = None, **path: Any) -> HookSet:
+    """Hooks that route everything to these peers, with these options of queue and path.
+
+    A failed message is tried again after a minute, unless the test says otherwise.
+    """
+    hosts = [f"127.0.0.1:{peer.port}" for peer in peers]
+    path.setdefault("enable_tls", "Disabled")
+    path.setdefault("idle_timeout", 0.3)
+    config = policy.make_queue_config(
+        protocol={"smtp": {"mx_list": hosts}}, **{"retry_interval": 60, **(queue or {})}
+    )
+    egress = policy.make_egress_path(**path)
+    return {
+        "get_queue_config": lambda domain, tenant, campaign, routing_domain: config,
+        "get_egress_path_config": lambda domain, egress_source, site_name: egress,
+    }
+
+
+def login(line: str) -> tuple[str, str]:
+    """User and password of an AUTH PLAIN command line."""
+    user, password = base64.b64decode(line.split()[-1]).decode().split("\0")[1:]
+    return user, password
+
+
+class ListLog(Log):
+    """Keeps the records in a list, and tells whoever waits for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Record] = []
+        self.written = trio.Event()
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+        self.written.set()
+
+    def kinds(self) -> list[str]:
+        return [record.type for record in self.records]
+
+
+@dataclass
+class Bench:
+    """The router under test and its surroundings."""
+
+    router: Router
+    spool: MemorySpool
+    log: ListLog
+
+    async def submit(
+        self,
+        recipients: str | list[str] = "bob@example.com",
+        body: bytes = b"Subject: hello\r\n\r\nHello\r\n",
+        **options: Any,
+    ) -> bytes:
+        """Commit and enqueue one message, as ingress does."""
+        listed = [recipients] if isinstance(recipients, str) else recipients
+        domain = listed[0].rsplit("@", 1)[1]
+        message = Message(
+            id=new_message_id(),
+            sender=options.pop("sender", "alice@sender.example"),
+            recipients=listed,
+            queue=QueueName(domain, options.pop("tenant", None)),
+            created=options.pop("created", time.time()),
+            size=len(body),
+            **options,
+        )
+        (handle,) = await self.spool.commit([body], [message])
+        self.router.enqueue(message, body, handle)
+        return message.id
+
+    async def submit_many(self, number: int, **options: Any) -> None:
+        """So many messages, to u0@example.com, u1@example.com, ..."""
+        for i in range(number):
+            await self.submit(f"u{i}@example.com", **options)
+
+    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+        """Wait for something to become true."""
+        pause = 0.005
+        with trio.fail_after(seconds):
+            while not condition():
+                await trio.sleep(pause)
+                pause = min(pause * 1.5, seconds / 50)
+
+    async def records(self, kind: str, number: int = 1, seconds: float = 5.0) -> list[Record]:
+        """Wait for so many records of a kind."""
+        with trio.fail_after(seconds):
+            while self.log.kinds().count(kind) < number:
+                self.log.written = trio.Event()
+                await self.log.written.wait()
+        return self.recorded(kind)
+
+    async def first(self, seconds: float = 5.0) -> Record:
+        """Wait for the first record, whatever it is."""
+        with trio.fail_after(seconds):
+            while not self.log.records:
+                await self.log.written.wait()
+        return self.log.records[0]
+
+    def recorded(self, kind: str) -> list[Record]:
+        """The records of a kind so far."""
+        return [record for record in self.log.records if record.type == kind]
+
+    def outcomes(self) -> dict[str, list[str]]:
+        """Kinds of record so far by recipient (without its domain), in order."""
+        found: dict[str, list[str]] = {}
+        for record in self.log.records:
+            listed = [record.recipient] if isinstance(record.recipient, str) else record.recipient
+            for recipient in listed:
+                found.setdefault(recipient.rsplit("@", 1)[0], []).append(record.type)
+        return found
+
+    def text(self) -> str:
+        """Everything the records say."""
+        return "\n".join(map(str, self.log.records))
+
+    def ready(self) -> Sequence[ReadyQueue]:
+        """The ready queues."""
+        return self.router._finder.ready_queues()
+
+
+@asynccontextmanager
+async def open_bench(hooks: HookSet, *, resolver: Resolver | None = None) -> AsyncIterator[Bench]:
+    """A running router with these hooks. Hooks whose name is no event are key sources."""
+    table = HookTable()
+    token = registering.set(table)
+    try:
+        for event, function in hooks.items():
+            on(event, keysource=event not in EVENTS)(function)
+    finally:
+        registering.reset(token)
+    called = Hooks(table)
+    log, spool = ListLog(), MemorySpool()
+    async with (
+        open_keys(called) as keys,
+        open_router(
+            spool=spool,
+            log=log,
+            hooks=called,
+            keys=keys,
+            resolver=resolver or Resolver(StaticDns({})),
+            limits=LocalLimits(),
+            hostname="relay.example",
+        ) as router,
+    ):
+        yield Bench(router, spool, log)
