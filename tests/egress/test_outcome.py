@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.egress.outcome import INTERNAL, broken, expired, finished, internal, refused_at
+from engine.egress.outcome import INTERNAL, broken, expired, finished, internal, out_of_step, refused_at
 from engine.smtp import Reply, Transaction
 
 OK = Reply(250, "2.1.0", "OK")
@@ -92,3 +92,32 @@ def test_our_own_replies_are_marked() -> None:
     assert expired("old").text.startswith(INTERNAL)
     assert expired("old").code == 551
     assert broken("MAIL FROM", "reset", timeout=False, dot_sent=False).text == f"{INTERNAL}reset (MAIL FROM)"
+
+
+# Out of step: nobody knows which reply answered what
+
+REFUSED = Reply(550, "5.1.1", "no such user")
+TAKEN = Reply(250, "2.0.0", "taken")
+
+
+@pytest.mark.parametrize("mail", [None, OK, REFUSED])
+@pytest.mark.parametrize("rcpt", [[None, None], [OK, REFUSED], [REFUSED, REFUSED]])
+@pytest.mark.parametrize("data", [None, GO, REFUSED])
+@pytest.mark.parametrize("dot", [None, TAKEN, REFUSED])
+@pytest.mark.parametrize("dot_sent", [False, True])
+def test_out_of_step_no_refusal_and_no_acceptance_is_believed(
+    mail: Reply | None, rcpt: list[Reply | None], data: Reply | None, dot: Reply | None, dot_sent: bool
+) -> None:
+    names = ["a@example.com", "b@example.com"]
+    tx = Transaction("s@e.example", names, mail_reply=mail, rcpt_replies=rcpt, data_reply=data, dot_reply=dot)
+    outcomes = out_of_step(tx, LOST, dot_sent=dot_sent)
+    assert len(outcomes) == 2
+    for outcome in outcomes:
+        assert outcome.verdict == ("uncertain" if dot_sent and dot is None else "transient")
+        assert outcome.reply is LOST
+
+
+def test_out_of_step_uncertain_names_the_dot_and_the_rest_names_no_command() -> None:
+    tx = Transaction("s@e.example", ["a@example.com"], mail_reply=OK, rcpt_replies=[OK], data_reply=GO)
+    assert out_of_step(tx, LOST, dot_sent=True)[0].command == "."
+    assert out_of_step(tx, LOST, dot_sent=False)[0].command == ""
