@@ -31,6 +31,9 @@ Answer = str | list[str] | Callable[[str], str]
 PLAIN = ("PIPELINING", "8BITMIME", "SIZE 100000000")
 """What a peer offers unless told otherwise."""
 
+_HOT = 200
+"""Connections at one moment (of a clock that jumps only when all is quiet) that nobody makes on purpose."""
+
 
 class Hangup(Exception):
     """The other side closed the connection."""
@@ -162,6 +165,8 @@ class FakePeer:
         """One connection."""
         self.connections += 1
         self.times.append(trio.current_time())
+        if self.times[-_HOT:].count(self.times[-1]) == _HOT:
+            raise AssertionError(f"a hot loop: {_HOT} connections at one moment")
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
