@@ -114,10 +114,15 @@ class Wire:
             await self.line()
         await self.say("250 ok", "250 ok", "354 go ahead")
 
-    async def until_closed(self) -> None:
-        """Read and throw away until the other side closes."""
-        while await self.stream.receive_some():
+    async def until_closed(self) -> int:
+        """Read and throw away until the other side closes. Returns: how many octets that were."""
+        octets = len(self.buffer)
+        try:
+            while chunk := await self.stream.receive_some():
+                octets += len(chunk)
+        except trio.BrokenResourceError:
             pass
+        return octets
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Become TLS. A handshake that fails is the end of the connection."""
