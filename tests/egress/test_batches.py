@@ -71,6 +71,18 @@ async def test_a_peer_that_closes_behind_the_first_batch_is_met_by_the_schedule(
             assert b.router.statistics().timed == 1
 
 
+async def test_a_session_that_ends_behind_a_batch_that_must_wait(bench: Any, clock: MockClock) -> None:
+    """The attempt is counted, so all who are left wait for the schedule together."""
+    path = {"max_recipients_per_batch": 1, "max_deliveries_per_connection": 1}
+    async with open_peer(replies={"RCPT": "451 4.2.1 later"}) as peer, bench(to(peer, **path)) as b:
+        await b.submit(people(3))
+        await trio.sleep(50)
+        assert peer.connections == 1 and b.router.statistics().timed == 1
+        await trio.sleep(30)
+        assert peer.connections == 2
+        assert [record.num_attempts for record in b.log.records] == [1, 2]
+
+
 async def test_max_deliveries_per_connection_counts_batches(bench: Any, clock: MockClock) -> None:
     path = {"connection_limit": 1, "max_recipients_per_batch": 1, "max_deliveries_per_connection": 2}
     async with open_peer() as peer, bench(to(peer, **path)) as b:
