@@ -243,7 +243,8 @@ class FakePeer:
         if text == DROP:
             raise Hangup
         if text == HANG:
-            await trio.sleep_forever()
+            await wire.until_closed()
+            raise Hangup
         if text:
             await wire.say(text)
 
