@@ -183,7 +183,7 @@ async def test_a_session_under_steady_load_is_replaced(
         await b.records("Delivery", 40, seconds=600)
         gaps = [after - before for before, after in zip(peer.times, peer.times[1:], strict=False)]
         assert all(54 <= gap <= 61 for gap in gaps) and len(gaps) >= 3
-        assert set(b.log.kinds()) == {"Delivery"}, "it is ended between messages"
+        assert set(b.log.kinds()) == {"Delivery"} and peer.words().count("QUIT") >= len(gaps)
 
 
 async def test_a_tar_pit_that_stays_just_within_each_limit(
@@ -307,7 +307,8 @@ async def test_a_drain_waits_as_long_as_the_path_says(bench: Any, clock: MockClo
             await b.submit()
             await b.until(lambda: "DATA" in peer.words())
             begun = clock.current_time()
-            await b.router.drain()
+            with trio.fail_after(60):
+                await b.router.drain()
             assert 1 <= clock.current_time() - begun <= 1.1
             assert "twice" in b.log.records[0].content
 
