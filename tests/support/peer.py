@@ -108,8 +108,12 @@ class Wire:
         await self.say(hello(capabilities or PLAIN))
 
     async def up_to_data(self) -> None:
-        """Greeting, EHLO, and the whole envelope of a message with one recipient: all but the content."""
+        """Greeting, EHLO and `envelope`."""
         await self.greet()
+        await self.envelope()
+
+    async def envelope(self) -> None:
+        """MAIL, RCPT and DATA of a message with one recipient, pipelined: all but the content."""
         for _ in range(3):
             await self.line()
         await self.say("250 ok", "250 ok", "354 go ahead")
