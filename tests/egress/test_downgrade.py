@@ -92,6 +92,14 @@ async def test_claims_to_be_further_already(replies: Any, bench: Any, clock: Moc
         assert not SPOKEN & set(peer.words())
 
 
+async def test_a_greeting_that_is_none(bench: Any, clock: MockClock) -> None:
+    async with open_peer(replies={"connect": "235 already authenticated"}) as peer:
+        async with bench(to(peer, enable_tls="Opportunistic")) as b:
+            await b.submit()
+            assert (await b.first()).type == "TransientFailure"
+            assert peer.commands == []
+
+
 @pytest.mark.parametrize("mode", ["Required", "Opportunistic"])
 async def test_a_certificate_nobody_trusts(mode: str, bench: Any, clock: MockClock) -> None:
     """Also where TLS is merely taken when offered: no clear text behind a failed handshake by itself."""
@@ -200,21 +208,26 @@ async def test_one_path_s_failed_handshake_puts_no_other_path_into_clear_text(
             assert record.tls_verified
 
 
-async def test_nor_its_password(bench: Any, clock: MockClock) -> None:
-    """Although that path may send it without TLS (to another host, say): here TLS is there, and good."""
+@pytest.mark.parametrize("trust", [TRUSTED, MISTAKEN], ids=["other trust", "same trust"])
+async def test_nor_its_password(trust: Any, bench: Any, clock: MockClock) -> None:
+    """Although that path may send it without TLS (to another host, say): here there is TLS."""
     paths = {
         "mistaken.example": {"tls_ca": MISTAKEN, "remember_broken_tls": "1h"},
-        "good.example": {"tls_ca": TRUSTED, **AUTH},
+        "login.example": {"tls_ca": trust, **AUTH},
     }
     async with open_peer(tls=GOOD.server_context(NAME), capabilities=["AUTH PLAIN"]) as peer:
         async with bench(to(peer, paths, enable_tls="Opportunistic")) as b:
             await b.submit("u@mistaken.example")
             await b.records("TransientFailure")
             peer.commands.clear()
-            await b.submit("u@good.example")
-            await b.records("Delivery")
+            await b.submit("u@login.example")
+            await b.until(lambda: len(b.log.records) == 2)
             words = peer.words()
-            assert "(TLS)" in words[: words.index("AUTH")]
+            assert "STARTTLS" in words
+            if trust is TRUSTED:
+                assert "(TLS)" in words[: words.index("AUTH")]
+            else:
+                assert b.log.records[1].cause == "tls" and not SPOKEN & set(words)
 
 
 @pytest.mark.parametrize("retry", ["opportunistic_tls_reconnect_on_failed_handshake", "remember_broken_tls"])
