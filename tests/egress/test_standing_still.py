@@ -119,22 +119,31 @@ async def test_and_mail_that_waits_in_line_though_new_mail_keeps_coming(bench: A
         assert b.router.statistics().waiting == 0
 
 
-async def test_an_idle_session_does_not_outlive_its_path(bench: Any, clock: MockClock) -> None:
-    """A changed path means another queue; the connections of the old one close."""
-    users = ["right"]
-    async with open_peer(**LOGINS) as peer:
-        hooks = changing_user(peer, users, idle_timeout=600)
-        peer.replies["AUTH"] = "235 ok"
-        async with bench(hooks) as b:
-            await b.submit()
-            await b.records("Delivery")
-            users.append("other")
+async def test_idle_sessions_do_not_outlive_their_path(bench: Any, clock: MockClock) -> None:
+    """A changed path means another queue; the connections of the old one close, all of them."""
+
+    async def script(wire: Wire) -> None:
+        await wire.greet("AUTH PLAIN")
+        while (word := await wire.word()) != "QUIT":
+            if word == "DATA":
+                await wire.say("354 go")
+                await wire.data()
+                await trio.sleep(0.5)
+            await wire.say("235 ok" if word == "AUTH" else "250 ok")
+
+    users = ["one"]
+    async with open_peer(script) as peer:
+        async with bench(changing_user(peer, users, idle_timeout=600)) as b:
+            await b.submit_many(10)
+            await b.records("Delivery", 10)
+            assert peer.open > 2
+            users.append("two")
             await trio.sleep(11)
+            await b.submit_many(2)
+            await b.records("Delivery", 12)
             await b.submit()
-            await trio.sleep(1)
-            await b.submit()
-            await b.records("Delivery", 3)
-            assert b.recorded("Delivery")[-1].smtp_auth_user == "other"
+            await b.records("Delivery", 13)
+            assert b.recorded("Delivery")[-1].smtp_auth_user == "two"
             await b.until(lambda: peer.open == 1)
 
 

@@ -46,7 +46,7 @@ def to(*peers: FakePeer, queue: dict[str, Any] | None = None, **path: Any) -> Ho
     path.setdefault("enable_tls", "Disabled")
     path.setdefault("idle_timeout", 0.3)
     config = policy.make_queue_config(
-        protocol={"smtp": {"mx_list": hosts}}, **{"retry_interval": 60, **(queue or {})}
+        **{"protocol": {"smtp": {"mx_list": hosts}}, "retry_interval": 60, **(queue or {})}
     )
     egress = policy.make_egress_path(**path)
     return {
