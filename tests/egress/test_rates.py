@@ -92,6 +92,16 @@ async def test_a_slow_rate_opens_no_connection_without_a_message(
         assert 10 <= len(peer.arrived) <= 11
 
 
+async def test_a_message_does_not_wait_for_the_turn_of_the_next(bench: Any, clock: MockClock) -> None:
+    path = {"connection_limit": 1, "max_message_rate": "1/10s,max_burst=1", "idle_timeout": 60}
+    async with open_peer() as peer, bench(to(peer, **path)) as b:
+        await b.submit_many(3)
+        await b.records("Delivery")
+        assert clock.current_time() < 1
+        await b.records("Delivery", 3, seconds=60)
+        assert peer.connections == 1
+
+
 async def test_batches_of_one_message_count(bench: Any, clock: MockClock) -> None:
     path = {"max_message_rate": "1/2s,max_burst=1", "max_recipients_per_batch": 1, "idle_timeout": 10}
     async with open_peer() as peer, bench(to(peer, **path)) as b:
