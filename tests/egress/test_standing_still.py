@@ -136,7 +136,7 @@ async def test_idle_sessions_do_not_outlive_their_path(bench: Any, clock: MockCl
         async with bench(changing_user(peer, users, idle_timeout=600)) as b:
             await b.submit_many(10)
             await b.records("Delivery", 10)
-            assert peer.open > 2
+            assert peer.open > 3
             users.append("two")
             await trio.sleep(11)
             await b.submit_many(2)
@@ -144,7 +144,7 @@ async def test_idle_sessions_do_not_outlive_their_path(bench: Any, clock: MockCl
             await b.submit()
             await b.records("Delivery", 13)
             assert b.recorded("Delivery")[-1].smtp_auth_user == "two"
-            await b.until(lambda: peer.open == 1)
+            await b.until(lambda: peer.open <= 2)
 
 
 async def test_a_hold_keeps_no_body_in_memory(bench: Any, clock: MockClock) -> None:
