@@ -253,7 +253,6 @@ async def test_a_rotated_secret_is_used_from_the_next_message_on(bench: Any, clo
             assert tried == ["one", "two"]
 
 
-@pytest.mark.xfail(strict=True, reason="key sources whose arguments are equal and of different type are one")
 async def test_equal_arguments_of_another_type_are_another_secret(bench: Any, clock: MockClock) -> None:
     """C44: 1, True and 1.0 are equal and different questions to the hook; they share no connection."""
     arguments = {"int.example": 1, "bool.example": True, "float.example": 1.0}
