@@ -171,7 +171,7 @@ async def test_an_idle_connection_that_the_peer_ends_is_no_attempt(
         (["PIPELINING"], {"enable_pipelining": False}, set()),
         (["8BITMIME"], {}, set()),
     ],
-    ids=str,
+    ids=["as usual", "within messages", "not at all", "not offered"],
 )
 async def test_behind_which_commands_another_one_may_wait(
     capabilities: list[str], path: dict[str, Any], ahead: set[str], bench: Any, clock: MockClock
