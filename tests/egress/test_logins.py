@@ -214,7 +214,7 @@ async def test_a_password_that_is_wrong_since_the_queue_fell_idle(bench: Any, cl
         assert logins_at(peer) == 1
 
 
-@pytest.mark.parametrize("answer", [DROP, HANG, "junk", "250 ok", "334 !!!", "454 4.7.0 later", "421 bye"])
+@pytest.mark.parametrize("answer", [DROP, HANG, "junk", "250 ok", "334 !!!"])
 async def test_a_login_without_a_proper_answer_is_no_licence_to_repeat_it(
     answer: str, bench: Any, clock: MockClock
 ) -> None:
@@ -226,12 +226,25 @@ async def test_a_login_without_a_proper_answer_is_no_licence_to_repeat_it(
             await trio.sleep(50)
             assert logins_at(one, two) == 1
             record = b.log.records[0]
-            assert (record.type, record.cause, record.num_attempts) == (
-                "TransientFailure",
-                "login-deferred",
-                0,
-            )
+            assert (record.type, record.num_attempts) == ("TransientFailure", 0)
+            assert record.cause == "login-unanswered"
             assert "MAIL" not in [*one.words(), *two.words()]
+
+
+@pytest.mark.parametrize("answer", ["454 4.7.0 later", "421 4.3.2 bye"])
+async def test_a_host_that_takes_no_login_now_leaves_the_next_one_free(
+    answer: str, bench: Any, clock: MockClock
+) -> None:
+    async with open_peer(capabilities=["AUTH PLAIN"]) as one, open_peer(capabilities=["AUTH PLAIN"]) as two:
+        one.replies["AUTH"] = two.replies["AUTH"] = answer
+        async with bench(to(one, two, **AUTH, hold_interval=60)) as b:
+            await b.submit_many(50)
+            await trio.sleep(50)
+            assert logins_at(one) == logins_at(two) == 1
+            assert b.log.records[0].cause == "login-deferred"
+            two.replies["AUTH"] = "235 ok"
+            await b.records("Delivery", 50, seconds=60)
+            assert not one.arrived
 
 
 async def test_a_secret_that_was_rotated_is_tried_at_once(bench: Any, clock: MockClock) -> None:

@@ -86,20 +86,19 @@ async def test_a_busy_queue_does_not_take_the_connection_again_and_again(
             await b.records("Delivery", 151, seconds=600)
 
 
+@pytest.mark.xfail(strict=True, reason="of the queues without a connection always the same comes first")
 @pytest.mark.parametrize("limit", [1, 2])
 async def test_several_busy_queues_all_get_on(limit: int, bench: Any, clock: MockClock) -> None:
-    """And the connection is not handed to and fro for every message."""
+    """Two of them must not hand the connection to and fro while the others look on."""
     async with open_peer(slow) as peer:
         async with bench(own_login(peer, connection_limit=limit, idle_timeout=5)) as b:
-            for _ in range(20):
+            for _ in range(60):
                 for name in "abcd":
                     await b.submit(f"u@{name}.example")
-            await trio.sleep(10 / limit)
-            first: dict[str, int] = {}
-            for record in b.recorded("Delivery"):
-                first[str(record.recipient)] = first.get(str(record.recipient), 0) + 1
-            assert len(first) == 4, f"somebody got nothing: {first}"
-            await b.records("Delivery", 80, seconds=600)
+            await trio.sleep(10)
+            delivered = [str(record.recipient) for record in b.recorded("Delivery")]
+            shares = {name: delivered.count(f"u@{name}.example") for name in "abcd"}
+            assert min(shares.values()) * 3 >= max(shares.values()), shares
 
 
 async def test_a_queue_alone_keeps_its_connection(bench: Any, clock: MockClock) -> None:
