@@ -119,7 +119,6 @@ async def test_the_rate_of_a_queue(bench: Any, clock: MockClock) -> None:
             assert set(b.log.kinds()) == {"Delivery"}
 
 
-@pytest.mark.xfail(strict=True, reason="each message that a queue's rate lets go looks at all that wait")
 async def test_waiting_for_the_rate_of_a_queue_costs_next_to_nothing(
     bench: Any, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
