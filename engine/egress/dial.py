@@ -66,6 +66,8 @@ _MECHANISMS = ("PLAIN", "LOGIN")
 """In order of preference; both send the password as it is, hence only inside TLS."""
 
 LOGIN_UNANSWERED = "login-unanswered"
+LOGIN_DEFERRED = "login-deferred"
+"""Causes of a `LoginRefused` that is no refusal."""
 
 _FINAL_CAUSES = frozenset((LoginRefused.cause, LOGIN_UNANSWERED, SecretUnavailable.cause))
 """What ends the dialing at once: the next host would count it as another failed login."""
@@ -392,7 +394,7 @@ class Dialer:
                 if event.reply.is_permanent:
                     raise LoginRefused(f"login as {user!r} refused with AUTH {name}: {event.reply.line}")
                 text = f"login as {user!r} not possible now with AUTH {name}: {event.reply.line}"
-                raise _login_trouble(text, "login-deferred")
+                raise _login_trouble(text, LOGIN_DEFERRED)
         connection.credential = credential
         connection.auth_mechanism = name
 

@@ -278,6 +278,7 @@ class Router:
             return False
         ready.sessions += 1
         ready.starting += 1
+        ready.started = now
         name = f"{self._session_prefix}{next(self._serial):012x}"
         session = Session(self.services, ready, name, prepaid=True)
         self._sessions.add(session)  # now, not when the task runs: a drain must see it
@@ -327,7 +328,7 @@ class Router:
         waiting = [
             other for other in self._finder.sharing(ready.lease) if other.entries and other is not ready
         ]
-        for other in sorted(waiting, key=lambda other: other.sessions):
+        for other in sorted(waiting, key=lambda other: (other.sessions, other.started)):
             self._set_to_work(other, now)
         if not ready.retired and (ready.entries or ready.hungry):
             if now < ready.retry_at:

@@ -185,6 +185,13 @@ class Transactions:
         the queue's next. None: there is nothing, or nothing may be begun."""
         client, ready = self._connection.client, self._ready
         while True:
+            if client.unasked and not self.delivered and self.hand is not None:
+                # The peer is out of step before we said a word about mail. An attempt, or a host that
+                # always does so would be tried for ever.
+                text = "the peer said something nobody asked for before MAIL"
+                result = outcome.Outcome("transient", outcome.internal(451, "4.5.0", text))
+                entry, self.hand = self.hand, None
+                await self._services.settler.all_recipients(entry, result, ready)
             if client.unasked or self._must_end():
                 self._give_back()
                 return None
@@ -210,14 +217,17 @@ class Transactions:
         entry = self._ready.take()
         if entry is None:
             return None
-        following = await self._prepare(entry)
+        following = await self._prepare(entry, ahead=True)
         if following is not None:
             following.ahead = True
         return following
 
-    async def _prepare(self, entry: Queued, before: Work | None = None) -> Work | None:
+    async def _prepare(
+        self, entry: Queued, before: Work | None = None, *, ahead: bool = False
+    ) -> Work | None:
         """The next transaction for `entry`; None when there is nothing to send for it (settled, or
-        given back). `before`: the one that left recipients over."""
+        given back). `before`: the one that left recipients over. `ahead`: its commands stand behind a
+        final dot, which closes the transaction before it."""
         settler, ready = self._services.settler, self._ready
         self.hand = entry
         self._hand_counted = before is not None and before.counted
@@ -247,7 +257,7 @@ class Transactions:
         more: list[int] = []
         if len(indices) > limit:
             indices, more = indices[:limit], indices[limit:]
-        rset = self.delivered > 0 and (ready.path.enable_rset or self._open)
+        rset = self.delivered > 0 and (ready.path.enable_rset or (self._open and not ahead))
         work = make_work(entry, message, body, indices, more, rset=rset)
         if before is not None:
             work.again, work.counted = True, before.counted

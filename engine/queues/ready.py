@@ -83,6 +83,7 @@ class ReadyQueue:
         "sessions",
         "site",
         "source",
+        "started",
         "starting",
         "touched",
         "warm",
@@ -96,6 +97,8 @@ class ReadyQueue:
         self.name = f"{source.name}->{site.name}@smtp_client"
         self.entries: deque[Queued] = deque()
         self.sessions = 0
+        self.started = float("-inf")
+        """When a session was started last: whose turn it is among queues that share a limit."""
         self.starting = 0
         """Of these, so many have not taken their first message yet: it still lies in `entries`."""
         self._wakers: dict[Callable[[], None], None] = {}

@@ -180,7 +180,6 @@ async def test_without_rset_a_transaction_that_failed_is_closed_all_the_same(
             assert peer.words()[3:6] == ["DATA", "RSET", "MAIL"]
 
 
-@pytest.mark.xfail(strict=True, reason="a message that is sent ahead brings a RSET whatever enable_rset says")
 async def test_without_rset_there_is_none_where_all_goes_well(bench: Any, clock: MockClock) -> None:
     async with open_peer() as peer, bench(to(peer, connection_limit=1, enable_rset=False)) as b:
         await b.submit_many(4)

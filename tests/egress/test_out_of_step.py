@@ -60,12 +60,7 @@ async def a_250_in_the_middle_of_a_large_body(wire: Wire) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(
-            everything_before_mail,
-            marks=pytest.mark.xfail(
-                strict=True, reason="a session that finds octets before MAIL is not set back"
-            ),
-        ),
+        everything_before_mail,
         a_250_begun_with_the_354,
         a_250_behind_the_354,
         a_250_in_the_middle_of_a_large_body,

@@ -86,7 +86,6 @@ async def test_a_busy_queue_does_not_take_the_connection_again_and_again(
             await b.records("Delivery", 151, seconds=600)
 
 
-@pytest.mark.xfail(strict=True, reason="of the queues without a connection always the same comes first")
 @pytest.mark.parametrize("limit", [1, 2])
 async def test_several_busy_queues_all_get_on(limit: int, bench: Any, clock: MockClock) -> None:
     """Two of them must not hand the connection to and fro while the others look on."""

@@ -162,7 +162,9 @@ def test_the_causes_of_held_mail() -> None:
     table = sections(OPERATING, "##")["Held mail"]
     rows = re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)
     dial = (ROOT / "engine" / "egress" / "dial.py").read_text()
-    assert set(rows) == (causes(errors.HeldError) - {"held"}) | set(re.findall(r'cause = "([\w-]+)"', dial))
+    assert set(rows) == (causes(errors.HeldError) - {"held"}) | set(
+        re.findall(r'LOGIN_\w+ = "([\w-]+)"', dial)
+    )
 
 
 def test_the_types_of_records() -> None:
