@@ -41,8 +41,12 @@ class EgressPathOptions(TypedDict, total=False):
     """Of `make_egress_path`."""
 
     connection_limit: int | str | Limit
+    additional_connection_limits: Mapping[str, int | str | Limit]
     max_connection_rate: _Rate | None
     max_message_rate: _Rate | None
+    additional_message_rate_throttles: Mapping[str, _Rate]
+    source_selection_rate: _Rate | None
+    additional_source_selection_rates: Mapping[str, _Rate]
     max_deliveries_per_connection: int
     max_recipients_per_batch: int
     max_ready: int

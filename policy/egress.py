@@ -22,6 +22,8 @@ from .kinds import (
     HostName,
     Ip,
     Key,
+    NamedLimits,
+    NamedRates,
     Networks,
     Number,
     Port,
@@ -33,9 +35,10 @@ from .kinds import (
 )
 from .nets import CidrSet, MxEntry, parse_cidr_set, parse_mx
 from .options import Constructor, Kind, NotYet, Table, kinds_of
-from .units import Limit
+from .units import Limit, Named
 
 __all__ = [
+    "PATH",
     "PROHIBITED",
     "UNSPECIFIED",
     "EgressPath",
@@ -81,8 +84,12 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
 
     # How much at once, how fast
     connection_limit: AtMost = Limit(32)
+    additional_connection_limits: NamedLimits = Named()
     max_connection_rate: Rate | None = None
     max_message_rate: Rate | None = None
+    additional_message_rate_throttles: NamedRates = Named()
+    source_selection_rate: Rate | None = None
+    additional_source_selection_rates: NamedRates = Named()
     max_deliveries_per_connection: Count = 1024
     max_recipients_per_batch: Count = 100
     max_ready: Count = 1024
@@ -251,15 +258,11 @@ def _check_path(path: EgressPath) -> None:
         raise Wrong("smtp_auth_plain_username without smtp_auth_plain_password; give both or neither")
 
 
-_PATH = Constructor(
+PATH = Constructor(
     "make_egress_path",
     EgressPath,
     check=_check_path,
     not_yet={
-        "additional_connection_limits": NotYet("connection limits shared by several paths", (None, {})),
-        "additional_message_rate_throttles": NotYet("message rates shared by several paths", (None, {})),
-        "source_selection_rate": NotYet("how often this source may be chosen"),
-        "additional_source_selection_rates": NotYet("selection rates shared by several paths", (None, {})),
         "enable_mta_sts": NotYet("MTA-STS", (False,)),
         "enable_dane": NotYet("DANE", (False,)),
         "tls_certificate": NotYet("a client certificate"),
@@ -317,7 +320,7 @@ def make_egress_path(
     Options as keywords or in one mapping; docs/egress-paths.md describes each.
     Raises: PolicyError for an unknown, misspelt, ill-typed or not yet supported option.
     """
-    return _PATH(mapping, options)
+    return PATH(mapping, options)
 
 
 @overload

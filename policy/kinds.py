@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from .errors import Wrong, a_type
@@ -11,6 +12,7 @@ from .options import Kind
 from .units import (
     Floor,
     Limit,
+    Named,
     Throttle,
     parse_duration,
     parse_floor,
@@ -31,6 +33,8 @@ __all__ = [
     "Level",
     "ListenAddress",
     "LogDirectory",
+    "NamedLimits",
+    "NamedRates",
     "Names",
     "Networks",
     "Number",
@@ -103,6 +107,23 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(_text(name) for name in value)
 
 
+def _named(read: Callable[[Any], Any]) -> Callable[[Any], Named[Any]]:
+    """Reads a mapping of names to what `read` reads."""
+
+    def entries(value: Any) -> Named[Any]:
+        if not isinstance(value, Mapping):
+            raise Wrong(f"is no mapping but {a_type(value)}")
+        found = {}
+        for name, item in value.items():
+            try:
+                found[_text(name)] = read(item)
+            except Wrong as wrong:
+                raise Wrong(f"{name!r}: {wrong}") from None
+        return Named(found)
+
+    return entries
+
+
 Seconds = Annotated[float, Kind(_DURATION, parse_duration)]
 """A duration that may be 0."""
 Timeout = Annotated[float, Kind(_DURATION + ", above 0", _timeout)]
@@ -111,6 +132,13 @@ Rate = Annotated[
 ]
 AtMost = Annotated[
     Limit, Kind('a limit of at least 1: an integer, or text such as "1,000" or "local:20"', parse_limit)
+]
+NamedLimits = Annotated[
+    Named[Limit], Kind('a mapping of names to limits, such as {"provider-x": 10}', _named(parse_limit))
+]
+NamedRates = Annotated[
+    Named[Throttle],
+    Kind('a mapping of names to rates, such as {"provider-x": "100/s"}', _named(parse_throttle)),
 ]
 Count = Annotated[int, _integer(1)]
 Number = Annotated[int, _integer(0)]

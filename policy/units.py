@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -18,6 +19,7 @@ from .errors import Wrong, a_type, did_you_mean
 __all__ = [
     "Floor",
     "Limit",
+    "Named",
     "Throttle",
     "format_duration",
     "format_size",
@@ -166,6 +168,39 @@ def parse_throttle(value: Any) -> Throttle:
     if times * _PERIODS[unit] > _LONGEST:
         raise Wrong("a period is at most 100 years")
     return Throttle(quantity, float(times * _PERIODS[unit]), burst, found[1] is not None)
+
+
+V = TypeVar("V")
+
+
+class Named(Mapping[str, V], Generic[V]):
+    """Limits or rates by name. A mapping that does not change, so that it can be compared and hashed; the
+    order of the names has no meaning."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: Mapping[str, V] | None = None) -> None:
+        self._entries = dict(sorted((entries or {}).items()))
+
+    def __getitem__(self, name: str) -> V:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Named):
+            return self._entries == other._entries
+        return isinstance(other, Mapping) and self._entries == dict(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._entries.items()))
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{name!r}: {str(value)!r}" for name, value in self._entries.items()) + "}"
 
 
 class Limit(int):

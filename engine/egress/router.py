@@ -30,12 +30,19 @@ from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued, ScheduledQueue, Timer
 
 from . import outcome
+from .connections import Connections
 from .dial import Dialer
 from .resolve import Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
 from .session import Session
 from .settle import Settler
-from .work import Services, connection_rate, give_back_message, message_rate
+from .work import (
+    Services,
+    connection_rate,
+    message_not_sent,
+    message_rate,
+    selection_rate,
+)
 
 if TYPE_CHECKING:
     from engine.hooks import Hooks
@@ -108,6 +115,7 @@ class Router:
         self._serial = itertools.count()
         self._looked_at: set[ReadyQueue] = set()
         self._limits = limits
+        self._connections = Connections()
         self._log = log
         self._resolver = resolver
         self._finder = RouteFinder(hooks, resolver, limits)
@@ -201,24 +209,42 @@ class Router:
                 # One note for the line, not one for each message in it.
                 self._wake_at(queue, now + wait)
                 return False
-        ready = routes.pick()
-        if not ready.put(entry):
-            for other in routes.all():
-                if other.put(entry):
-                    ready = other
-                    break
-            else:
-                for full in routes.all():
-                    full.hungry[queue] = None
-                if rate is not None:
-                    rate.give_back()
+        ready: ReadyQueue | None = routes.pick()
+        wait = 0.0
+        assert ready is not None
+        if ready.selection_rates or not ready.put(entry):
+            ready, wait = self._select(entry, (ready, *routes.all()), now)
+        if ready is None:
+            if rate is not None:
+                rate.give_back()
+            if wait:
+                self._wake_at(queue, now + wait)
                 return False
+            for full in routes.all():
+                full.hungry[queue] = None
+            return False
         ready.touched = now
         if ready.hold_cause and entry.message is not None:
             reply = outcome.internal(451, "4.7.0", f"held: {ready.hold_text}")
             self.settler.note_held(ready, entry, "Delayed", reply)
         self._set_to_work(ready, now)
         return True
+
+    def _select(
+        self, entry: Queued, candidates: Sequence[ReadyQueue], now: float
+    ) -> tuple[ReadyQueue | None, float]:
+        """Put a message into the first candidate that has room and whose source may be chosen now. Without
+        one: None, and the seconds until a source may be chosen, 0 if room is all that is missing."""
+        waits: list[float] = []
+        for ready in dict.fromkeys(candidates):
+            if ready.room() <= 0:
+                continue
+            wait = selection_rate(self._limits, ready, now)
+            if not wait:
+                ready.put(entry)
+                return ready, 0.0
+            waits.append(wait)
+        return None, min(waits, default=0.0)
 
     def _call_back(self, ready: ReadyQueue) -> None:
         """Room again: let the scheduled queues in line move messages in, a few each, in turn."""
@@ -263,16 +289,16 @@ class Router:
             # A result could not be recorded now, so nothing is begun (reliability D21).
             self._wake_at(ready, now + _SPOOL_LOOK)
             return False
-        if not ready.lease.acquire(ready.path.connection_limit):
-            if not ready.sessions:
-                self._ask_to_give_way(ready)
+        if not self._connections.acquire(ready):
             return False
         # A connection without a message that may go is of no use, so the message is counted first.
         wait = message_rate(self._limits, ready, now)
-        if wait == 0.0 and (wait := connection_rate(self._limits, ready, now)) > 0.0:
-            give_back_message(self._limits, ready, now)
-        if wait > 0.0:
-            ready.lease.release()
+        if not wait:
+            wait = connection_rate(self._limits, ready, now)
+            if wait:
+                message_not_sent(self._limits, ready, now)
+        if wait:
+            self._connections.release(ready)
             ready.retry_at = now + wait
             self._wake_at(ready, ready.retry_at)
             return False
@@ -284,17 +310,6 @@ class Router:
         self._sessions.add(session)  # now, not when the task runs: a drain must see it
         self._nursery.start_soon(self._session, session, ready)
         return True
-
-    def _ask_to_give_way(self, ready: ReadyQueue) -> None:
-        """All connections to this site are taken by queues with other demands, and this one has none:
-        one of the others ends soon, an idle one at once."""
-        others = [
-            other for other in self._finder.sharing(ready.lease) if other is not ready and other.sessions
-        ]
-        if others and not any(other.give_way for other in others):
-            most = max(others, key=lambda other: (other.idle_sessions(), other.sessions))
-            most.give_way = 1
-            most.wake_one()
 
     def _wake_at(self, queue: ReadyQueue | ScheduledQueue, when: float) -> None:
         """Look at this queue again then, unless it is noted to be looked at before."""
@@ -317,7 +332,7 @@ class Router:
             ready.connection_failed(trio.current_time())
         finally:
             self._sessions.discard(session)
-            ready.lease.release()
+            self._connections.release(ready)
             ready.session_over()
         now = trio.current_time()
         ready.touched = now
@@ -329,6 +344,8 @@ class Router:
             other for other in self._finder.sharing(ready.lease) if other.entries and other is not ready
         ]
         for other in sorted(waiting, key=lambda other: (other.sessions, other.started)):
+            self._set_to_work(other, now)
+        for other in self._connections.next_in_line(ready):
             self._set_to_work(other, now)
         if not ready.retired and (ready.entries or ready.hungry):
             if now < ready.retry_at:

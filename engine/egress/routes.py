@@ -195,14 +195,13 @@ class RouteFinder:
         for ready in same:
             if ready.path == path:
                 return ready
-        lease = self._limits.lease(f"connections:{source.name}->{site.name}")
-        ready = ReadyQueue(source, site, path, lease)
+        ready = ReadyQueue(source, site, path, self._limits)
         self._warn(ready.name, path)
         ready.refill = self.refill
         ready.proceed = self.proceed
         same.append(ready)
         self._users[ready] = 0
-        self._by_lease.setdefault(lease.name, set()).add(ready)
+        self._by_lease.setdefault(ready.lease.name, set()).add(ready)
         return ready
 
     def _warn(self, name: str, path: EgressPath) -> None:

@@ -212,7 +212,7 @@ class Transactions:
         """The message whose commands may travel with this one's body."""
         if not self._across or work.more or self._resting or self._must_end():
             return None
-        if self._ready.path.max_message_rate is not None:
+        if self._ready.message_rates:
             return None
         entry = self._ready.take()
         if entry is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
 from engine import _fast
+from engine.queues.limits import Rate, take_all
 from engine.queues.scheduled import Queued
 from engine.smtp import Transaction
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from engine.queues.ready import ReadyQueue
     from engine.spool import Spool
     from policy.egress import EgressPath
+    from policy.units import Throttle
 
     from .dial import Dialer
     from .resolve import Plan
@@ -29,11 +31,12 @@ __all__ = [
     "Stumblers",
     "Work",
     "connection_rate",
-    "give_back_message",
     "give_back_rates",
     "make_work",
+    "message_not_sent",
     "message_rate",
     "patience",
+    "selection_rate",
 ]
 
 _STUMBLE_MEMORY = 24 * 3600.0
@@ -187,23 +190,30 @@ def patience(path: EgressPath, stage: str) -> float:
 
 
 def message_rate(limits: Limits, ready: ReadyQueue, now: float) -> float:
-    """Count one message in the path's `max_message_rate`: 0 when it may go, else the seconds to wait."""
-    rate = ready.path.max_message_rate
-    if rate is None:
-        return 0.0
-    key = f"max_message_rate:{ready.name}"
-    return limits.rate(key, rate.interval, rate.burst, now).take(now)
+    """Count one message in the path's `max_message_rate` and `additional_message_rate_throttles`: 0 when
+    it may go, else the seconds to wait, and then it is counted in none of them."""
+    return take_all(_rates(limits, ready.message_rates, now), now) if ready.message_rates else 0.0
 
 
-def give_back_message(limits: Limits, ready: ReadyQueue, now: float) -> None:
-    """Undo `message_rate` for a message that does not go now."""
-    if (rate := ready.path.max_message_rate) is not None:
-        limits.rate(f"max_message_rate:{ready.name}", rate.interval, rate.burst, now).give_back()
+def message_not_sent(limits: Limits, ready: ReadyQueue, now: float) -> None:
+    """Undo one `message_rate` that returned 0."""
+    for rate in _rates(limits, ready.message_rates, now):
+        rate.give_back()
+
+
+def selection_rate(limits: Limits, ready: ReadyQueue, now: float) -> float:
+    """Count one choice of this source in `source_selection_rate` and `additional_source_selection_rates`,
+    likewise."""
+    return take_all(_rates(limits, ready.selection_rates, now), now) if ready.selection_rates else 0.0
+
+
+def _rates(limits: Limits, rates: Sequence[tuple[str, Throttle]], now: float) -> list[Rate]:
+    return [limits.rate(key, rate.interval, rate.burst, now) for key, rate in rates]
 
 
 def give_back_rates(limits: Limits, ready: ReadyQueue, now: float) -> None:
     """Undo `message_rate` and `connection_rate` for a session that found nothing to do."""
-    give_back_message(limits, ready, now)
+    message_not_sent(limits, ready, now)
     if (rate := ready.path.max_connection_rate) is not None:
         limits.rate(f"connection_rate:{ready.lease.name}", rate.interval, rate.burst, now).give_back()
 

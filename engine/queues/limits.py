@@ -8,10 +8,11 @@ each `interval`. Waits are exact, not rounded up to seconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-__all__ = ["Lease", "Limits", "LocalLimits", "Rate"]
+__all__ = ["Lease", "Limits", "LocalLimits", "Rate", "acquire_all", "take_all"]
 
 _SWEEP_ABOVE = 10_000
 """Idle throttles are swept once the table holds this many."""
@@ -71,6 +72,31 @@ class Lease:
     def release(self) -> None:
         """Give one back."""
         self.used -= 1
+
+
+def acquire_all(leases: Sequence[tuple[int, Lease]]) -> Lease | None:
+    """Take one of each, in the order given: the smallest limit first. Returns the lease that refuses, with
+    nothing taken; None when all were taken."""
+    for position, (limit, lease) in enumerate(leases):
+        if not lease.acquire(limit):
+            for _, taken in leases[:position]:
+                taken.release()
+            return lease
+    return None
+
+
+def take_all(rates: Iterable[Rate], now: float) -> float:
+    """Count one event in each, in the order given: the slowest first. Returns 0, or the seconds to wait
+    for the one that refuses, with nothing counted anywhere."""
+    taken: list[Rate] = []
+    for rate in rates:
+        wait = rate.take(now)
+        if wait > 0.0:
+            for other in taken:
+                other.give_back()
+            return wait
+        taken.append(rate)
+    return 0.0
 
 
 class Limits(Protocol):

@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .limits import Lease
+from .limits import Limits
 from .scheduled import Queued, ScheduledQueue
 
 if TYPE_CHECKING:
     from policy.egress import EgressPath, EgressSource
+    from policy.units import Throttle
 
 __all__ = ["ReadyQueue", "wanted_sessions"]
 
@@ -58,6 +59,16 @@ def wanted_sessions(queued: int, limit: int) -> int:
     return min(queued, math.ceil(limit * (1.0 - math.exp(-0.023 * queued))))
 
 
+def _slowest_first(
+    key: str, own: Throttle | None, kind: str, shared: Mapping[str, Throttle]
+) -> tuple[tuple[str, Throttle], ...]:
+    """A rate of this queue alone and rates that are shared by name, each with its key."""
+    rates = [(f"{kind}:{name}", rate) for name, rate in shared.items()]
+    if own is not None:
+        rates.append((key, own))
+    return tuple(sorted(rates, key=lambda one: -one[1].interval))
+
+
 class ReadyQueue:
     """One ready queue. Made and owned by the router; sessions take from it."""
 
@@ -71,6 +82,8 @@ class ReadyQueue:
         "hold_text",
         "hungry",
         "lease",
+        "leases",
+        "message_rates",
         "met",
         "name",
         "noted_for",
@@ -80,6 +93,7 @@ class ReadyQueue:
         "refill",
         "retired",
         "retry_at",
+        "selection_rates",
         "sessions",
         "site",
         "source",
@@ -89,12 +103,34 @@ class ReadyQueue:
         "warm",
     )
 
-    def __init__(self, source: EgressSource, site: Any, path: EgressPath, lease: Lease) -> None:
+    def __init__(self, source: EgressSource, site: Any, path: EgressPath, limits: Limits) -> None:
         self.source = source
         self.site = site
         self.path = path
-        self.lease = lease
         self.name = f"{source.name}->{site.name}@smtp_client"
+        where = f"{source.name}->{site.name}"
+        self.lease = lease = limits.lease(f"connections:{where}")
+        """Counts the connections of this source and site, whatever their paths."""
+        shared = [
+            (limit, limits.lease(f"limit:{name}"))
+            for name, limit in path.additional_connection_limits.items()
+        ]
+        self.leases = tuple(sorted([(path.connection_limit, lease), *shared], key=lambda one: one[0]))
+        """What one session takes one of each: limit and counter, the smallest limit first."""
+        self.message_rates = _slowest_first(
+            f"max_message_rate:{self.name}",
+            path.max_message_rate,
+            "throttle",
+            path.additional_message_rate_throttles,
+        )
+        """What one message is counted in, by key."""
+        self.selection_rates = _slowest_first(
+            f"source_selection_rate:{where}",
+            path.source_selection_rate,
+            "selection",
+            path.additional_source_selection_rates,
+        )
+        """What choosing this source for one message is counted in."""
         self.entries: deque[Queued] = deque()
         self.sessions = 0
         self.started = float("-inf")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.queues.limits import LocalLimits, Rate
+from engine.queues.limits import LocalLimits, Rate, acquire_all, take_all
 
 
 def test_exactly_the_burst_passes_back_to_back() -> None:
@@ -96,3 +96,37 @@ def test_a_lease_counts_across_its_holders_and_dies_with_them() -> None:
     del one, two
     gc.collect()
     assert limits.lease("a").used == 0
+
+
+def test_all_or_none_of_the_leases_and_the_one_that_refuses_is_named() -> None:
+    limits = LocalLimits()
+    small, large = limits.lease("small"), limits.lease("large")
+    leases = [(1, small), (5, large)]
+    assert acquire_all(leases) is None
+    assert acquire_all(leases) is small
+    assert (small.used, large.used) == (1, 1)
+    large.used = 5
+    small.release()
+    assert acquire_all(leases) is large
+    assert (small.used, large.used) == (0, 5)
+
+
+def test_what_was_counted_is_given_back_when_a_later_rate_refuses() -> None:
+    slow, fast = Rate(10.0, 2), Rate(1.0, 1)
+    assert take_all([slow, fast], 0.0) == 0.0
+    assert take_all([slow, fast], 0.0) == pytest.approx(1.0)
+    assert take_all([slow, fast], 1.0) == 0.0
+    assert take_all([slow, fast], 2.0) == pytest.approx(8.0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 4)), min_size=1, max_size=30), st.data())
+def test_taking_together_is_never_more_than_each_alone_allows(
+    rates: list[tuple[float, int]], data: st.DataObject
+) -> None:
+    together = [Rate(interval + 0.01, burst) for interval, burst in rates]
+    now, passed = 0.0, 0
+    for step in data.draw(st.lists(st.floats(0, 2), max_size=20)):
+        now += step
+        passed += take_all(together, now) == 0.0
+    for interval, burst in rates:
+        assert passed <= burst + now / (interval + 0.01) + 1e-6

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from engine.model import QueueName, new_message_id
-from engine.queues.limits import Lease
+from engine.queues.limits import LocalLimits
 from engine.queues.ready import ReadyQueue, wanted_sessions
 from engine.queues.scheduled import Queued, ScheduledQueue
+from policy.egress import EgressPath
+from policy.units import Limit
 
 QUEUE = ScheduledQueue(QueueName("example.com"))
 
@@ -20,11 +22,11 @@ def entry() -> Queued:
 
 
 def ready_queue(max_ready: int = 10, connection_limit: int = 32, user: str | None = None) -> ReadyQueue:
-    path: Any = SimpleNamespace(
-        max_ready=max_ready, connection_limit=connection_limit, smtp_auth_plain_username=user
+    path = EgressPath(
+        max_ready=max_ready, connection_limit=Limit(connection_limit), smtp_auth_plain_username=user
     )
     source: Any = SimpleNamespace(name="src")
-    return ReadyQueue(source, SimpleNamespace(name="mx.example.com"), path, Lease("x"))
+    return ReadyQueue(source, SimpleNamespace(name="mx.example.com"), path, LocalLimits())
 
 
 @pytest.mark.parametrize(
