@@ -16,6 +16,7 @@ anywhere.
 
 from typing import TYPE_CHECKING
 
+from . import shaping
 from .egress import (
     EgressPath,
     EgressPool,
@@ -57,6 +58,7 @@ __all__ = [
     "make_queue_config",
     "on",
     "safe_segment",
+    "shaping",
     "start_esmtp_listener",
 ]
 

@@ -243,6 +243,8 @@ class HookTable:
 
     def __init__(self, *, strict: bool = True) -> None:
         self._strict = strict
+        self.shapers: list[Any] = []
+        """What `policy.shaping` made while the policy was loaded."""
         self._hooks: dict[str, tuple[Hook, ...]] = {}
 
     def get(self, event: str) -> tuple[Hook, ...]:

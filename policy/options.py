@@ -137,11 +137,15 @@ class Constructor(Generic[T]):
         try:
             if mapping is not None:
                 options = self._merge(mapping, options)
-            made = self.struct(**self.table.read(options))
-            if self._check is not None:
-                self._check(made)
+            return self.made(self.table.read(options))
         except Wrong as wrong:
             raise PolicyError(f"{self.name}: {wrong}", caller()) from None
+
+    def made(self, values: Mapping[str, Any]) -> T:
+        """Build one from values that were read already. Raises: Wrong when they do not go together."""
+        made = self.struct(**values)
+        if self._check is not None:
+            self._check(made)
         return made
 
     def _merge(self, mapping: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""policy/shaping/read.py: what a file may say, and what is said about one that is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from policy.shaping.read import read
+from policy.shaping.table import ShapingError, build
+
+
+def problems(text: str, name: str = "a.toml") -> list[str]:
+    document = read(name, text.encode())
+    if document.problems:
+        return [str(problem) for problem in document.problems]
+    try:
+        build([document])
+    except ShapingError as error:
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '["a.example"]\nenable_tsl = "Required"',
+            'a.toml:2: ["a.example"] unknown option "enable_tsl"; did you mean "enable_tls"?',
+        ),
+        (
+            '["a.example"]\n\nmx_rolup = false',
+            'a.toml:3: ["a.example"] unknown option "mx_rolup"; did you mean "mx_rollup"?',
+        ),
+        (
+            '["a.example"]\nconnection_limit = 0',
+            'a.toml:2: ["a.example"] connection_limit=0: a limit is at least 1',
+        ),
+        (
+            '["a.example"]\nmx_rollup = "no"',
+            "a.toml:2: mx_rollup: is no bool but a str; right would be true or false",
+        ),
+        (
+            "[a.example]\nenable_tls = 1",
+            'a.toml:1: ["a"] "example" is a table, which no option is; a block name with dots',
+        ),
+        (
+            'enable_tls = "Required"',
+            'a.toml:1: "enable_tls" stands outside of every block; right would be ["default"]',
+        ),
+        ('["a.example"]\n[["a.example".automation]]\nregex = "x"', 'a.toml:2: ["a.example"] "automation"'),
+        (
+            '["a.example"]\nenable_dane = true',
+            'a.toml:2: ["a.example"] option "enable_dane" (DANE) is not supported yet',
+        ),
+        (
+            '["a.example"]\nprovider_connection_limit = 2',
+            "has no meaning here; it belongs into a block of a provider",
+        ),
+        (
+            '["a.example".sources."x"]\nreplace_base = true',
+            "has no meaning here; it belongs into a domain's block",
+        ),
+        ('["a.example"]\nsources = 3', 'a.toml:2: sources: right would be ["a.example".sources."NAME"]'),
+        ('[provider."g"]\nconnection_limit = 2', 'a.toml:1: [provider."g"] has no "match"'),
+        ('[provider."g"]\nmatch = [{Suffix = "x"}]', 'a.toml:2: match: unknown condition "Suffix"'),
+        (
+            '[provider."g"]\nmatch = [\n  {MXSuffix = "x"},\n  {HostName = 3}]',
+            "match: HostName is a host name or its end",
+        ),
+        (
+            '["a.example"]\nadditional_connection_limits = { x = 0 }',
+            "a.toml:2: [\"a.example\"] additional_connection_limits={'x': 0}: 'x': a limit is at least 1",
+        ),
+        ('["a.example"\n', "a.toml:1: is no TOML: "),
+        ('["a.example"]\nx = 1\nx = 2', "a.toml:3: is no TOML: Cannot overwrite a value"),
+        (
+            '["default"]\nsmtp_auth_plain_username = "scott"',
+            'a.toml:2: ["default"] smtp_auth_plain_username: AUTH in "default"',
+        ),
+        (
+            '["default".sources."x"]\nallow_smtp_auth_plain_without_tls = true',
+            'a.toml:2: ["default"] allow_smtp',
+        ),
+        (
+            '["a.example"]\nsmtp_auth_plain_username = "scott"',
+            'a.toml:2: ["a.example"] smtp_auth_plain_username without smtp_auth_plain_password',
+        ),
+        ('["a.example"]\nenable_tls = "Disabled"\ntls_ca = "/ca.pem"', "tls_ca says whom to trust"),
+    ],
+)
+def test_a_mistake_is_said_with_file_line_and_key(text: str, said: str) -> None:
+    found = problems(text)
+    assert any(said in one for one in found), found
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = '["a.example"]\nx1 = 1\n["b.example"]\nconnection_limit = "many"\n[provider."p"]\nx2 = 1\n'
+    assert [one.split(":")[1] for one in problems(text)] == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize(
+    "value", ["{ key_data = 'canary', x = 1 }", "['canary']", "{ canary = 'canary' }", "3"]
+)
+def test_what_may_be_a_secret_is_not_shown(value: str) -> None:
+    (said,) = problems(f'["a.example"]\nsmtp_auth_plain_password = {value}')
+    assert "smtp_auth_plain_password" in said
+    assert "canary'" not in said and "3" not in said
+
+
+def test_json_says_the_same_and_null_is_unset() -> None:
+    text = json.dumps({"a.example": {"enable_tsl": 1, "max_message_rate": None}}, indent=1)
+    assert problems(text, "a.json") == [
+        'a.json:3: ["a.example"] unknown option "enable_tsl"; did you mean "enable_tls"?'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": {"smtp_port": 1, "smtp_port": 2}}', 'is no JSON: "smtp_port" stands twice in one object'),
+        ('{"a": \n 3,}', "a.json:2: is no JSON: "),
+        ("[]", "is no object of blocks"),
+    ],
+)
+def test_what_is_no_json(text: str, said: str) -> None:
+    (problem,) = problems(text, "a.json")
+    assert said in problem
+
+
+@pytest.mark.parametrize("name", ["https://x.example/shaping", "rules.conf"])
+@pytest.mark.parametrize("text", ['{"a.example": {"smtp_port": 1}}', '["a.example"]\nsmtp_port = 1'])
+def test_without_an_ending_the_content_chooses_the_language(name: str, text: str) -> None:
+    assert problems(text, name) == []
+
+
+def test_what_is_no_text_is_said() -> None:
+    assert str(read("a.toml", b'["a"]\n\xff').problems[0]) == "a.toml:2: is not UTF-8"
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_fine() -> None:
+    assert problems('\ufeff["a.example"]\r\nsmtp_port = 587\r\n') == []
+
+
+def test_an_option_that_is_not_built_may_stand_where_it_asks_for_nothing() -> None:
+    assert problems('["a.example"]\nenable_dane = false\n') == []
