@@ -7,6 +7,7 @@ they are the tree of task owners:
     log        next in, next to last out: everything else may have something to write down
     spool      committer
     keys       refreshes secrets
+    shaping    watches the policy's shaping files, if it has any
     router     timer, route finders, outgoing sessions
     listeners  innermost: nothing is accepted before everything above is ready
 """
@@ -31,12 +32,15 @@ from engine import __version__, _fast
 from engine.egress.dns import HostsFile, StubResolver, is_local_address
 from engine.egress.resolve import Resolver
 from engine.egress.router import Router, open_router
+from engine.egress.site import NoRoute, asked_for
 from engine.egress.targets import OwnHosts
+from engine.errors import ConfigError, ResolveError
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
 from engine.keys import KeyRing, open_keys
 from engine.log import Log, open_log
 from engine.queues.limits import LocalLimits
+from engine.shaping import HostsOf, Unresolved, open_shaping
 from engine.signals import Signals
 from engine.spool import Spool, claim_spool, open_spool
 from engine.watchdog import open_watchdog
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     from policy.load import LoadedPolicy
     from policy.runtime import Declarations
 
-__all__ = ["Engine", "open_engine", "serve"]
+__all__ = ["Engine", "hosts_of", "open_engine", "serve"]
 
 logger = logging.getLogger("posthorn")
 
@@ -94,8 +98,6 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
     declarations = await policy.run_init()
     spool_declaration = declarations.spool
     if spool_declaration is None:
-        from engine.errors import ConfigError
-
         raise ConfigError(policy.no_spool())
     hooks = Hooks(policy.hooks)
     hostname = _hostname(declarations)
@@ -120,15 +122,19 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 hostname, declarations, [(at.listen.host, at.listen.port) for at in declarations.listeners]
             ),
         )
-        async with open_router(
-            spool=spool,
-            log=log,
-            hooks=hooks,
-            keys=keys,
-            resolver=resolver,
-            limits=LocalLimits(),
-            hostname=hostname,
-        ) as router:
+        async with (
+            open_shaping(policy.hooks.shapers, hosts_of(resolver)) as shaping,
+            open_router(
+                spool=spool,
+                log=log,
+                hooks=hooks,
+                keys=keys,
+                resolver=resolver,
+                limits=LocalLimits(),
+                hostname=hostname,
+            ) as router,
+        ):
+            shaping.tell(router.reconsider)
             found = 0
             async for batch in spool.recover():
                 for recovered in batch:
@@ -158,6 +164,21 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
 async def _watched(hooks: Hooks) -> AsyncIterator[None]:
     with open_watchdog(hooks):
         yield
+
+
+def hosts_of(resolver: Resolver) -> HostsOf:
+    """What shaping asks DNS: the hosts that take a domain's mail, without their preferences."""
+
+    async def ask(domain: str) -> frozenset[str]:
+        try:
+            site = await resolver.site_for(domain)
+        except ResolveError as error:
+            raise Unresolved(str(error), later=True) from None
+        if isinstance(site, NoRoute):
+            raise Unresolved(site.text, later=False)
+        return asked_for(site).names
+
+    return ask
 
 
 def _hostname(declarations: Declarations) -> str:

@@ -28,6 +28,7 @@ ROWS = {
     "engine.queues": 4,
     "engine.keys": 4,
     "engine.log": 4,
+    "engine.shaping": 4,
     "engine.hooks": 4,
     "engine.watchdog": 5,
     "engine.signals": 0,

@@ -70,6 +70,9 @@ _SPOOL_LOOK = 1.0
 _ROUTE_PATIENCE = 60.0
 """Seconds before routes that could not be worked out because of a failing hook are tried again."""
 
+_RECONSIDERED = 16
+"""Queues whose routes are begun to be worked out again between two checkpoints."""
+
 _SWEEP = 60.0
 """Seconds between two sweeps for idle queues."""
 
@@ -125,6 +128,8 @@ class Router:
         self._count = 0
         self._resident_limit = resident_limit
         self._session_prefix = os.urandom(6).hex()
+        self._generation = 0
+        """Grows whenever the policy's answers may have changed."""
         self.settler = Settler(spool, log, later=self._later, forget=self._forget, dice=dice)
         self.services = Services(
             dialer=Dialer(keys, lambda name: name in resolver.own.names),
@@ -370,6 +375,26 @@ class Router:
             queue.resolving = True
             self._nursery.start_soon(self._find_routes, queue)
 
+    def reconsider(self) -> None:
+        """The policy's answers may have changed: work out the routes of all queues again. Until the new
+        ones are there the old ones serve. Never waits."""
+        self._generation += 1
+        self._nursery.start_soon(self._reconsider, self._generation)
+
+    async def _reconsider(self, generation: int) -> None:
+        queues = list(self._queues.values())
+        for queue in queues:
+            queue.refresh_at = float("-inf")
+        started = 0
+        for queue in queues:
+            if generation != self._generation or self.services.draining:
+                return
+            if queue.routes is not None and queue.refresh_at < 0.0:
+                self._work_out(queue)
+                started += 1
+                if not started % _RECONSIDERED:
+                    await trio.lowlevel.checkpoint()
+
     async def _find_routes(self, queue: ScheduledQueue) -> None:
         """Work out a queue's routes and let its line in; or settle the line if there is no route. The
         barrier: a defect met here leaves the line waiting and is tried again later."""
@@ -380,6 +405,7 @@ class Router:
             queue.refresh_at = trio.current_time() + _ROUTE_PATIENCE
 
     async def _find(self, queue: ScheduledQueue) -> None:
+        generation = self._generation
         try:
             found = await self._finder.find(queue)
         except ResolveError as error:
@@ -395,6 +421,9 @@ class Router:
             found = NoRouteNow(outcome.Outcome("held", outcome.internal(451, "4.3.0", text)), _ROUTE_PATIENCE)
         finally:
             queue.resolving = False
+        if generation != self._generation and not self.services.draining:
+            self._work_out(queue)  # it may be that a part of it is old already
+            return
         now = trio.current_time()
         if isinstance(found, NoRouteNow):
             if queue.routes is not None and found.outcome.verdict in ("transient", "held"):

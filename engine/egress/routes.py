@@ -23,11 +23,12 @@ from engine.queues.limits import Lease, Limits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import ScheduledQueue
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, EgressSource, QueueConfig
+from policy.shaping import asking
 
 from . import outcome
 from .outcome import Outcome
 from .resolve import Resolver
-from .site import NoRoute, Site, mx_list_site
+from .site import NoRoute, Site, asked_for, mx_list_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,11 +139,7 @@ class RouteFinder:
         lifetime = config.refresh_interval
         ready: list[ReadyQueue] = []
         for source, _ in entries:
-            path: EgressPath | None = await self._hooks.call(
-                "get_egress_path_config", name.route, source.name, site.name
-            )
-            if path is None:
-                path = _DEFAULT_PATH
+            path = await self._path(name.route, source.name, site)
             lifetime = min(lifetime, path.refresh_interval)
             ready.append(self._ready_queue(source, site, path))
         weights = tuple((source.name, weight) for source, weight in entries)
@@ -151,6 +148,17 @@ class RouteFinder:
         if state is None:
             state = self._weights[key] = Weights(len(entries))
         return Routes(ready, [weight for _, weight in entries], state, lifetime)
+
+    async def _path(self, domain: str, source: str, site: Site) -> EgressPath:
+        """The hook's answer; shaping files that it is taken from know the hosts of the site, too."""
+        with asking(asked_for(site)) as found:
+            path: EgressPath | None = await self._hooks.call(
+                "get_egress_path_config", domain, source, site.name
+            )
+        for one in found:
+            for note in one.notes:
+                self._tell(note, site.name, "%s", note)
+        return path if path is not None else _DEFAULT_PATH
 
     async def _pool(self, name: str) -> tuple[str, list[tuple[EgressSource, int]]]:
         if name == UNSPECIFIED:
@@ -206,14 +214,19 @@ class RouteFinder:
 
     def _warn(self, name: str, path: EgressPath) -> None:
         """Credentials that may go where nobody is known to be are said aloud, once (reliability C40)."""
+        user = path.smtp_auth_plain_username
         for option, where in _RELAXATIONS.items():
-            told = (name, option)
-            user = path.smtp_auth_plain_username
-            if user is not None and getattr(path, option) and told not in self._told:
-                if len(self._told) >= _DEFINITIONS_KEPT:
-                    self._told.clear()
-                self._told.add(told)
-                logger.warning("%s: the password of %r may be sent %s (%s)", name, user, where, option)
+            if user is not None and getattr(path, option):
+                text = "%s: the password of %r may be sent %s (%s)"
+                self._tell(name, option, text, name, user, where, option)
+
+    def _tell(self, one: str, other: str, text: str, *values: str) -> None:
+        """A warning, once."""
+        if (one, other) not in self._told:
+            if len(self._told) >= _DEFINITIONS_KEPT:
+                self._told.clear()
+            self._told.add((one, other))
+            logger.warning(text, *values)
 
     def replace(self, queue: ScheduledQueue, old: Routes | None, new: Routes | None) -> list[ReadyQueue]:
         """Count users. Returns the ready queues that lost their last one by a *change* of routes.

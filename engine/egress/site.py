@@ -24,6 +24,7 @@ import msgspec
 
 from engine.errors import ConfigError
 from policy.nets import MxEntry
+from policy.shaping import Asked, Host
 
 __all__ = [
     "BadName",
@@ -32,6 +33,7 @@ __all__ = [
     "NoRoute",
     "Site",
     "address_site",
+    "asked_for",
     "host_name",
     "is_localhost",
     "make_site",
@@ -256,3 +258,11 @@ def mx_list_site(entries: Sequence[MxEntry]) -> Site:
         raise ConfigError("mx_list is empty")
     name = "mx_list:" + ",".join(entry.label for entry in entries)
     return Site(name, tuple(hosts), _site_key("mx_list", True, hosts), "mx_list", True)
+
+
+def asked_for(site: Site) -> Asked:
+    """The site as shaping files are asked for it."""
+    hosts = tuple(
+        Host((host.host, host.name) if host.name else (host.host,), host.port) for host in site.hosts
+    )
+    return Asked(site.name, hosts, site.kind == "mx_list", site.key)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import PolicyError, caller
 from ..hooks import on, registering
+from .names import Host
 from .shaper import SHIPPED, Shaper, ShapingFile, asking, parse_files
 from .table import Asked, Found, ShapingError, Sites, Table
 
@@ -21,6 +22,7 @@ __all__ = [
     "SHIPPED",
     "Asked",
     "Found",
+    "Host",
     "Shaper",
     "ShapingError",
     "ShapingFile",

@@ -121,6 +121,8 @@ class Shaper:
         self.require_remote = require_remote
         self.unread: dict[str, str] = {one.name: "only a running relay reads it" for one in files if one.url}
         self._allow_auth_in_default = allow_auth_in_default
+        self._known: dict[str, tuple[bytes, Document]] = {}
+        """What was read last, by name: a file that did not change is not read again."""
         self._sites: Sites = {}
         self._cache: dict[tuple[str, str, str, str], Found] = {}
         self.table = self.build({})
@@ -149,15 +151,11 @@ class Shaper:
 
     # -- what the engine does --------------------------------------------------------------------
 
-    def build(
-        self, remote: Mapping[str, bytes], known: dict[str, tuple[bytes, Document]] | None = None
-    ) -> Table:
-        """Read all files again and merge them; nothing is put in force. `remote`: content by URL. `known`:
-        what was read before, by name, so that only what changed is read; it is updated.
+    def build(self, remote: Mapping[str, bytes]) -> Table:
+        """Read all files again and merge them; nothing is put in force. `remote`: content by URL.
 
-        Raises: ShapingError. Reads files; call it from a thread once the engine runs.
+        Raises: ShapingError. Reads files: call it from a thread once the engine runs, one call at a time.
         """
-        known = {} if known is None else known
         documents: list[Document] = []
         problems: list[PolicyError] = []
         for file in self.files:
@@ -166,10 +164,10 @@ class Shaper:
             except OSError as error:
                 problems.append(PolicyError(f"cannot be read: {error.strerror or error}", file.name))
                 continue
-            before = known.get(file.name)
-            if before is None or before[0] != content:
-                before = known[file.name] = (content, read(file.name, content))
-            documents.append(before[1])
+            known = self._known.get(file.name)
+            if known is None or known[0] != content:
+                known = self._known[file.name] = (content, read(file.name, content))
+            documents.append(known[1])
         if problems:
             raise ShapingError(problems)
         return build(documents, allow_auth_in_default=self._allow_auth_in_default)

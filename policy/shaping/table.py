@@ -108,8 +108,10 @@ class Found(msgspec.Struct, frozen=True):
 class Table:
     """Every block of a list of files. `sites` may be handed in again at any time."""
 
-    def __init__(self, blocks: Iterable[Block]) -> None:
+    def __init__(self, blocks: Iterable[Block], documents: Sequence[Document] = ()) -> None:
         self.blocks = tuple(blocks)
+        self.documents = tuple(documents)
+        """What it was merged from."""
         self.default: Block | None = None
         self.providers: list[Block] = []
         self.named: dict[str, Block] = {}
@@ -312,7 +314,7 @@ def build(documents: Sequence[Document], *, allow_auth_in_default: bool = False)
                     block.origin.where,
                 )
             )
-    table = Table(blocks.values())
+    table = Table(blocks.values(), documents)
     if not problems:
         problems += _half_logins(table)
     if problems:

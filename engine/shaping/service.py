@@ -1,0 +1,280 @@
+"""The service: one watcher per `Shaper` of the policy.
+
+A watcher looks at the files once a second and at the URLs once a minute, reads what changed in a thread, and
+puts the whole in force or, if anything in it is wrong, nothing: what was in force stays, and the log says
+once what is wrong. A URL that fails keeps the content it had. It asks DNS which hosts stand behind the blocks
+with roll-up, again after a minute where DNS could not say; a block without an answer holds for its own name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from os import stat
+from typing import TypeAlias
+
+import trio
+
+from policy.shaping import Shaper, ShapingError
+from policy.shaping.read import read
+
+from .remote import Client, FetchFailed, open_client
+
+__all__ = ["HostsOf", "ShapingService", "Unresolved", "open_shaping"]
+
+logger = logging.getLogger("posthorn.shaping")
+
+LOOK = 1.0
+"""Seconds between two looks at the files."""
+FETCH = 60.0
+"""Seconds between two looks at the URLs."""
+ASK_AGAIN = 60.0
+"""Seconds after which DNS is asked again where it could not say."""
+ASK_ALL = 300.0
+"""Seconds after which DNS is asked again about every block; answers that live longer come from its cache."""
+START = 5.0
+"""Seconds that a start waits for URLs, and again for DNS."""
+_ASKERS = 32
+"""Questions to DNS at once."""
+_TOLD = 10
+"""Mistakes of one change that are logged."""
+
+Signature: TypeAlias = tuple[tuple[int, int, int] | None, ...]
+
+
+class Unresolved(Exception):
+    """DNS has no hosts for a block. `later`: it could not say now, so asking again may help."""
+
+    def __init__(self, reason: str, *, later: bool) -> None:
+        super().__init__(reason)
+        self.later = later
+
+
+HostsOf: TypeAlias = Callable[[str], Awaitable[frozenset[str]]]
+"""The hosts that take a domain's mail. Raises: Unresolved."""
+
+
+class _Watcher:
+    """See the module. `changed`: called when something new is in force."""
+
+    def __init__(self, shaper: Shaper, hosts_of: HostsOf, client: Client | None) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self._shaper = shaper
+        self._hosts_of = hosts_of
+        self._client = client
+        self._paths = [file.path for file in shaper.files if file.path is not None]
+        self._urls = [file.name for file in shaper.files if file.url]
+        self._seen: Signature = ()
+        self._remote: dict[str, bytes] = {}
+        self._fetched = False
+        self._failing: dict[str, str] = {}
+        self._sites: dict[str, frozenset[str]] = {}
+        self._unresolved: dict[str, str] = {}
+        self._ask = trio.Event()
+        self._reading = trio.Lock()
+
+    async def start(self) -> None:
+        """The first look, with a limit to how long it may take."""
+        self._seen = await trio.to_thread.run_sync(self._signature)
+        if self._urls:
+            with trio.move_on_after(START):
+                await self.fetch()
+        await self.read()
+        with trio.move_on_after(START) as scope:
+            await self.resolve(list(self._shaper.table.rollups))
+        if scope.cancelled_caught:
+            logger.warning(
+                "shaping: DNS did not say within %g s which hosts stand behind every block; until it does, a "
+                "block holds for its own name",
+                START,
+            )
+        self.changed()
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _signature(self) -> Signature:
+        found: list[tuple[int, int, int] | None] = []
+        for path in self._paths:
+            try:
+                status = stat(path)
+                found.append((status.st_mtime_ns, status.st_ino, status.st_size))
+            except OSError:
+                found.append(None)
+        return tuple(found)
+
+    async def watch_files(self) -> None:
+        """Read again whenever a file was changed."""
+        while True:
+            await trio.sleep(LOOK)
+            seen = await trio.to_thread.run_sync(self._signature, abandon_on_cancel=True)
+            if seen != self._seen:
+                self._seen = seen
+                await self.read()
+
+    async def read(self) -> None:
+        """Read what changed, and put the whole in force if nothing in it is wrong."""
+        shaper = self._shaper
+        async with self._reading:
+            remote = dict(self._remote)
+            try:
+                table = await trio.to_thread.run_sync(shaper.build, remote)
+            except ShapingError as error:
+                logger.error("shaping: a change is refused, and what was in force before stays in force")
+                for problem in error.problems[:_TOLD]:
+                    logger.error("shaping: %s", problem)
+                if len(error.problems) > _TOLD:
+                    logger.error("shaping: and %d more mistakes", len(error.problems) - _TOLD)
+                why = f"a change is refused: {error.problems[0]}"
+                shaper.unread = {url: why if url in remote else was for url, was in shaper.unread.items()}
+                return
+            had = shaper.unread
+            shaper.unread = {url: why for url, why in had.items() if url not in remote}
+            same = [id(one) for one in table.documents] == [id(one) for one in shaper.table.documents]
+            if same and len(had) == len(shaper.unread):
+                return
+            shaper.use(table)
+        logger.info("shaping: %d blocks from %d files are in force", len(table.blocks), len(shaper.files))
+        self._ask.set()
+        self.changed()
+
+    # -- URLs ------------------------------------------------------------------------------------
+
+    async def watch_urls(self) -> None:
+        """Fetch again every minute."""
+        while self._urls:
+            await trio.sleep(FETCH if not self._shaper.unread else LOOK * 5)
+            if await self.fetch():
+                await self.read()
+
+    async def fetch(self) -> bool:
+        """Fetch all URLs; whether any content is new. One that fails keeps what it had."""
+        before = dict(self._remote)
+        async with trio.open_nursery() as nursery:
+            for url in self._urls:
+                nursery.start_soon(self._fetch, url)
+        return self._remote != before
+
+    async def _fetch(self, url: str) -> None:
+        assert self._client is not None
+        try:
+            content = await self._client.fetch(url)
+            if content is not None:
+                document = await trio.to_thread.run_sync(read, url, content)
+                if document.problems:
+                    self._client.forget(url)
+                    raise FetchFailed(f"what it says is refused: {document.problems[0]}")
+        except FetchFailed as failed:
+            why = str(failed)
+            if self._failing.get(url) != why:
+                self._failing[url] = why
+                if url in self._remote:
+                    text = "what it said last stays in use"
+                elif self._shaper.require_remote:
+                    text = "mail waits until it was read once"
+                else:
+                    text = "it is taken for empty"
+                logger.warning("shaping: %s cannot be used: %s; %s", url, why, text)
+            if url in self._shaper.unread:
+                self._shaper.unread = {**self._shaper.unread, url: why}
+            return
+        if self._failing.pop(url, None) is not None:
+            logger.info("shaping: %s can be used again", url)
+        if content is not None:
+            self._remote[url] = content
+
+    # -- DNS -------------------------------------------------------------------------------------
+
+    async def watch_dns(self) -> None:
+        """Ask again: at once after a change, soon where there was no answer, now and then about all."""
+        all_at = trio.current_time() + ASK_ALL
+        while True:
+            with trio.move_on_after(ASK_AGAIN):
+                await self._ask.wait()
+            self._ask = trio.Event()
+            rollups = self._shaper.table.rollups
+            if trio.current_time() >= all_at:
+                all_at = trio.current_time() + ASK_ALL
+                due = list(rollups)
+            else:
+                due = [key for key in rollups if key not in self._sites]
+            before = dict(self._sites)
+            await self.resolve(due)
+            if self._sites != before:
+                self.changed()
+
+    async def resolve(self, keys: Sequence[str]) -> None:
+        """Ask DNS about blocks, and put the answers in force, also when the asking is broken off."""
+        waiting = list(reversed(keys))
+        before = dict(self._sites)
+
+        async def ask() -> None:
+            while waiting:
+                await self._resolve(waiting.pop())
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(_ASKERS, len(waiting))):
+                    nursery.start_soon(ask)
+        finally:
+            rollups = self._shaper.table.rollups
+            self._sites = {key: hosts for key, hosts in self._sites.items() if key in rollups}
+            self._unresolved = {key: why for key, why in self._unresolved.items() if key in rollups}
+            if self._sites != before:
+                self._shaper.use_sites(dict(self._sites))
+
+    async def _resolve(self, key: str) -> None:
+        try:
+            self._sites[key] = await self._hosts_of(key)
+        except Unresolved as error:
+            if error.later and key in self._sites:
+                return  # what it said last goes on
+            self._sites.pop(key, None)
+            why = str(error)
+            if self._unresolved.get(key) != why:
+                self._unresolved[key] = why
+                block = self._shaper.table.rollups.get(key)
+                logger.warning(
+                    'shaping: %s: block "%s" has no hosts to roll up: %s; it holds for its own name%s',
+                    block.origin.where if block is not None else "",
+                    key,
+                    why,
+                    " until DNS can say" if error.later else ", and mx_rollup = false would say so",
+                )
+        else:
+            self._unresolved.pop(key, None)
+
+
+class ShapingService:
+    """All watchers. `changed` is called whenever something new is in force."""
+
+    def __init__(self, watchers: Sequence[_Watcher]) -> None:
+        self._watchers = watchers
+
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Who is to be told of a change; from now on."""
+        for watcher in self._watchers:
+            watcher.changed = changed
+
+
+@asynccontextmanager
+async def open_shaping(shapers: Sequence[Shaper], hosts_of: HostsOf) -> AsyncIterator[ShapingService]:
+    """Keep the shapers of a policy up to date; leaving the block ends that. With none it costs nothing.
+
+    The start waits a few seconds for URLs and for DNS, so that the first mail meets what they say.
+    """
+    async with AsyncExitStack() as stack:
+        client: Client | None = None
+        if any(file.url for shaper in shapers for file in shaper.files):
+            client = await stack.enter_async_context(open_client())
+        watchers = [_Watcher(shaper, hosts_of, client) for shaper in shapers]
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        async with trio.open_nursery() as first:
+            for watcher in watchers:
+                first.start_soon(watcher.start)
+        for watcher in watchers:
+            nursery.start_soon(watcher.watch_files)
+            nursery.start_soon(watcher.watch_urls)
+            nursery.start_soon(watcher.watch_dns)
+        yield ShapingService(watchers)
+        nursery.cancel_scope.cancel()

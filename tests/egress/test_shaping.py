@@ -1,0 +1,328 @@
+"""engine/shaping and the router: files that change, URLs that fail, DNS that cannot say."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import trio
+
+import policy
+from engine.app import hosts_of
+from engine.egress.resolve import Resolver
+from engine.shaping import ShapingService, open_shaping, remote, service
+from policy.shaping import Shaper
+from tests.support.fakedns import SERVFAIL, StaticDns, Zones
+from tests.support.peer import open_peer
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOK", "FETCH", "ASK_AGAIN"):
+        monkeypatch.setattr(service, name, 0.05)
+
+
+@asynccontextmanager
+async def watched(shaper: Shaper, zones: Zones | None = None) -> AsyncIterator[ShapingService]:
+    resolver = Resolver(StaticDns(zones or {}))
+    async with open_shaping([shaper], hosts_of(resolver)) as running:
+        yield running
+
+
+async def until(condition: Any, seconds: float = 5.0) -> None:
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+def write(path: Path, text: str) -> None:
+    """As an editor does: a new file takes the old one's place."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+BLOCK = '["x.example"]\nmx_rollup = false\nmax_ready = {}\n'
+
+
+def max_ready(shaper: Shaper, domain: str = "x.example") -> int:
+    return shaper(domain, "ip-1", "mx.example").max_ready
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+async def test_a_changed_file_is_in_force_soon_and_a_wrong_one_is_refused_as_a_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(BLOCK.format(1))
+    shaper = policy.shaping.load([file])
+    told: list[int] = []
+    async with watched(shaper) as running:
+        running.tell(lambda: told.append(max_ready(shaper)))
+        write(file, BLOCK.format(2))
+        await until(lambda: told == [2])
+        with caplog.at_level(logging.ERROR, "posthorn.shaping"):
+            write(file, BLOCK.format(3) + 'enable_tsl = "Required"\n')
+            await until(lambda: caplog.records)
+            await trio.sleep(0.3)
+        assert max_ready(shaper) == 2 and told == [2]
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 2, "a mistake is told once"
+        assert f'{file}:4: ["x.example"] unknown option "enable_tsl"; did you mean "enable_tls"?' in said[1]
+        os.unlink(file)
+        await until(lambda: any("cannot be read" in record.getMessage() for record in caplog.records))
+        assert max_ready(shaper) == 2
+        write(file, BLOCK.format(4))
+        await until(lambda: told == [2, 4])
+
+
+async def test_a_file_that_is_touched_but_not_changed_is_no_change(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(BLOCK.format(1))
+    shaper = policy.shaping.load([file])
+    told: list[None] = []
+    async with watched(shaper) as running:
+        running.tell(lambda: told.append(None))
+        os.utime(file, (1, 1))
+        await trio.sleep(0.3)
+        assert told == []
+
+
+async def test_what_was_changed_between_load_and_start_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(BLOCK.format(1))
+    shaper = policy.shaping.load([file])
+    file.write_text(BLOCK.format(2))
+    async with watched(shaper):
+        assert max_ready(shaper) == 2
+
+
+async def test_a_large_change_does_not_hold_the_loop(tmp_path: Path) -> None:
+    def text(number: int) -> str:
+        return "".join(
+            f'["d{n}.example"]\nmx_rollup = false\nenable_tls = "Required"\nmax_ready = {number}\n'
+            for n in range(5000)
+        )
+
+    file = tmp_path / "a.toml"
+    file.write_text(text(1))
+    shaper = policy.shaping.load([file])
+    longest = 0.0
+    async with watched(shaper):
+        async with trio.open_nursery() as nursery:
+
+            async def feel() -> None:
+                nonlocal longest
+                while True:
+                    begun = time.perf_counter()
+                    await trio.sleep(0.001)
+                    longest = max(longest, time.perf_counter() - begun - 0.001)
+
+            nursery.start_soon(feel)
+            write(file, text(2))
+            await until(lambda: max_ready(shaper, "d7.example") == 2, 20)
+            nursery.cancel_scope.cancel()
+    assert longest < 0.25  # about 20 ms on an idle machine
+
+
+# -- live queues ---------------------------------------------------------------------------------
+
+
+async def test_queued_mail_meets_a_change_at_once(bench: Any, tmp_path: Path) -> None:
+    """Mail is held because the file asks for TLS that the peer does not offer; the file is mended."""
+    file = tmp_path / "a.toml"
+    async with open_peer() as peer:
+        block = f'["127.0.0.1:{peer.port}"]\nhold_interval = "1h"\n'
+        file.write_text(block + 'enable_tls = "Required"\n')
+        shaper = policy.shaping.load([file])
+        config = policy.make_queue_config(protocol={"smtp": {"mx_list": [f"127.0.0.1:{peer.port}"]}})
+        hooks = {
+            "get_queue_config": lambda domain, tenant, campaign, routing_domain: config,
+            "get_egress_path_config": shaper,
+        }
+        async with bench(hooks) as b, watched(shaper) as running:
+            running.tell(b.router.reconsider)
+            await b.submit()
+            await b.records("TransientFailure")
+            assert b.router.statistics().held
+            write(file, block + 'enable_tls = "Disabled"\n')
+            await b.records("Delivery", seconds=3)
+            assert len(peer.arrived) == 1
+
+
+async def test_a_change_while_routes_are_worked_out_is_not_lost(bench: Any, tmp_path: Path) -> None:
+    async with open_peer() as peer:
+        port = peer.port
+        go = trio.Event()
+        answers = [1, 2]
+        asked: list[int] = []
+
+        async def path(domain: str, egress_source: str, site_name: str) -> policy.EgressPath:
+            number = answers[0]
+            asked.append(number)
+            if number == 1:
+                await go.wait()
+            return policy.make_egress_path(enable_tls="Disabled", max_ready=number)
+
+        config = policy.make_queue_config(protocol={"smtp": {"mx_list": [f"127.0.0.1:{port}"]}})
+        hooks = {
+            "get_queue_config": lambda domain, tenant, campaign, routing_domain: config,
+            "get_egress_path_config": path,
+        }
+        async with bench(hooks) as b:
+            await b.submit()
+            await until(lambda: asked == [1])
+            answers.pop(0)
+            b.router.reconsider()
+            go.set()
+            await b.records("Delivery")
+            assert asked == [1, 2]
+
+
+async def test_mail_for_two_domains_behind_the_same_hosts_meets_a_rolled_up_block(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('["a.example"]\nenable_tls = "Required"\n')
+    mx = {"MX": ["10 mx1.example.net.", "20 mx2.example.net."]}
+    zones = {"a.example": mx, "b.example": {"MX": ["5 mx2.example.net.", "5 mx1.example.net."]}}
+    shaper = policy.shaping.load([file])
+    async with watched(shaper, zones):
+        from engine.egress.site import asked_for
+
+        resolver = Resolver(StaticDns(zones))
+        site = await resolver.site_for("b.example")
+        with policy.shaping.asking(asked_for(site)):  # type: ignore[arg-type]
+            assert shaper("b.example", "ip-1", site.name).enable_tls == "Required"  # type: ignore[union-attr]
+
+
+async def test_dns_that_cannot_say_drops_no_demand_and_is_asked_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('["a.example"]\nenable_tls = "Required"\n["none.example"]\nmax_ready = 1\n')
+    zones: dict[str, dict[str, Any]] = {"a.example": {"MX": SERVFAIL}}
+
+    async def ask(domain: str) -> frozenset[str]:
+        return await hosts_of(Resolver(StaticDns(zones)))(domain)  # a new one remembers no failure
+
+    shaper = policy.shaping.load([file])
+    told: list[None] = []
+    async with open_shaping([shaper], ask) as running:
+        running.tell(lambda: told.append(None))
+        said = [record.getMessage() for record in caplog.records]
+        assert len([text for text in said if f'{file}:1: block "a.example" has no hosts' in text]) == 1
+        assert any(f'{file}:3: block "none.example"' in text and "does not exist" in text for text in said)
+        assert shaper("a.example", "ip-1", "mx.example.net").enable_tls == "Required"
+        assert shaper("b.example", "ip-1", "mx.example.net").enable_tls == "Opportunistic"
+        zones["a.example"] = {"MX": ["10 mx.example.net."]}
+        await until(lambda: told)
+        assert shaper("b.example", "ip-1", "mx.example.net").enable_tls == "Required"
+
+
+# -- URLs ----------------------------------------------------------------------------------------
+
+
+class Web:
+    """A web server on loopback that answers what the test says."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}/more.toml"
+        self.status, self.content, self.tag, self.headers = 200, b"", "", {}
+        self.asked: list[str | None] = []
+
+
+@contextmanager
+def web() -> Iterator[Web]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.headers.get("If-None-Match")
+            here.asked.append(known)
+            status = 304 if known and known == here.tag and here.status == 200 else here.status
+            body = b"" if status == 304 else here.content
+            self.send_response(status)
+            for name, value in {**({"ETag": here.tag} if here.tag else {}), **here.headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    here = Web(server.server_address[1])
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield here
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def test_a_url_is_read_and_what_it_said_last_stays_when_it_fails(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with web() as here:
+        here.content, here.tag = BLOCK.format(1).encode(), '"one"'
+        shaper = policy.shaping.load([here.url])
+        async with watched(shaper):
+            assert max_ready(shaper) == 1
+            await until(lambda: '"one"' in here.asked)
+            for status, content, headers in (
+                (500, b"", {}),
+                (200, b'["x.example"]\nmax_redy = 1', {}),
+                (302, b"", {"Location": here.url}),
+            ):
+                here.status, here.content, here.headers, here.tag = status, content, headers, ""
+                caplog.clear()
+                await until(lambda: any("stays in use" in r.getMessage() for r in caplog.records))
+                assert max_ready(shaper) == 1
+            here.status, here.content, here.headers = 200, BLOCK.format(2).encode(), {}
+            await until(lambda: max_ready(shaper) == 2)
+
+
+async def test_before_a_url_was_read_mail_waits_and_then_it_goes_out(bench: Any) -> None:
+    with web() as here:
+        here.status = 503
+        shaper = policy.shaping.load([here.url])
+        async with watched(shaper):
+            with pytest.raises(policy.PolicyError, match="has not been read yet: the answer is 503"):
+                max_ready(shaper)
+            here.status, here.content = 200, BLOCK.format(3).encode()
+            await until(lambda: not shaper.unread)
+            assert max_ready(shaper) == 3
+
+
+async def test_a_url_may_be_taken_for_empty() -> None:
+    with web() as here:
+        here.status = 503
+        shaper = policy.shaping.load([here.url], require_remote=False)
+        async with watched(shaper):
+            assert max_ready(shaper) == 1024
+
+
+async def test_what_is_too_large_or_too_slow_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LARGEST", 100)
+    with web() as here:
+        here.content = b"#" * 200
+        async with remote.open_client() as client:
+            with pytest.raises(remote.FetchFailed, match="more than 100 octets"):
+                await client.fetch(here.url)
+    monkeypatch.setattr(remote, "TIMEOUT", 0.1)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with remote.open_client() as client, listeners[0]:
+        port = listeners[0].socket.getsockname()[1]
+        with pytest.raises(remote.FetchFailed, match=r"no answer in 0\.1 s"):
+            await client.fetch(f"http://127.0.0.1:{port}/")
