@@ -97,7 +97,7 @@ def test_the_seed_page_s_example_delivers_with_auth_to_the_address(tmp_path: Pat
 def test_a_file_that_is_edited_while_the_relay_runs(tmp_path: Path) -> None:
     secret = tmp_path / "password.secret"
     secret.write_text(PASSWORD)
-    block = f'["127.0.0.1"]\nmx_rollup = false\nhold_interval = "1h"\nsmtp_auth_plain_username = "scott"\n'
+    block = '["127.0.0.1"]\nmx_rollup = false\nhold_interval = "1h"\nsmtp_auth_plain_username = "scott"\n'
     block += f'smtp_auth_plain_password = "{secret}"\n'
     with run_sink(users={"scott": PASSWORD}) as sink:
         with shaped(tmp_path, [f"127.0.0.1:{sink.port}"], block) as running:
