@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from policy.load import LoadedPolicy
     from policy.runtime import Declarations
 
-__all__ = ["Engine", "hosts_of", "open_engine", "serve"]
+__all__ = ["Engine", "hosts_of", "open_engine", "own_hosts", "serve"]
 
 logger = logging.getLogger("posthorn")
 
@@ -118,9 +118,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
             StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()),
             hosts=HostsFile(),
             # Before any route is worked out: mail found in the spool must not be sent to ourselves.
-            own=_own_hosts(
-                hostname, declarations, [(at.listen.host, at.listen.port) for at in declarations.listeners]
-            ),
+            own=own_hosts(declarations),
         )
         async with (
             open_shaping(policy.hooks.shapers, hosts_of(resolver)) as shaping,
@@ -156,7 +154,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 keys=keys,
                 hostname=hostname,
             ) as listeners:
-                resolver.own = _own_hosts(hostname, declarations, listeners.addresses)
+                resolver.own = own_hosts(declarations, listeners.addresses)
                 yield Engine(log, spool, keys, router, listeners)
 
 
@@ -188,8 +186,11 @@ def _hostname(declarations: Declarations) -> str:
     return socket.gethostname() or "localhost"
 
 
-def _own_hosts(hostname: str, declarations: Declarations, listeners: Iterable[tuple[str, int]]) -> OwnHosts:
-    names = {hostname.lower()} | {
+def own_hosts(declarations: Declarations, listeners: Iterable[tuple[str, int]] | None = None) -> OwnHosts:
+    """What is this host itself. `listeners`: where they really listen; else where `init` wants them."""
+    if listeners is None:
+        listeners = [(at.listen.host, at.listen.port) for at in declarations.listeners]
+    names = {_hostname(declarations).lower()} | {
         listener.hostname.lower() for listener in declarations.listeners if listener.hostname
     }
     return OwnHosts(names=frozenset(names), listeners=frozenset(listeners), is_local=is_local_address)

@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 __all__ = ["main"]
 
 app = App(name="posthorn", version=__version__, help="A high-throughput SMTP relay steered by Python hooks.")
-_COMMANDS = ("run", "check", "log", "demo", "sink")
+_COMMANDS = ("run", "check", "explain", "log", "demo", "sink")
 for _name in _COMMANDS:
     app.command(f"engine.cli.{_name}:{_name}", name=_name)
 

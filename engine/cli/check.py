@@ -18,11 +18,14 @@ def check(
     /,
     *,
     domain: Annotated[list[str] | None, Parameter(negative=())] = None,
+    secrets: Annotated[bool, Parameter(negative=())] = False,
+    offline: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Load a policy, run its `init` without acting on it, and ask its egress hooks about a destination.
 
-    No socket, spool or log is opened, and no secret is fetched; the certificate and key of a listener
-    are read if they are files. Exit status 0 when all is well, 2 when not.
+    No spool, log or listener is opened. The certificate and key of a listener are read if they are files.
+    Of a policy with shaping files, the URLs are read and DNS is asked about the blocks with roll-up. Exit
+    status 0 when all is well, 2 when not.
 
     Parameters
     ----------
@@ -30,18 +33,31 @@ def check(
         The policy file (Python); without one the shipped default is checked.
     domain
         A destination to ask the hooks about, instead of example.com; may be repeated.
+    secrets
+        Fetch every secret that was met, and say which cannot be had. None is shown.
+    offline
+        Read no URL of the shaping files and ask no DNS.
     """
-    return guarded(lambda: trio.run(_check, policy, domain), command="check")
+    return guarded(lambda: trio.run(_check, policy, domain, secrets, offline), command="check")
 
 
-async def _check(path: Path | None, domains: list[str] | None) -> None:
+async def _check(path: Path | None, domains: list[str] | None, secrets: bool, offline: bool) -> None:
     from engine.cli.inspection import SAMPLE, Inspection
     from engine.errors import HookError
+    from policy import PolicyLoadError
     from policy.load import load_policy
+    from policy.shaping import ShapingError
 
-    loaded = load_policy(path)
+    try:
+        loaded = load_policy(path)
+    except PolicyLoadError as error:
+        if isinstance(error.__cause__, ShapingError):
+            raise ExceptionGroup("the shaping files have mistakes", error.__cause__.problems) from None
+        raise
     found = Inspection(loaded, await loaded.run_init())
-    await found.run(domains or [SAMPLE])
+    await found.run(domains or [SAMPLE], offline=offline)
+    if secrets:
+        await found.fetch_secrets()
     if found.problems:
         raise ExceptionGroup("the policy has mistakes", [HookError(problem) for problem in found.problems])
     print(f"{loaded.path}: ok")

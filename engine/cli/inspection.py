@@ -2,28 +2,32 @@
 
 The egress hooks are asked in the order in which mail asks them: queue, pool, sources, and a path per
 source. Nothing is fetched, opened or resolved, except that the files of a listener's certificate are
-read: whether they belong together shows only then.
+read (whether they belong together shows only then), and that shaping files are looked into as they will
+be used: their URLs are read, and DNS is asked about their blocks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from engine.egress.site import mx_list_site
-from engine.errors import ConfigError, HookError
-from engine.hooks import Hooks
+from engine.app import hosts_of, own_hosts
+from engine.cli.asked import AskedHooks
+from engine.cli.shaping_review import review
+from engine.egress.dns import HostsFile, StubResolver
+from engine.egress.resolve import Resolver
+from engine.egress.site import asked_for, mx_list_site
+from engine.errors import ConfigError, HookError, SecretUnavailable
 from engine.ingress.tls import server_context
-from engine.keys import SourceFailure, key_sources
+from engine.keys import SourceFailure, key_sources, open_keys
 from policy import Reject
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, QueueConfig
 from policy.errors import did_you_mean
-from policy.hooks import EVENTS, Hook, HookTable
+from policy.hooks import EVENTS
 from policy.keysource import CallbackKey, FileKey, KeyRef, LiteralKey
+from policy.shaping import asked_by_name, asking
 
 if TYPE_CHECKING:
     from policy.ingress import ListenerDeclaration
@@ -48,44 +52,50 @@ class Inspection:
         self.facts: list[tuple[str, str]] = []
         self._loaded = loaded
         self._declarations = declarations
-        self._asked: dict[str, Hook] = {}
-        self._hooks = Hooks(self._watched(loaded.hooks))
+        self._hooks = AskedHooks(loaded)
+        self.keys: dict[KeyRef, str] = {}
+        """Every secret that was met, and where."""
 
-    async def run(self, domains: Sequence[str]) -> None:
-        """Look at everything. Waits: only for async hooks."""
+    async def run(self, domains: Sequence[str], *, offline: bool = False) -> None:
+        """Look at everything. Waits: for async hooks; and unless `offline`, where the policy has shaping
+        files, for their URLs and for DNS."""
         await self._start()
+        for shaper in self._loaded.hooks.shapers:
+            await review(shaper, self, None if offline else hosts_of(self._resolver()))
         for domain in domains:
             await self._way_out(domain)
         await self._everybodys_password(domains[0])
 
-    def _problem(self, text: str) -> None:
+    def _resolver(self) -> Resolver:
+        servers = os.environ.get("POSTHORN_DNS_SERVERS", "").split()
+        return Resolver(StubResolver(servers), hosts=HostsFile(), own=own_hosts(self._declarations))
+
+    async def fetch_secrets(self) -> None:
+        """Fetch every secret that was met; one that cannot be had is a mistake. None is shown."""
+        async with open_keys(self._hooks) as keys:
+            for key, where in self.keys.items():
+                try:
+                    credential = await keys.fetch(key)
+                except SecretUnavailable as error:
+                    self.problem(f"{where}: {error}")
+                else:
+                    self.facts.append(("secret", f"{key.name}: version {credential.version}"))
+
+    def problem(self, text: str) -> None:
+        """A mistake, once."""
         if text not in self.problems:
             self.problems.append(text)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """A remark, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def _watched(self, table: HookTable) -> HookTable:
-        """The same hooks, and `_asked` holds the last one of each event that was called."""
-        copy = HookTable()
-        for hook in table.hooks:
-            copy.add(msgspec.structs.replace(hook, function=self._watching(hook)), "chain")
-        return copy
-
-    def _watching(self, hook: Hook) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            self._asked[hook.event] = hook
-            return hook.function(*arguments)
-
-        return call  # what an async hook returns is awaited by whoever called
-
     def _where(self, event: str) -> str:
         """File, line and function of the hook that answered last."""
-        hook = self._asked.get(event)
-        return str(self._loaded.path) if hook is None else hook.where
+        return self._hooks.where(event)
 
     async def _ask(self, event: str, *arguments: str | None) -> Any:
         """The hook's answer. Raises: _Failed, after noting why."""
@@ -96,7 +106,7 @@ class Inspection:
             text = f"{error} (asked about {asked})"
             if isinstance(error.__cause__, Reject):
                 text += f"; right would be {EVENTS[event].right}"
-            self._problem(text)
+            self.problem(text)
         raise _Failed
 
     # -- what init declared ----------------------------------------------------------------------
@@ -104,7 +114,7 @@ class Inspection:
     async def _start(self) -> None:
         declared = self._declarations
         if declared.spool is None:
-            self._problem(self._loaded.no_spool())
+            self.problem(self._loaded.no_spool())
         else:
             self.facts.append(("spool", declared.spool.path))
         self.facts += [("log", log.log_dir) for log in declared.logs]
@@ -123,7 +133,7 @@ class Inspection:
     def _log_directories(self) -> None:
         for log in self._declarations.logs:
             if log.log_dir != "-" and os.path.exists(log.log_dir) and not os.path.isdir(log.log_dir):
-                self._problem(f'{self._init()}: configure_local_logs: "{log.log_dir}" is not a directory')
+                self.problem(f'{self._init()}: configure_local_logs: "{log.log_dir}" is not a directory')
 
     def _init(self) -> str:
         hooks = self._loaded.hooks.get("init")
@@ -137,27 +147,28 @@ class Inspection:
         where = f"{self._init()}: start_esmtp_listener {listener.listen}"
         content: list[bytes] = []
         for option, key in pair.items():
-            if key is None or not self._key(f"{where}: {option}", key, must=True):
+            if key is None or not self.look_at_key(f"{where}: {option}", key, must=True):
                 continue
             if isinstance(key, (FileKey, LiteralKey)):
                 try:
                     content.append((await key_sources()[type(key)].read(key)).reveal())
                 except SourceFailure as failure:
-                    self._problem(f"{where}: {option}: {key.name}: {failure}; right would be a PEM file")
+                    self.problem(f"{where}: {option}: {key.name}: {failure}; right would be a PEM file")
         if len(content) == len(pair):
             try:
                 server_context(content[0], content[1], datetime.now(UTC))
             except ValueError as wrong:
                 names = " and ".join(f"{option} ({key.name})" for option, key in pair.items() if key)
-                self._problem(f"{where}: {names}: {wrong}")
+                self.problem(f"{where}: {names}: {wrong}")
 
     # -- key sources -----------------------------------------------------------------------------
 
-    def _key(self, where: str, key: KeyRef, *, must: bool = False) -> bool:
+    def look_at_key(self, where: str, key: KeyRef, *, must: bool = False) -> bool:
         """Whether the key source looks usable here; what is wrong with it is noted.
 
         `must`: a file that is not there is a mistake, not a remark.
         """
+        self.keys.setdefault(key, where)
         if isinstance(key, CallbackKey):
             return self._callback(where, key.event_name)
         if not isinstance(key, FileKey):
@@ -165,31 +176,31 @@ class Inspection:
         if not os.path.exists(key.path):
             if not os.path.isabs(key.path):
                 # It may be the secret itself, so it is not shown.
-                self._problem(
+                self.problem(
                     f"{where} is a path that does not begin with / and leads to no file; a plain string is "
                     "always a path: was a secret put there? Right would be the whole path of a file, or "
                     'another key source, for experiments {"key_data": ...}'
                 )
             elif must:
-                self._problem(f"{where}: there is no file {key.path}; right would be the path of a PEM file")
+                self.problem(f"{where}: there is no file {key.path}; right would be the path of a PEM file")
             else:
-                self._note(f"{where}: there is no file {key.path} now; mail that needs it waits until it is")
+                self.note(f"{where}: there is no file {key.path} now; mail that needs it waits until it is")
             return False
         if not os.access(key.path, os.R_OK):
-            self._note(f"{where}: {key.path} cannot be read by the user who runs this check")
+            self.note(f"{where}: {key.path} cannot be read by the user who runs this check")
             return False
         return True
 
     def _callback(self, where: str, name: str) -> bool:
         right = f'a hook registered with @policy.on("{name}", keysource=True)'
         if name in EVENTS:
-            self._problem(
+            self.problem(
                 f'{where}: "{name}" is an event of the engine; right would be a name of your own, and a '
                 "hook registered under it with keysource=True"
             )
         elif not self._loaded.hooks.get(name):
             own = {hook.event for hook in self._loaded.hooks.hooks} - EVENTS.keys()
-            self._problem(
+            self.problem(
                 f'{where}: no hook answers "{name}"{did_you_mean(name, own)}; right would be {right}'
             )
         else:
@@ -219,7 +230,7 @@ class Inspection:
         pool: EgressPool = await self._ask("get_egress_pool", pool_name)
         names = [entry.name for entry in pool.entries if entry.weight > 0]
         if not names:
-            self._note(
+            self.note(
                 f'{self._where("get_egress_pool")}: the pool "{pool_name}" has no source with a weight above '
                 "0: its mail waits"
             )
@@ -235,22 +246,28 @@ class Inspection:
         return names
 
     def _missing(self, event: str, what: str, needed: str, argument: str) -> None:
-        self._problem(
+        self.problem(
             f"{self._where(event)}: names {what}, but no hook answers {needed}; right would be a function "
             f'with @policy.on("{needed}") that takes ({argument}) and returns {EVENTS[needed].right}'
         )
         raise _Failed
 
     async def _path(self, domain: str, source: str, config: QueueConfig) -> None:
-        path: EgressPath | None = await self._ask(
-            "get_egress_path_config", domain, source, self._site(domain, config)
-        )
+        site = self._site(domain, config)
+        entries = config.protocol.mx_list
+        with asking(asked_for(mx_list_site(entries)) if entries else asked_by_name(site)) as found:
+            path: EgressPath | None = await self._ask("get_egress_path_config", domain, source, site)
+        for one in found:
+            for text in one.notes:
+                self.note(text)
         if path is None:
             return
         where = self._where("get_egress_path_config")
         keys = {"smtp_auth_plain_password": path.smtp_auth_plain_password, "tls_ca": path.tls_ca}
         usable = {
-            option: self._key(f"{where}: {option}", key) for option, key in keys.items() if key is not None
+            option: self.look_at_key(f"{where}: {option}", key)
+            for option, key in keys.items()
+            if key is not None
         }
         user, password = path.smtp_auth_plain_username, path.smtp_auth_plain_password
         auth = "no AUTH"
@@ -266,7 +283,7 @@ class Inspection:
         try:
             return mx_list_site(config.protocol.mx_list).name
         except ConfigError as error:
-            self._problem(f"{self._where('get_queue_config')}: {error}")
+            self.problem(f"{self._where('get_queue_config')}: {error}")
             raise _Failed from None
 
     async def _everybodys_password(self, domain: str) -> None:
@@ -290,7 +307,7 @@ class Inspection:
             lists.append(config.protocol.mx_list)
         if lists[0] and lists[0] == lists[1]:
             return
-        self._note(
+        self.note(
             f"{self._where('get_egress_path_config')}: two unrelated destinations ({domain}, {_UNRELATED}) "
             "both get credentials: make the hook look at the domain or the site, or every next hop is sent a "
             "password"

@@ -58,11 +58,11 @@ if TYPE_CHECKING:
 
     from .resolve import Candidate
 
-__all__ = ["Connection", "Dialer", "NoHostReached"]
+__all__ = ["MECHANISMS_IN_ORDER", "Connection", "Dialer", "NoHostReached"]
 
 logger = logging.getLogger("posthorn.egress")
 
-_MECHANISMS = ("PLAIN", "LOGIN")
+MECHANISMS_IN_ORDER = ("PLAIN", "LOGIN")
 """In order of preference; both send the password as it is, hence only inside TLS."""
 
 LOGIN_UNANSWERED = "login-unanswered"
@@ -370,12 +370,12 @@ class Dialer:
             )
         client = connection.client
         offered = client.capabilities.auth
-        name = next((name for name in _MECHANISMS if name in offered), None)
+        name = next((name for name in MECHANISMS_IN_ORDER if name in offered), None)
         if name is None:
             listed = " ".join(sorted(offered))
             raise AuthNotOffered(
                 f"the path needs AUTH as {user!r} and the peer offers "
-                + (f"only {listed}; we can do {' and '.join(_MECHANISMS)}" if listed else "no AUTH")
+                + (f"only {listed}; we can do {' and '.join(MECHANISMS_IN_ORDER)}" if listed else "no AUTH")
             )
         client.mask = Masker((credential.secret,), (user,))
         async with self._logins.turn(key, path.hold_interval):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.hooks import Hooks
+    from policy.shaping import Found
 
 __all__ = ["NoRouteNow", "RouteFinder", "Routes"]
 
@@ -85,6 +86,10 @@ class Routes:
         """Every candidate, in the pool's order."""
         return self._ready
 
+    def weights(self) -> tuple[int, ...]:
+        """The share of each."""
+        return self._weights
+
     def pick(self) -> ReadyQueue:
         """The candidate whose turn it is."""
         ready = self._ready
@@ -117,6 +122,8 @@ class RouteFinder:
         """Called by a ready queue that has room again and messages waiting for it."""
         self.proceed: Callable[[ReadyQueue], None] | None = None
         """Called by a ready queue whose credentials were just accepted."""
+        self.observe: Callable[[str, Found | None], None] | None = None
+        """Told, for each source that is asked about, what shaping files said; for tools that explain."""
 
     async def find(self, queue: ScheduledQueue) -> Routes | NoRouteNow:
         """The routes of `queue`; sets its `config`.
@@ -158,6 +165,8 @@ class RouteFinder:
         for one in found:
             for note in one.notes:
                 self._tell(note, site.name, "%s", note)
+        if self.observe is not None:
+            self.observe(source, found[-1] if found else None)
         return path if path is not None else _DEFAULT_PATH
 
     async def _pool(self, name: str) -> tuple[str, list[tuple[EgressSource, int]]]:

@@ -16,7 +16,7 @@ from ..errors import PolicyError, caller
 from ..hooks import on, registering
 from .names import Host
 from .shaper import SHIPPED, Shaper, ShapingFile, asking, parse_files
-from .table import Asked, Found, ShapingError, Sites, Table
+from .table import Asked, Found, ShapingError, Sites, Table, asked_by_name
 
 __all__ = [
     "SHIPPED",
@@ -28,6 +28,7 @@ __all__ = [
     "ShapingFile",
     "Sites",
     "Table",
+    "asked_by_name",
     "asking",
     "load",
     "setup",

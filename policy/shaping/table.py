@@ -20,7 +20,18 @@ from .names import Host, Match, host_of, is_address, name_keys, plain_name
 from .read import AUTH, Definition, Document
 from .settings import MAPS, UNSET, Key, Layer, Origin, Setting, merged, put
 
-__all__ = ["Asked", "Block", "Found", "ShapingError", "Sites", "Table", "asked_by_name", "build"]
+__all__ = [
+    "IMPLIED",
+    "Asked",
+    "Block",
+    "Found",
+    "ShapingError",
+    "Sites",
+    "Table",
+    "alone",
+    "asked_by_name",
+    "build",
+]
 
 Sites: TypeAlias = Mapping[str, frozenset[str]]
 """What DNS says of rolled-up blocks: a block's key, and the hosts behind it as `Asked.hosts` names them."""
@@ -29,7 +40,7 @@ _TOGETHER = AUTH | {"enable_tls", "tls_ca", "tls_server_name"}
 """Options in which the blocks of several smart hosts of one list must agree: whatever is said to the one
 may be said to any other."""
 
-_IMPLIED = {
+IMPLIED = {
     "provider_connection_limit": ("additional_connection_limits", "limit"),
     "provider_max_message_rate": ("additional_message_rate_throttles", "rate"),
     "provider_source_selection_rate": ("additional_source_selection_rates", "selection-rate"),
@@ -145,6 +156,11 @@ class Table:
         name = name_keys(domain)[0]
         return [block for block in self.providers if _belongs(block.match, name, asked.hosts)]
 
+    def providers_of_hosts(self, domain: str, hosts: Iterable[str]) -> list[Block]:
+        """The same for hosts by name."""
+        named = tuple(host_of(parse_mx(host)) for host in hosts)
+        return self.providers_of(domain, Asked("", named))
+
     def find(self, domain: str, source: str, asked: Asked) -> Found:
         """The path from `source` to a site, for mail to `domain`.
 
@@ -252,8 +268,8 @@ def _path(settings: Mapping[Key, Setting], source: str, domain: str, blocks: Seq
     for (option, entry), setting in settings.items():
         if setting.value is UNSET:
             continue
-        if option in _IMPLIED:
-            option, end = _IMPLIED[option]
+        if option in IMPLIED:
+            option, end = IMPLIED[option]
             maps.setdefault(option, {})[f"shaping-provider-{entry}-{source}-{end}"] = setting.value
         elif option in MAPS:
             maps.setdefault(option, {})[entry] = setting.value
@@ -343,15 +359,24 @@ def _half_logins(table: Table) -> Iterator[PolicyError]:
                 return
     for block in (*table.named.values(), *table.rollups.values()):
         for source in ("", *block.sources):
-            groups: tuple[list[Block], ...] = ([table.default] if table.default else [], [], [block])
-            layers, blocks = _layers(groups, source)
-            settings: dict[Key, Setting] = {}
-            for layer in layers:
-                for key, setting in layer.settings.items():
-                    put(settings, key, setting)
-            try:
-                _path(settings, source, block.key, blocks)
-            except PolicyError as problem:
-                text = problem.problem.rpartition(" (for ")[0]
-                yield PolicyError(text + (f' (from source "{source}")' if source else ""), problem.where)
+            found = alone(table, block, source)
+            if isinstance(found, PolicyError):
+                yield found
                 break
+
+
+def alone(table: Table, block: Block, source: str) -> EgressPath | PolicyError:
+    """The path that one block makes with what `default` says and nothing else, or why it makes none."""
+    groups: tuple[list[Block], ...] = ([table.default] if table.default else [], [], [block])
+    if block is table.default:
+        groups = ([block], [], [])
+    layers, blocks = _layers(groups, source)
+    settings: dict[Key, Setting] = {}
+    for layer in layers:
+        for key, setting in layer.settings.items():
+            put(settings, key, setting)
+    try:
+        return _path(settings, source, block.key, blocks)
+    except PolicyError as problem:
+        text = problem.problem.rpartition(" (for ")[0]
+        return PolicyError(text + (f' (from source "{source}")' if source else ""), problem.where)

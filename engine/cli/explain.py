@@ -1,0 +1,61 @@
+"""``posthorn explain``: which way mail to an address would take now, and who said so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from engine.cli.report import guarded
+
+__all__ = ["explain"]
+
+
+def explain(
+    address: str,
+    /,
+    *,
+    policy: Path | None = None,
+    source: str | None = None,
+    tenant: str | None = None,
+    campaign: str | None = None,
+    routing_domain: str | None = None,
+    secrets: Annotated[bool, Parameter(negative="--no-secrets")] = True,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Print route, site, ready queue, TLS and AUTH for mail to an address, and each option of the path with
+    the file and line (or the hook) that set it and what it overrode.
+
+    The policy is loaded and its hooks are asked; DNS, the policy's URLs and its key sources are asked, too.
+    Nothing is sent, and no running relay is touched. A secret is never shown: its name, version and age are.
+
+    Parameters
+    ----------
+    address
+        An address, or a domain alone.
+    policy
+        The policy file; without one the shipped default.
+    source
+        This egress source alone, instead of every source of the pool.
+    tenant
+        The tenant of the message.
+    campaign
+        The campaign of the message.
+    routing_domain
+        Where a hook would send the message instead of its domain.
+    secrets
+        Fetch the password, to say its version and age.
+    json
+        One JSON object instead of text.
+    """
+
+    async def run() -> None:
+        from engine.cli.explanation import Question, explained
+
+        question = Question(address, source, tenant, campaign, routing_domain, secrets)
+        found = await explained(policy, question)
+        print(found.as_json() if json else found.as_text())
+
+    return guarded(lambda: trio.run(run), command="explain")

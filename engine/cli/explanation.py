@@ -1,0 +1,314 @@
+"""What ``posthorn explain`` finds out, with the parts of the engine that would carry the mail."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import trio
+
+from engine.app import hosts_of, own_hosts
+from engine.cli.asked import AskedHooks
+from engine.egress.dial import MECHANISMS_IN_ORDER
+from engine.egress.dns import HostsFile, StubResolver
+from engine.egress.resolve import Resolver
+from engine.egress.routes import NoRouteNow, RouteFinder
+from engine.errors import ConfigError, ResolveError, SecretUnavailable
+from engine.keys import KeyRing, open_keys
+from engine.model import QueueName
+from engine.queues.limits import LocalLimits
+from engine.queues.ready import ReadyQueue
+from engine.queues.scheduled import ScheduledQueue
+from engine.shaping import open_shaping
+from policy.egress import EgressPath, QueueConfig
+from policy.load import load_policy
+from policy.shaping import Found
+from policy.shaping.settings import UNSET, Setting
+from policy.shaping.shown import shown, shown_key
+from policy.shaping.table import IMPLIED
+
+__all__ = ["Explanation", "Question", "explained", "tls_text"]
+
+_DEFAULT = EgressPath()
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What the command line asked."""
+
+    address: str
+    source: str | None = None
+    tenant: str | None = None
+    campaign: str | None = None
+    routing_domain: str | None = None
+    secrets: bool = True
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One place that gave an option a value, in words. `line` 0: a hook, with its place in `file`."""
+
+    value: str
+    file: str
+    line: int = 0
+    block: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        if not self.line:
+            return self.file
+        inside = f' sources."{self.source}"' if self.source else ""
+        return f"{self.file}:{self.line} [{self.block}]{inside}"
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One option: who set it, and what that overrode, the latest first."""
+
+    name: str
+    value: str
+    set_by: Step | None = None
+    overrode: tuple[Step, ...] = ()
+
+
+class Credential(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A secret without its value. `version` changes with the value; it is another in each process."""
+
+    name: str
+    version: str = ""
+    age: float | None = None
+    changed: float | None = None
+    problem: str = ""
+
+
+class Road(msgspec.Struct, frozen=True):
+    """The way from one source."""
+
+    source: str
+    weight: int
+    site: str
+    kind: str
+    hosts: tuple[str, ...]
+    ready_queue: str
+    key: str
+    tls: str
+    auth: str
+    credential: Credential | None
+    options: tuple[Option, ...]
+    notes: tuple[str, ...]
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Everything."""
+
+    address: str
+    queue: str
+    policy: str
+    queue_config: str
+    route: str
+    pool: str
+    roads: tuple[Road, ...]
+
+    def as_json(self) -> str:
+        """One JSON object."""
+        return msgspec.json.format(msgspec.json.encode(self)).decode()
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        rows = [
+            f"{self.address}",
+            f"  queue         {self.queue}, {self.queue_config}",
+            f"  route         {self.route}",
+            f"  pool          {self.pool}",
+        ]
+        for road in self.roads:
+            rows += [
+                f"from {road.source} (weight {road.weight})",
+                f"  site          {road.site} ({', '.join(road.hosts)})",
+                f"  ready queue   {road.ready_queue}, key {road.key}",
+                f"  TLS           {road.tls}",
+                f"  AUTH          {road.auth}",
+            ]
+            if road.credential is not None:
+                rows.append(f"  credential    {_credential_text(road.credential)}")
+            set_ones = [option for option in road.options if option.set_by is not None]
+            width = max((len(option.name) for option in set_ones), default=0)
+            for option in set_ones:
+                rows.append(f"  {option.name:<{width}}  {option.value}   {option.set_by}")
+                rows += [f"  {'':<{width}}  over {step.value}   {step}" for step in option.overrode]
+            rows.append(f"  and {len(road.options) - len(set_ones)} options that nobody set")
+            rows += [f"  note          {note}" for note in road.notes]
+        return "\n".join(rows)
+
+
+async def explained(path: Path | None, question: Question) -> Explanation:
+    """Ask what the engine would ask. Raises: ConfigError, HookError, PolicyError."""
+    loaded = load_policy(path)
+    declarations = await loaded.run_init()
+    hooks = AskedHooks(loaded)
+    resolver = Resolver(
+        StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()),
+        hosts=HostsFile(),
+        own=own_hosts(declarations),
+    )
+    finder = RouteFinder(hooks, resolver, LocalLimits())
+    seen: dict[str, tuple[Found | None, str]] = {}
+    finder.observe = lambda source, found: seen.__setitem__(
+        source, (found, hooks.where("get_egress_path_config") if hooks.has("get_egress_path_config") else "")
+    )
+    domain = question.address.rpartition("@")[2].lower()
+    if not domain:
+        raise ConfigError(f"{question.address!r} has no domain; right would be user@example.com")
+    queue = ScheduledQueue(QueueName(domain, question.tenant, question.campaign, question.routing_domain))
+    async with open_keys(hooks) as keys, open_shaping(loaded.hooks.shapers, hosts_of(resolver)):
+        try:
+            routes = await finder.find(queue)
+        except ResolveError as error:
+            raise ConfigError(f"the destination cannot be resolved now: {error}") from None
+        if isinstance(routes, NoRouteNow):
+            raise ConfigError(f"there is no way to {queue.name.route}: {routes.outcome.reply.line}")
+        roads = [
+            await _road(ready, weight, seen[ready.source.name], keys if question.secrets else None)
+            for ready, weight in zip(routes.all(), routes.weights(), strict=True)
+            if question.source in (None, ready.source.name)
+        ]
+    if not roads:
+        names = ", ".join(ready.source.name for ready in routes.all())
+        raise ConfigError(
+            f'the source "{question.source}" is not in the pool of this queue; its sources are {names}'
+        )
+    config = queue.config if queue.config is not None else QueueConfig()
+    answered = hooks.asked.get("get_queue_config")
+    return Explanation(
+        question.address,
+        str(queue.name),
+        str(loaded.path),
+        answered.where if answered is not None else "defaults, no hook answers get_queue_config",
+        _route(queue.name, config),
+        config.egress_pool,
+        tuple(roads),
+    )
+
+
+def _route(name: QueueName, config: QueueConfig) -> str:
+    if config.protocol.mx_list:
+        return "smart hosts " + ", ".join(entry.label for entry in config.protocol.mx_list)
+    return f"by MX of {name.route}" + (" (a routing domain)" if name.routing_domain else "")
+
+
+async def _road(ready: ReadyQueue, weight: int, seen: tuple[Found | None, str], keys: KeyRing | None) -> Road:
+    path, site = ready.path, ready.site
+    found, hook = seen
+    return Road(
+        ready.source.name,
+        weight,
+        site.name,
+        site.kind,
+        tuple(
+            f"{host.host}{f':{host.port}' if host.port else ''}"
+            + (f" preference {host.preference}" if site.kind == "mx" else "")
+            for host in site.hosts
+        ),
+        ready.name,
+        site.key,
+        tls_text(path),
+        _auth_text(path),
+        await _credential(path, keys),
+        _options(path, found, hook),
+        found.notes if found is not None else (),
+    )
+
+
+def tls_text(path: EgressPath) -> str:
+    """What `enable_tls` comes to, with the path's other demands."""
+    mode = path.enable_tls
+    roots = path.tls_ca.name if path.tls_ca is not None else "the system's roots"
+    name = f" for {path.tls_server_name}" if path.tls_server_name else ""
+    auth = path.smtp_auth_plain_username is not None
+    certificate = f"a certificate trusted by {roots}{name}"
+    if mode in ("RequiredInsecure", "OpportunisticInsecure"):
+        certificate = "any certificate"
+        if auth and not path.allow_smtp_auth_plain_without_valid_certificate:
+            certificate += " (which AUTH does not allow, so mail is held)"
+    held = mode in ("Required", "RequiredInsecure") or (auth and not path.allow_smtp_auth_plain_without_tls)
+    without = "mail is held" if held else "clear text"
+    if mode == "Disabled":
+        return f"Disabled: {without}"
+    return f"{mode}: STARTTLS with {certificate}; if it is not offered, {without}"
+
+
+def _auth_text(path: EgressPath) -> str:
+    user = path.smtp_auth_plain_username
+    if user is None:
+        return "none"
+    allowed = [
+        text
+        for option, text in (
+            (path.allow_smtp_auth_plain_without_tls, "also in clear text"),
+            (path.allow_smtp_auth_plain_without_valid_certificate, "also to a host that was not verified"),
+        )
+        if option
+    ]
+    mechanisms = ", else ".join(MECHANISMS_IN_ORDER)
+    return f"as {user!r} with {mechanisms}, as offered; {' and '.join(allowed) or 'inside verified TLS only'}"
+
+
+async def _credential(path: EgressPath, keys: KeyRing | None) -> Credential | None:
+    key = path.smtp_auth_plain_password
+    if key is None or path.smtp_auth_plain_username is None:
+        return None
+    if keys is None:
+        return Credential(key.name, problem="not fetched")
+    changed: float | None = None
+    file = getattr(key, "path", None) if key.name.startswith("file:") else None
+    try:
+        credential = await keys.fetch(key)
+        if file is not None:
+            changed = (await trio.Path(file).stat()).st_mtime
+    except (SecretUnavailable, OSError) as error:
+        return Credential(key.name, problem=str(error).removeprefix(f"{key.name}: "))
+    return Credential(key.name, credential.version, trio.current_time() - credential.fetched, changed)
+
+
+def _credential_text(credential: Credential) -> str:
+    from datetime import UTC, datetime
+
+    if credential.problem:
+        return f"{credential.name}: {credential.problem}"
+    changed = ""
+    if credential.changed is not None:
+        changed = (
+            f", its file changed {datetime.fromtimestamp(credential.changed, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        )
+    return f"{credential.name}, version {credential.version}, {credential.age or 0.0:.1f} s old{changed}"
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+def _options(path: EgressPath, found: Found | None, hook: str) -> tuple[Option, ...]:
+    """Every option; those that a file set know where."""
+    by_option: dict[str, list[tuple[str, Setting]]] = {}
+    for key, setting in (found.settings if found is not None else {}).items():
+        option = IMPLIED[key[0]][0] if key[0] in IMPLIED else key[0]
+        by_option.setdefault(option, []).append((shown_key(key), setting))
+    options: list[Option] = []
+    for name in EgressPath.__struct_fields__:
+        value = getattr(path, name)
+        from_files = found is not None and value == getattr(found.path, name)
+        if from_files and name in by_option:
+            for label, setting in by_option[name]:
+                first, *before = (_step(one) for one in setting.history())
+                back = setting.value is UNSET and label == name
+                options.append(
+                    Option(label, f"{shown(value)} (default)" if back else first.value, first, tuple(before))
+                )
+        elif value != getattr(_DEFAULT, name) and not from_files:
+            over = tuple(_step(one) for _, setting in by_option.get(name, []) for one in setting.history())
+            options.append(Option(name, shown(value), Step(shown(value), hook), over))
+        else:
+            options.append(Option(name, shown(value)))
+    return tuple(options)
+
+
+def _step(setting: Setting) -> Step:
+    origin = setting.origin
+    return Step(shown(setting.value), origin.file, origin.line, origin.block, origin.source)

@@ -1,0 +1,212 @@
+"""What ``posthorn check`` finds in the shaping files of a policy, beyond what loading them refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine.shaping import HostsOf, Unresolved
+from engine.shaping.remote import Client, FetchFailed, open_client
+from policy.egress import EgressPath
+from policy.keysource import KeyRef, LiteralKey
+from policy.nets import parse_host
+from policy.shaping import Shaper, ShapingError
+from policy.shaping.settings import UNSET, Origin
+from policy.shaping.table import Block, Table, alone
+
+if TYPE_CHECKING:
+    from engine.cli.inspection import Inspection
+
+__all__ = ["review"]
+
+_PATIENCE = 30.0
+"""Seconds for all questions to DNS together."""
+_ASKERS = 32
+
+
+async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) -> None:
+    """Look at one list of files. `hosts_of` None: neither URLs are read nor DNS is asked."""
+    await _urls(shaper, found, read=hosts_of is not None)
+    table = shaper.table
+    files = ", ".join(file.name for file in shaper.files)
+    found.facts.append(("shaping", f"{len(table.blocks)} blocks from {files}"))
+    for text in (*_providers(table), *_names(table)):
+        found.note(text)
+    for block in table.blocks:
+        _demands(table, block, found)
+        for where, key in _keys(block):
+            found.look_at_key(where, key)
+            if isinstance(key, LiteralKey):
+                found.note(f"{where}: the secret stands in the file; another key source keeps it elsewhere")
+    if hosts_of is not None:
+        await _dns(shaper, found, hosts_of)
+
+
+async def _urls(shaper: Shaper, found: Inspection, *, read: bool) -> None:
+    """Read the URLs, so that what follows is about the whole."""
+    urls = [file.name for file in shaper.files if file.url]
+    if not urls:
+        return
+    content: dict[str, bytes] = {}
+
+    async def fetch(client: Client, url: str) -> None:
+        try:
+            content[url] = await client.fetch(url) or b""
+        except FetchFailed as failed:
+            waits = "; mail waits until it was read once" if shaper.require_remote else ""
+            found.note(f"{shaper.where}: {url} cannot be fetched now: {failed}{waits}")
+
+    if read:
+        async with open_client() as client, trio.open_nursery() as nursery:
+            for url in urls:
+                nursery.start_soon(fetch, client, url)
+    else:
+        found.note(f"{shaper.where}: {len(urls)} URLs were not read (--offline)")
+    try:
+        shaper.use(shaper.build(content))
+    except ShapingError as error:
+        for problem in error.problems:
+            found.problem(str(problem))
+    shaper.unread = {}
+
+
+# -- providers and names -------------------------------------------------------------------------
+
+
+def _providers(table: Table) -> Iterator[str]:
+    for one, other in combinations(table.providers, 2):
+        for match in one.match:
+            same = [
+                condition
+                for condition in other.match
+                if condition.kind == match.kind and (condition.covers(match) or match.covers(condition))
+            ]
+            if same:
+                yield (
+                    f"{other.origin.where}: [{other.origin.block}] and [{one.origin.block}] "
+                    f'({one.origin.where}) overlap: {match.kind} "{match.text}" and "{same[0].text}" can '
+                    "be met by one host; both hold then, the later one over the earlier one"
+                )
+                break
+
+
+def _names(table: Table) -> Iterator[str]:
+    for block in (*table.named.values(), *table.rollups.values()):
+        host = block.key.partition(":")[0]
+        if "." not in block.key and ":" not in block.key and host != "localhost":
+            yield (
+                f'{block.origin.where}: the name of the block "{block.key}" has no dot; was it meant to be a '
+                'domain, whose dots are read as tables without quotes, as in ["example.com"]?'
+            )
+            continue
+        try:
+            parse_host(host)
+        except ValueError:
+            if block.key in table.rollups:
+                yield f'{block.origin.where}: the name of the block "{block.key}" is no domain and no host'
+
+
+# -- TLS, AUTH and secrets -----------------------------------------------------------------------
+
+
+def _keys(block: Block) -> Iterator[tuple[str, KeyRef]]:
+    for layer in (block.layer, *block.sources.values()):
+        for (option, _), setting in layer.settings.items():
+            if setting.value is not UNSET and option in ("smtp_auth_plain_password", "tls_ca"):
+                yield f"{setting.origin.where}: [{setting.origin.block}] {option}", setting.value
+
+
+def _demands(table: Table, block: Block, found: Inspection) -> None:
+    """What a block asks for, together with `default`: a login that no TLS protects, or never happens."""
+    for source in ("", *block.sources):
+        result = alone(table, block, source)
+        if isinstance(result, EgressPath):
+            _login(result, block.origin, source, found)
+        elif block.kind == "provider":
+            found.note(str(result))
+
+
+def _login(path: EgressPath, origin: Origin, source: str, found: Inspection) -> None:
+    if path.smtp_auth_plain_username is None:
+        return
+    where = f"{origin.where}: [{origin.block}]" + (f' from source "{source}"' if source else "")
+    right = 'right would be enable_tls = "Required"'
+    if path.enable_tls == "Disabled":
+        if path.allow_smtp_auth_plain_without_tls:
+            found.note(f"{where}: the password is sent in clear text")
+        else:
+            found.problem(
+                f'{where}: AUTH with enable_tls = "Disabled": the password is never sent, and mail is held; '
+                f"{right}"
+            )
+    elif path.enable_tls.endswith("Insecure"):
+        if path.allow_smtp_auth_plain_without_valid_certificate:
+            found.note(f"{where}: the password is sent to a host that nobody verified")
+        else:
+            found.problem(
+                f'{where}: AUTH with enable_tls = "{path.enable_tls}": no certificate is verified, so the '
+                f"password is never sent inside TLS, and mail is held; {right}"
+            )
+    elif path.enable_tls == "Opportunistic":
+        without = "goes out in clear text" if path.allow_smtp_auth_plain_without_tls else "stays here"
+        found.note(
+            f'{where}: AUTH with enable_tls = "Opportunistic": where STARTTLS is not offered, the password '
+            f'{without}; enable_tls = "Required" says what is meant'
+        )
+
+
+# -- DNS -----------------------------------------------------------------------------------------
+
+
+async def _dns(shaper: Shaper, found: Inspection, hosts_of: HostsOf) -> None:
+    table = shaper.table
+    sites: dict[str, frozenset[str]] = {}
+    failed: dict[str, str] = {}
+    waiting: list[str] = list(reversed(table.rollups))
+
+    async def ask() -> None:
+        while waiting:
+            key = waiting.pop()
+            try:
+                sites[key] = await hosts_of(key)
+            except Unresolved as error:
+                failed[key] = str(error)
+
+    with trio.move_on_after(_PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_ASKERS, len(waiting))):
+                nursery.start_soon(ask)
+    for key, block in table.rollups.items():
+        if key in failed:
+            found.note(
+                f'{block.origin.where}: "{key}" has no hosts to roll up: {failed[key]}; the block holds for '
+                "its own name alone, and with mx_rollup = false for a host of that name"
+            )
+        elif key not in sites:
+            found.note(f'{block.origin.where}: DNS did not say in time which hosts stand behind "{key}"')
+    for text in _together(table, sites):
+        found.note(text)
+    shaper.use_sites(sites)
+
+
+def _together(table: Table, sites: dict[str, frozenset[str]]) -> Iterator[str]:
+    """Blocks with the same hosts, and blocks whose hosts a provider has, too."""
+    first: dict[frozenset[str], Block] = {}
+    for key, block in table.rollups.items():
+        hosts = sites.get(key)
+        if not hosts:
+            continue
+        other = first.setdefault(hosts, block)
+        if other is not block:
+            yield (
+                f"{block.origin.where}: [{block.origin.block}] has the same hosts as [{other.origin.block}] "
+                f"({other.origin.where}); both hold for all mail to them, the later one over the earlier one"
+            )
+        for provider in table.providers_of_hosts(key, hosts):
+            yield (
+                f"{block.origin.where}: the hosts of [{block.origin.block}] belong to "
+                f"[{provider.origin.block}] ({provider.origin.where}), too; the block holds over the provider"
+            )

@@ -1,0 +1,201 @@
+"""``posthorn check`` of a policy with shaping files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from engine.cli.check import check
+from policy.load import load_policy
+from tests.support.fakedns import Zones, serve_dns
+
+POLICY = """
+import policy
+
+policy.shaping.setup(FILES)
+
+@policy.on("init")
+def init():
+    policy.define_spool(path="spool")
+"""
+CANARY = "canary=Check+1"
+Said = Callable[..., str]
+
+
+@pytest.fixture
+def said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Said]:
+    """What check says of a shaping file; `good`: that it is fine."""
+    monkeypatch.chdir(tmp_path)
+
+    def said(
+        text: str,
+        *,
+        good: bool = True,
+        files: str = '["shaping.toml"]',
+        offline: bool = True,
+        secrets: bool = False,
+    ) -> str:
+        Path("shaping.toml").write_text(text)
+        Path("mail.py").write_text(POLICY.replace("FILES", files))
+        status = check(Path("mail.py"), offline=offline, secrets=secrets)
+        out, err = capfd.readouterr()
+        assert status == (0 if good else 2), out + err
+        assert CANARY not in out + err
+        return out if good else err
+
+    yield said
+    load_policy(None)
+
+
+@contextmanager
+def dns(zones: Zones) -> Iterator[str]:
+    """A name server in a thread; its address."""
+    ready, found = threading.Event(), []
+    token: list[trio.lowlevel.TrioToken] = []
+    stop: list[trio.CancelScope] = []
+
+    async def serve() -> None:
+        with trio.CancelScope() as scope:
+            async with serve_dns(zones) as address:
+                token.append(trio.lowlevel.current_trio_token())
+                stop.append(scope)
+                found.append(address)
+                ready.set()
+                await trio.sleep_forever()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield found[0]
+    finally:
+        token[0].run_sync_soon(stop[0].cancel)
+        thread.join()
+
+
+def test_files_that_are_fine_are_shown(said: Said) -> None:
+    text = said('["a.example"]\nmx_rollup = false\n', files='[policy.shaping.SHIPPED, "shaping.toml"]')
+    assert "blocks from posthorn:shaping.toml, shaping.toml" in text
+    assert "note" not in text
+
+
+def test_every_mistake_of_every_file_is_told_with_a_suggestion(said: Said) -> None:
+    text = said('["a.example"]\nsmtp_prt = 1\n["b.example"]\nmx_rolup = false\n', good=False)
+    assert text.splitlines() == [
+        'posthorn check: shaping.toml:2: ["a.example"] unknown option "smtp_prt"; did you mean "smtp_port"?',
+        'posthorn check: shaping.toml:4: ["b.example"] unknown option "mx_rolup"; did you mean "mx_rollup"?',
+    ]
+
+
+LOGIN = '["a.example"]\nmx_rollup = false\nsmtp_auth_plain_username = "u"\n'
+LOGIN += 'smtp_auth_plain_password = {env = "X"}\n'
+
+
+@pytest.mark.parametrize(
+    ("rest", "says", "good"),
+    [
+        ("", 'shaping.toml:1: ["a.example"]: AUTH with enable_tls = "Opportunistic"', True),
+        ('enable_tls = "Disabled"', 'right would be enable_tls = "Required"', False),
+        ('enable_tls = "RequiredInsecure"', "no certificate is verified", False),
+        (
+            'enable_tls = "RequiredInsecure"\nallow_smtp_auth_plain_without_valid_certificate = true',
+            "a host that nobody verified",
+            True,
+        ),
+        (
+            'enable_tls = "Disabled"\nallow_smtp_auth_plain_without_tls = true',
+            "the password is sent in clear text",
+            True,
+        ),
+        (
+            '["a.example".sources."ip-1"]\nenable_tls = "Disabled"',
+            'from source "ip-1": AUTH with enable_tls = "Disabled"',
+            False,
+        ),
+    ],
+)
+def test_a_login_that_no_trusted_tls_protects(said: Said, rest: str, says: str, good: bool) -> None:
+    assert says in said(LOGIN + rest, good=good)
+
+
+def test_a_login_inside_required_tls_is_no_word_worth(said: Said) -> None:
+    assert "note" not in said(LOGIN + 'enable_tls = "Required"')
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            '["a.example"]\nsmtp_auth_plain_username = "u"',
+            "without smtp_auth_plain_password; give both or neither",
+        ),
+        (
+            '["a.example"]\nsmtp_auth_plain_password = {env = "X"}',
+            "without smtp_auth_plain_username; give both",
+        ),
+        ('["default"]\nsmtp_auth_plain_username = "u"', 'AUTH in "default" would be used at every next hop'),
+        (LOGIN.replace('{env = "X"}', '"tiger"'), "leads to no file; a plain string is always a path"),
+        (LOGIN.replace('{env = "X"}', '{event_name = "none"}'), 'no hook answers "none"'),
+    ],
+)
+def test_a_login_that_cannot_be(said: Said, text: str, says: str) -> None:
+    assert says in said(text, good=False)
+
+
+def test_secrets_are_fetched_when_asked_for(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = LOGIN.replace('"X"', '"SHAPING_SECRET"') + 'enable_tls = "Required"'
+    monkeypatch.delenv("SHAPING_SECRET", raising=False)
+    assert "ok" in said(text)
+    wrong = said(text, secrets=True, good=False)
+    assert 'shaping.toml:4: ["a.example"] smtp_auth_plain_password: env:SHAPING_SECRET: ' in wrong
+    monkeypatch.setenv("SHAPING_SECRET", CANARY)
+    assert "secret     env:SHAPING_SECRET: version " in said(text, secrets=True)
+
+
+def test_a_secret_in_the_file_is_remarked(said: Said) -> None:
+    assert "the secret stands in the file" in said(LOGIN.replace('{env = "X"}', f'{{key_data = "{CANARY}"}}'))
+
+
+def test_providers_that_overlap_are_remarked(said: Said) -> None:
+    text = '[provider."a"]\nmatch = [{MXSuffix = ".example.net"}]\n'
+    text += '[provider."b"]\nmatch = [{MXSuffix = "mx.example.net"}]\n'
+    assert 'shaping.toml:3: [provider."b"] and [provider."a"] (shaping.toml:1) overlap' in said(text)
+    assert "overlap" not in said(text.replace("mx.example.net", "notexample.net"))
+
+
+def test_a_name_without_a_dot_is_remarked(said: Said) -> None:
+    assert 'shaping.toml:1: the name of the block "example" has no dot' in said(
+        "[example]\nmx_rollup = false"
+    )
+    for name in ("::1", "10.0.0.1", "localhost"):
+        assert "note" not in said(f'["{name}"]\nmx_rollup = false')
+
+
+def test_what_dns_says_is_remarked(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    mx = {"MX": ["10 mx.example.net."]}
+    zones = {"a.example": mx, "b.example": mx, "null.example": {"MX": ["0 ."]}}
+    text = "".join(f'["{name}.example"]\n' for name in ("a", "b", "null", "none"))
+    text += '[provider."p"]\nmatch = [{MXSuffix = ".example.net"}]\n'
+    with dns(zones) as address:
+        monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
+        out = said(text, offline=False)
+    for says in (
+        'shaping.toml:2: ["b.example"] has the same hosts as ["a.example"] (shaping.toml:1)',
+        'shaping.toml:1: the hosts of ["a.example"] belong to [provider."p"] (shaping.toml:5), too',
+        'shaping.toml:3: "null.example" has no hosts to roll up: domain null.example accepts no mail',
+        'shaping.toml:4: "none.example" has no hosts to roll up: domain none.example does not exist',
+    ):
+        assert says in out
+
+
+def test_a_url_that_cannot_be_fetched_is_a_remark(said: Said) -> None:
+    files = '["shaping.toml", "http://127.0.0.1:9/more.toml"]'
+    assert "http://127.0.0.1:9/more.toml cannot be fetched now" in said("", files=files, offline=False)
+    assert "1 URLs were not read (--offline)" in said("", files=files)

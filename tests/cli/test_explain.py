@@ -1,0 +1,213 @@
+"""``posthorn explain``: the way of a message, and who said so."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.cli import main
+from engine.cli.explanation import tls_text
+from policy import make_egress_path
+from policy.load import load_policy
+
+POLICY = """
+import policy
+
+SHAPING
+
+@policy.on("init")
+def init():
+    policy.define_spool(path="spool")
+
+@policy.on("get_queue_config")
+def queue(domain, tenant, campaign, routing_domain):
+    pool = "bulk" if tenant == "news" else "unspecified"
+    return policy.make_queue_config(protocol={"smtp": {"mx_list": ["192.168.1.10:587"]}}, egress_pool=pool)
+
+@policy.on("get_egress_pool")
+def pool(name):
+    return policy.make_egress_pool(name=name, entries=[{"name": "ip-1", "weight": 2}, {"name": "ip-2"}])
+
+@policy.on("get_egress_source")
+def source(name):
+    return policy.make_egress_source(name=name)
+"""
+FILES = 'shaper = policy.shaping.setup([policy.shaping.SHIPPED, "shaping.toml", "more.json"])'
+TOML = """\
+["192.168.1.10"]
+mx_rollup = false
+smtp_auth_plain_username = "scott"
+smtp_auth_plain_password = { file = "SECRET" }
+["192.168.1.10".sources."ip-2"]
+max_ready = 7
+"""
+MORE = '{"192.168.1.10": {"enable_tls": "Required",\n "max_ready": null}}'
+CANARY = "canary=Explain+1"
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    secret = tmp_path / "password.secret"
+    secret.write_text(CANARY)
+    secret.chmod(0o600)
+    Path("shaping.toml").write_text(TOML.replace("SECRET", str(secret)))
+    Path("more.json").write_text(MORE)
+    yield tmp_path
+    load_policy(None)
+
+
+@pytest.fixture
+def ask(capfd: pytest.CaptureFixture[str]) -> Any:
+    def ask(*words: str, shaping: str = FILES, status: int = 0) -> str:
+        Path("mail.py").write_text(POLICY.replace("SHAPING", shaping))
+        with pytest.raises(SystemExit) as end:
+            main(["explain", *words, "--policy", "mail.py"])
+        out, err = capfd.readouterr()
+        assert end.value.code == status, out + err
+        assert CANARY not in out + err
+        return out if status == 0 else err
+
+    return ask
+
+
+def test_everything_is_said(ask: Any) -> None:
+    text = ask("bob@example.com")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    for line in (
+        "bob@example.com",
+        "queue example.com, mail.py:10 in queue()",
+        "route smart hosts 192.168.1.10:587",
+        "site mx_list:192.168.1.10:587 (192.168.1.10:587)",
+        "TLS Required: STARTTLS with a certificate trusted by the system's roots; "
+        "if it is not offered, mail is held",
+        "AUTH as 'scott' with PLAIN, else LOGIN, as offered; inside verified TLS only",
+        'enable_tls Required more.json:1 ["192.168.1.10"]',
+        'max_ready 1024 (default) more.json:2 ["192.168.1.10"]',
+        'over 4096 posthorn:shaping.toml:10 ["default"]',
+        'smtp_auth_plain_username scott shaping.toml:3 ["192.168.1.10"]',
+    ):
+        assert line in lines, text
+    assert re.search(
+        r"ready queue +unspecified->mx_list:192.168.1.10:587@smtp_client, key [0-9a-f]{24}", text
+    )
+    assert re.search(
+        r"credential +file:.*secret, version [0-9a-f]{8}, \d\.\d s old, its file changed 2", text
+    )
+
+
+def test_one_source_of_a_tenant_s_pool(ask: Any) -> None:
+    both = ask("bob@example.com", "--tenant", "news")
+    assert "from ip-1 (weight 2)" in both and "from ip-2 (weight 1)" in both
+    one = ask("example.com", "--tenant", "news", "--source", "ip-2")
+    assert "from ip-1" not in one
+    assert re.search(r'max_ready +7 +shaping.toml:6 \["192.168.1.10"\] sources."ip-2"', one)
+    wrong = ask("example.com", "--tenant", "news", "--source", "ip-3", status=2)
+    assert 'the source "ip-3" is not in the pool of this queue; its sources are ip-1, ip-2' in wrong
+
+
+def test_as_json(ask: Any) -> None:
+    found = json.loads(ask("bob@example.com", "--json"))
+    (road,) = found["roads"]
+    options = {option["name"]: option for option in road["options"]}
+    assert options["enable_tls"]["set_by"] == {
+        "value": "Required",
+        "file": "more.json",
+        "line": 1,
+        "block": '"192.168.1.10"',
+        "source": "",
+    }
+    assert [step["value"] for step in options["max_ready"]["overrode"]] == ["4096"]
+    assert options["rset_timeout"]["set_by"] is None and options["rset_timeout"]["value"] == "5s"
+    assert road["credential"]["version"] and road["credential"]["age"] < 60
+    assert len(options) >= 45
+
+
+def test_secrets_may_stay_where_they_are(ask: Any) -> None:
+    assert "password.secret: not fetched" in ask("bob@example.com", "--no-secrets")
+    Path("password.secret").unlink()
+    assert re.search(r"credential +file:.*: .*No such file", ask("bob@example.com"))
+
+
+HOOK = """
+@policy.on("get_egress_path_config")
+def path(domain, egress_source, site_name):
+    return policy.make_egress_path(rset_timeout=9)
+"""
+BOTH = """
+import msgspec
+shaper = policy.shaping.load(["shaping.toml"])
+
+@policy.on("get_egress_path_config")
+def path(domain, egress_source, site_name):
+    return msgspec.structs.replace(shaper(domain, egress_source, site_name), enable_tls="Required")
+"""
+
+
+def test_what_a_hook_sets_is_the_hook_s(ask: Any) -> None:
+    text = ask("bob@example.com", shaping=HOOK)
+    assert re.search(r"rset_timeout +9s +mail.py:5 in path\(\)", text)
+    assert "AUTH          none" in text
+    assert "and 46 options that nobody set" in ask("bob@example.com", shaping="")
+
+
+def test_a_hook_that_asks_shaping_files_knows_the_smart_host_and_both_are_named(ask: Any) -> None:
+    text = ask("bob@example.com", shaping=BOTH)
+    assert re.search(r"enable_tls +Required +mail.py:8 in path\(\)", text)
+    assert re.search(r"smtp_auth_plain_username +scott +shaping.toml:3", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["bob@"], "has no domain"),
+        (["bob@example.com", "--policy", "none.py"], "none.py: cannot be read"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mail.py").write_text(POLICY.replace("SHAPING", ""))
+    if "--policy" not in words:
+        words = [*words, "--policy", "mail.py"]
+    with pytest.raises(SystemExit) as end:
+        main(["explain", *words])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and says in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {},
+            "Opportunistic: STARTTLS with a certificate trusted by the system's roots; "
+            "if it is not offered, clear text",
+        ),
+        ({"enable_tls": "Disabled"}, "Disabled: clear text"),
+        (
+            {"enable_tls": "Required", "tls_ca": "/ca.pem"},
+            "trusted by file:/ca.pem; if it is not offered, mail is held",
+        ),
+        ({"enable_tls": "Required", "tls_server_name": "a.example"}, "roots for a.example;"),
+    ],
+)
+def test_the_tls_level_in_words(options: dict[str, Any], says: str) -> None:
+    assert says in tls_text(make_egress_path(options))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "if it is not offered, mail is held"),
+        ({"allow_smtp_auth_plain_without_tls": True}, "if it is not offered, clear text"),
+        ({"enable_tls": "RequiredInsecure"}, "any certificate (which AUTH does not allow, so mail is held)"),
+        ({"enable_tls": "Disabled"}, "Disabled: mail is held"),
+    ],
+)
+def test_the_tls_level_with_a_login(options: dict[str, Any], says: str) -> None:
+    auth = {"smtp_auth_plain_username": "scott", "smtp_auth_plain_password": {"key_data": "x"}}
+    assert says in tls_text(make_egress_path({**auth, **options}))
