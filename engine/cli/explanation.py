@@ -182,16 +182,17 @@ async def explained(path: Path | None, question: Question) -> Explanation:
         str(queue.name),
         str(loaded.path),
         answered.where if answered is not None else "defaults, no hook answers get_queue_config",
-        _route(queue.name, config),
+        _route(queue.name, config, roads[0].kind),
         config.egress_pool,
         tuple(roads),
     )
 
 
-def _route(name: QueueName, config: QueueConfig) -> str:
+def _route(name: QueueName, config: QueueConfig, kind: str) -> str:
     if config.protocol.mx_list:
         return "smart hosts " + ", ".join(entry.label for entry in config.protocol.mx_list)
-    return f"by MX of {name.route}" + (" (a routing domain)" if name.routing_domain else "")
+    what = f"the address {name.route}" if kind == "literal" else f"by MX of {name.route}"
+    return what + (" (a routing domain)" if name.routing_domain else "")
 
 
 async def _road(ready: ReadyQueue, weight: int, seen: tuple[Found | None, str], keys: KeyRing | None) -> Road:

@@ -22,7 +22,7 @@ from .lines import Lines, json_lines, line_of, toml_lines
 from .names import Match, name_key, plain_name
 from .settings import MAPS, UNSET, Key, Layer, Origin, Setting, put
 
-__all__ = ["AUTH", "Definition", "Document", "read"]
+__all__ = ["AUTH", "META", "Definition", "Document", "read"]
 
 BlockKind = Literal["default", "domain", "provider"]
 
@@ -45,7 +45,7 @@ _OF_PROVIDERS = {
     "provider_max_message_rate": _RATE,
     "provider_source_selection_rate": _RATE,
 }
-_META: dict[str, tuple[str, ...]] = {
+META: dict[str, tuple[str, ...]] = {
     "default": ("sources",),
     "domain": ("mx_rollup", "replace_base", "sources"),
     "provider": ("match", "replace_base", "sources", *_OF_PROVIDERS),
@@ -119,7 +119,7 @@ class _Reader:
             if name == "provider":
                 self._providers(table)
             elif not isinstance(table, Mapping):
-                if name == "replace_base" or name in PATH.table.kinds or name in _META["domain"]:
+                if name == "replace_base" or name in PATH.table.kinds or name in META["domain"]:
                     self._problem(
                         (name,), f'"{name}" stands outside of every block; right would be ["default"]'
                     )
@@ -197,7 +197,7 @@ class _Reader:
     ) -> None:
         option = path[-1]
         unset = value is None or value == _UNSET_TABLE
-        if option in _META[kind]:
+        if option in META[kind]:
             spec, key = _OF_PROVIDERS[option], (option, block)
         elif option in PATH.table.kinds:
             spec, key = PATH.table.kinds[option], (option, "")
@@ -287,11 +287,11 @@ def _unknown(option: str, value: Any, kind: str) -> str:
             f'"{option}" is a table, which no option is; a block name with dots stands in quotes, as in '
             '["example.com"]'
         )
-    for other, names in _META.items():
+    for other, names in META.items():
         if option in names and kind != other:
             places = {"domain": "a domain's block", "provider": "a block of a provider"}
             return f'"{option}" has no meaning here; it belongs into {places.get(other, "a block")}'
-    known = [*PATH.table.kinds, *PATH.table.not_yet, *_META[kind]]
+    known = [*PATH.table.kinds, *PATH.table.not_yet, *META[kind]]
     return f'unknown option "{option}"{did_you_mean(option, known)}'
 
 
