@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.micro.cases import CASES, TWINS
 from bench.micro.measure import facts, nanoseconds
+from bench.micro.shaping import measured
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -56,6 +57,11 @@ def main() -> None:
                 "compiled_mb_per_s": round(speed, 1),
             }
         )
+    shaping: list[dict[str, object]] = []
+    if not arguments.only or arguments.only in "shaping load look-up":
+        shaping = measured(seconds=arguments.seconds)
+        for found in shaping:
+            print(row.format(found["function"], found["input"], shown(float(str(found["ns"]))), "", "", ""))
     if arguments.only:
         return
     now = datetime.now(UTC)
@@ -64,7 +70,13 @@ def main() -> None:
     command = " ".join(["python -m bench.micro", *sys.argv[1:]])
     path.write_text(
         json.dumps(
-            {"date": now.isoformat(timespec="seconds"), **facts(command), "results": results}, indent=1
+            {
+                "date": now.isoformat(timespec="seconds"),
+                **facts(command),
+                "results": results,
+                "shaping": shaping,
+            },
+            indent=1,
         )
         + "\n"
     )

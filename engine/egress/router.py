@@ -378,6 +378,8 @@ class Router:
     def reconsider(self) -> None:
         """The policy's answers may have changed: work out the routes of all queues again. Until the new
         ones are there the old ones serve. Never waits."""
+        if self.services.draining:
+            return
         self._generation += 1
         self._nursery.start_soon(self._reconsider, self._generation)
 
@@ -615,5 +617,8 @@ async def open_router(**parts: object) -> AsyncIterator[Router]:
     async with trio.open_nursery() as nursery:
         router = Router(nursery, **parts)  # type: ignore[arg-type]
         nursery.start_soon(router.run)
-        yield router
+        try:
+            yield router
+        finally:
+            router.services.draining = True  # nothing is begun any more
         nursery.cancel_scope.cancel()

@@ -80,7 +80,7 @@ class _Watcher:
         if self._urls:
             with trio.move_on_after(START):
                 await self.fetch()
-        await self.read()
+        await self.read(starting=True)
         with trio.move_on_after(START) as scope:
             await self.resolve(list(self._shaper.table.rollups))
         if scope.cancelled_caught:
@@ -89,7 +89,13 @@ class _Watcher:
                 "block holds for its own name",
                 START,
             )
-        self.changed()
+        self._say()
+
+    def _say(self) -> None:
+        blocks, files = self._shaper.table.blocks, self._shaper.files
+        logger.info(
+            "shaping: %d blocks from %s are in force", len(blocks), ", ".join(one.name for one in files)
+        )
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -112,13 +118,13 @@ class _Watcher:
                 self._seen = seen
                 await self.read()
 
-    async def read(self) -> None:
+    async def read(self, *, starting: bool = False) -> None:
         """Read what changed, and put the whole in force if nothing in it is wrong."""
         shaper = self._shaper
         async with self._reading:
             remote = dict(self._remote)
             try:
-                table = await trio.to_thread.run_sync(shaper.build, remote)
+                table = await trio.to_thread.run_sync(shaper.build, remote, abandon_on_cancel=True)
             except ShapingError as error:
                 logger.error("shaping: a change is refused, and what was in force before stays in force")
                 for problem in error.problems[:_TOLD]:
@@ -134,9 +140,10 @@ class _Watcher:
             if same and len(had) == len(shaper.unread):
                 return
             shaper.use(table)
-        logger.info("shaping: %d blocks from %d files are in force", len(table.blocks), len(shaper.files))
-        self._ask.set()
-        self.changed()
+        if not starting:
+            self._say()
+            self._ask.set()
+            self.changed()
 
     # -- URLs ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -31,6 +32,7 @@ class Host(msgspec.Struct, frozen=True):
         return plain if self.port is None else [*plain, *(_with_port(name, self.port) for name in plain)]
 
 
+@lru_cache(8192)
 def plain_name(text: str) -> str:
     """A host name or address: lower case, A-labels, no final dot; an address in its canonical text."""
     try:

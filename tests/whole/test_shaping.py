@@ -64,6 +64,7 @@ def shaped(
     finally:
         if running.process is not None and running.process.poll() is None:
             running.kill()
+        print(running.stderr)  # shown if the test fails
 
 
 def submit(running: Relay, recipient: str = "b@example.com") -> None:
