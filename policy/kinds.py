@@ -111,6 +111,8 @@ def _named(read: Callable[[Any], Any]) -> Callable[[Any], Named[Any]]:
     """Reads a mapping of names to what `read` reads."""
 
     def entries(value: Any) -> Named[Any]:
+        if value is None:
+            return Named()
         if not isinstance(value, Mapping):
             raise Wrong(f"is no mapping but {a_type(value)}")
         found = {}

@@ -47,22 +47,22 @@ async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) ->
 
 async def _urls(shaper: Shaper, found: Inspection, *, read: bool) -> None:
     """Read the URLs, so that what follows is about the whole."""
-    urls = [file.name for file in shaper.files if file.url]
+    urls = {file.name: file.url for file in shaper.files if file.url}
     if not urls:
         return
     content: dict[str, bytes] = {}
 
-    async def fetch(client: Client, url: str) -> None:
+    async def fetch(client: Client, name: str) -> None:
         try:
-            content[url] = await client.fetch(url) or b""
+            content[name] = await client.fetch(urls[name]) or b""
         except FetchFailed as failed:
             waits = "; mail waits until it was read once" if shaper.require_remote else ""
-            found.note(f"{shaper.where}: {url} cannot be fetched now: {failed}{waits}")
+            found.note(f"{shaper.where}: {name} cannot be fetched now: {failed}{waits}")
 
     if read:
         async with open_client() as client, trio.open_nursery() as nursery:
-            for url in urls:
-                nursery.start_soon(fetch, client, url)
+            for name in urls:
+                nursery.start_soon(fetch, client, name)
     else:
         found.note(f"{shaper.where}: {len(urls)} URLs were not read (--offline)")
     try:

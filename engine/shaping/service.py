@@ -64,7 +64,7 @@ class _Watcher:
         self._hosts_of = hosts_of
         self._client = client
         self._paths = [file.path for file in shaper.files if file.path is not None]
-        self._urls = [file.name for file in shaper.files if file.url]
+        self._urls = {file.name: file.url for file in shaper.files if file.url}
         self._seen: Signature = ()
         self._remote: dict[str, bytes] = {}
         self._fetched = False
@@ -158,37 +158,38 @@ class _Watcher:
         """Fetch all URLs; whether any content is new. One that fails keeps what it had."""
         before = dict(self._remote)
         async with trio.open_nursery() as nursery:
-            for url in self._urls:
-                nursery.start_soon(self._fetch, url)
+            for name in self._urls:
+                nursery.start_soon(self._fetch, name)
         return self._remote != before
 
-    async def _fetch(self, url: str) -> None:
+    async def _fetch(self, name: str) -> None:
         assert self._client is not None
+        url = self._urls[name]
         try:
             content = await self._client.fetch(url)
             if content is not None:
-                document = await trio.to_thread.run_sync(read, url, content)
+                document = await trio.to_thread.run_sync(read, name, content)
                 if document.problems:
                     self._client.forget(url)
                     raise FetchFailed(f"what it says is refused: {document.problems[0]}")
         except FetchFailed as failed:
             why = str(failed)
-            if self._failing.get(url) != why:
-                self._failing[url] = why
-                if url in self._remote:
+            if self._failing.get(name) != why:
+                self._failing[name] = why
+                if name in self._remote:
                     text = "what it said last stays in use"
                 elif self._shaper.require_remote:
                     text = "mail waits until it was read once"
                 else:
                     text = "it is taken for empty"
-                logger.warning("shaping: %s cannot be used: %s; %s", url, why, text)
-            if url in self._shaper.unread:
-                self._shaper.unread = {**self._shaper.unread, url: why}
+                logger.warning("shaping: %s cannot be used: %s; %s", name, why, text)
+            if name in self._shaper.unread:
+                self._shaper.unread = {**self._shaper.unread, name: why}
             return
-        if self._failing.pop(url, None) is not None:
-            logger.info("shaping: %s can be used again", url)
+        if self._failing.pop(name, None) is not None:
+            logger.info("shaping: %s can be used again", name)
         if content is not None:
-            self._remote[url] = content
+            self._remote[name] = content
 
     # -- DNS -------------------------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class ShapingFile(msgspec.Struct, frozen=True):
-    """One entry of the list. `name`: what errors and origins call it. Either `path` or `url` is set."""
+    """One entry of the list. `name`: what errors and origins call it; of a URL, all but its query, which may
+    hold a token. Either `path` or `url` is set."""
 
     name: str
     path: Path | None = None
@@ -60,21 +61,22 @@ def parse_files(files: Sequence[str | Path], directory: Path) -> tuple[ShapingFi
 
 
 def _checked(url: str) -> str:
-    """The URL as it may be shown. Raises: ValueError."""
+    """What a URL is called. Raises: ValueError."""
+    name = url.partition("#")[0].partition("?")[0]
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or True)
     except ValueError:
-        raise ValueError(f'"{url}" is no URL like https://shaping.example.com/more.toml') from None
-    if not sound:
-        raise ValueError(f'"{url}" is no URL like https://shaping.example.com/more.toml')
-    if parts.username is not None or parts.password is not None:
+        sound = False
+    if "@" in name:
         raise ValueError("a URL of the list holds a user or a password, which would show in every message")
+    if not sound:
+        raise ValueError(f'"{name}" is no URL like https://shaping.example.com/more.toml')
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
         raise ValueError(
-            f'"{url}": whoever is on the way could say where mail and passwords go; right would be https://'
+            f'"{name}": whoever is on the way could say where mail and passwords go; right would be https://'
         )
-    return url
+    return name
 
 
 class _Question:

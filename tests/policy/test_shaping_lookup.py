@@ -391,6 +391,16 @@ def test_a_url_that_was_never_read_holds_the_mail_unless_the_policy_says_otherwi
     assert policy.shaping.load([url], require_remote=False)("x.example", "ip-1", "mx.example") == EgressPath()
 
 
+def test_a_token_in_a_url_is_not_shown() -> None:
+    shaper = policy.shaping.load(["https://shaping.example/a.toml?token=canary#x"])
+    assert [(file.name, file.url[-9:]) for file in shaper.files] == [
+        ("https://shaping.example/a.toml", "=canary#x")
+    ]
+    with pytest.raises(policy.PolicyError) as caught:
+        shaper("x.example", "ip-1", "mx.example")
+    assert "canary" not in str(caught.value)
+
+
 def test_the_shipped_file_is_right() -> None:
     shaper = policy.shaping.load([SHIPPED])
     assert shaper.table.rollups == {} and len(shaper.table.providers) > 5
