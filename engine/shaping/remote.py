@@ -39,7 +39,7 @@ class Client:
             try:
                 content = await self._fetch(url)
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-                raise FetchFailed(str(error) or type(error).__name__) from None
+                raise FetchFailed(_why(error)) from None
         if scope.cancelled_caught:
             raise FetchFailed(f"no answer in {TIMEOUT:g} s")
         return content
@@ -71,6 +71,17 @@ class Client:
             else:
                 self._tags.pop(url, None)
             return bytes(content)
+
+
+def _why(error: BaseException) -> str:
+    """The first text of an error and of what it came from: those of the library are often empty."""
+    name = type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        if str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return name
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 import msgspec
@@ -34,11 +35,15 @@ class Host(msgspec.Struct, frozen=True):
 
 @lru_cache(8192)
 def plain_name(text: str) -> str:
-    """A host name or address: lower case, A-labels, no final dot; an address in its canonical text."""
+    """A host name or address: lower case, A-labels, no final dot; an address in its canonical text, and an
+    IPv4 address inside an IPv6 one (``::ffff:192.0.2.1``), which leads to the same host, as itself."""
     try:
-        return parse_ip(text)
+        address = ip_address(parse_ip(text))
     except Wrong:
         pass
+    else:
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return str(mapped or address)
     name = text.removesuffix(".").lower()
     if not name.isascii():
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ from engine.app import _tuned_collector, hosts_of
 from engine.egress.resolve import Resolver
 from engine.shaping import ShapingService, open_shaping, remote, service
 from policy.shaping import Shaper
+from tests.support.certificates import Authority
 from tests.support.fakedns import SERVFAIL, StaticDns, Zones
 from tests.support.peer import open_peer
 
@@ -243,7 +245,7 @@ class Web:
 
 
 @contextmanager
-def web() -> Iterator[Web]:
+def web(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             known = self.headers.get("If-None-Match")
@@ -262,6 +264,9 @@ def web() -> Iterator[Web]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     here = Web(server.server_address[1])
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        here.url = here.url.replace("http:", "https:")
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -328,3 +333,15 @@ async def test_what_is_too_large_or_too_slow_is_a_failure(monkeypatch: pytest.Mo
         port = listeners[0].socket.getsockname()[1]
         with pytest.raises(remote.FetchFailed, match=r"no answer in 0\.1 s"):
             await client.fetch(f"http://127.0.0.1:{port}/")
+
+
+async def test_the_certificate_of_a_url_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority()
+    with web(authority.server_context()) as here:
+        here.content = BLOCK.format(1).encode()
+        async with remote.open_client() as client:
+            with pytest.raises(remote.FetchFailed, match="certificate"):
+                await client.fetch(here.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.write(tmp_path / "ca.pem")))
+        async with remote.open_client() as client:
+            assert await client.fetch(here.url) == here.content

@@ -44,6 +44,8 @@ smtp_auth_plain_password = { vault_mount = "secret", vault_path = "smtp-auth/loc
         ("[192.168.1.10]", "192.168.1.10"),
         ("192.168.1.10", "192.168.1.10"),
         ("192.168.1.10:587", "192.168.1.10:587"),
+        ("[IPv6:::ffff:192.168.1.10]", "::ffff:c0a8:10a"),
+        ("example.com", "mx_list:[::ffff:192.168.1.10]:25"),
         ("example.com", "mx_list:192.168.1.10"),
         ("example.com", "mx_list:[192.168.1.10]"),
         ("example.com", "mx_list:[192.168.1.10]:587"),
