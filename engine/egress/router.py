@@ -438,8 +438,15 @@ class Router:
             self._go_on(old, now)
             waiting = queue.waiting
             while waiting and queue.routes is None:
-                await self.settler.all_recipients(waiting[0], found.outcome, None)
-                waiting.popleft()
+                entry = waiting.popleft()
+                try:
+                    await self.settler.all_recipients(entry, found.outcome, None)
+                except Exception as error:
+                    logger.exception("message %s cannot be settled", entry.id.hex())
+                    self.settler.unreachable(entry, error)
+                except BaseException:
+                    waiting.appendleft(entry)
+                    raise
             return
         queue.refresh_at = now + found.lifetime
         old = queue.routes

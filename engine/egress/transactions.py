@@ -190,8 +190,8 @@ class Transactions:
                 # always does so would be tried for ever.
                 text = "the peer said something nobody asked for before MAIL"
                 result = outcome.Outcome("transient", outcome.internal(451, "4.5.0", text))
-                entry, self.hand = self.hand, None
-                await self._services.settler.all_recipients(entry, result, ready)
+                tried, self.hand = self.hand, None
+                await self._services.settler.all_recipients(tried, result, ready)
             if client.unasked or self._must_end():
                 self._give_back()
                 return None
