@@ -1,12 +1,12 @@
-"""Placing: from a message that is due to the ready queue that will carry it, and the sessions.
+"""Placing: from a message that is due to the ready queue that will carry it.
 
 `enqueue` (a new message), `restore` (one found in the spool) and the timer all end in `_place`,
 which never waits: a scheduled queue knows its routes, or its messages wait in its line while one
 task works them out (configuration hook, pool and sources, DNS, path hook). Routes are worked out
 again every `refresh_interval`; until the new ones are there the old ones serve.
 
-This file owns the tasks: the timer, the workers that find routes, and the outgoing sessions, each
-behind one barrier, so that a defect met by one message ends one session (reliability O6, Y1).
+This file owns two kinds of tasks, each behind a barrier: the timer, and the workers that find routes.
+The third, the outgoing sessions, is `crew`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -30,19 +29,12 @@ from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued, ScheduledQueue, Timer
 
 from . import outcome
-from .connections import Connections
+from .crew import Crew
 from .dial import Dialer
 from .resolve import Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
-from .session import Session
 from .settle import Settler
-from .work import (
-    Services,
-    connection_rate,
-    message_not_sent,
-    message_rate,
-    selection_rate,
-)
+from .work import Services, selection_rate
 
 if TYPE_CHECKING:
     from engine.hooks import Hooks
@@ -60,12 +52,6 @@ _RUN = 256
 
 _CALL_BACK = 32
 """Messages one scheduled queue may move into a ready queue before the next one's turn."""
-
-_LOOK_AGAIN = 0.005
-"""Seconds after which a backlog that was left to the working sessions is looked at again."""
-
-_SPOOL_LOOK = 1.0
-"""Seconds between two looks at a spool that cannot take results."""
 
 _ROUTE_PATIENCE = 60.0
 """Seconds before routes that could not be worked out because of a failing hook are tried again."""
@@ -116,18 +102,13 @@ class Router:
         self._queues: dict[QueueName, ScheduledQueue] = {}
         self._wakes: list[tuple[float, int, ReadyQueue | ScheduledQueue]] = []
         self._serial = itertools.count()
-        self._looked_at: set[ReadyQueue] = set()
         self._limits = limits
-        self._connections = Connections()
         self._log = log
         self._resolver = resolver
         self._finder = RouteFinder(hooks, resolver, limits)
         self._finder.refill = self._call_back
-        self._finder.proceed = lambda ready: self._set_to_work(ready, trio.current_time())
-        self._sessions: set[Session] = set()
         self._count = 0
         self._resident_limit = resident_limit
-        self._session_prefix = os.urandom(6).hex()
         self._generation = 0
         """Grows whenever the policy's answers may have changed."""
         self.settler = Settler(spool, log, later=self._later, forget=self._forget, dice=dice)
@@ -140,6 +121,10 @@ class Router:
             plan=self._plan,
             hostname=hostname,
         )
+        self._crew = Crew(
+            nursery, self.services, limits, self._finder, wake_at=self._wake_at, over=self._session_over
+        )
+        self._finder.proceed = lambda ready: self._crew.set_to_work(ready, trio.current_time())
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -232,7 +217,7 @@ class Router:
         if ready.hold_cause and entry.message is not None:
             reply = outcome.internal(451, "4.7.0", f"held: {ready.hold_text}")
             self.settler.note_held(ready, entry, "Delayed", reply)
-        self._set_to_work(ready, now)
+        self._crew.set_to_work(ready, now)
         return True
 
     def _select(
@@ -271,51 +256,6 @@ class Router:
             if waiting and not turn:
                 hungry[queue] = None
 
-    def _set_to_work(self, ready: ReadyQueue, now: float) -> None:
-        """Wake or start as many sessions as the backlog deserves."""
-        if now < ready.retry_at:
-            self._wake_at(ready, ready.retry_at)
-            return
-        if ready.busy_enough():
-            if ready not in self._looked_at:
-                self._looked_at.add(ready)
-                self._wake_at(ready, now + _LOOK_AGAIN)
-            return
-        if ready.wake_one():
-            return
-        while ready.wants_session(now):
-            if not self._start_session(ready, now):
-                return
-
-    def _start_session(self, ready: ReadyQueue, now: float) -> bool:
-        if self.services.draining:
-            return False
-        if self.services.spool.halted is not None:
-            # A result could not be recorded now, so nothing is begun (reliability D21).
-            self._wake_at(ready, now + _SPOOL_LOOK)
-            return False
-        if not self._connections.acquire(ready):
-            return False
-        # A connection without a message that may go is of no use, so the message is counted first.
-        wait = message_rate(self._limits, ready, now)
-        if not wait:
-            wait = connection_rate(self._limits, ready, now)
-            if wait:
-                message_not_sent(self._limits, ready, now)
-        if wait:
-            self._connections.release(ready)
-            ready.retry_at = now + wait
-            self._wake_at(ready, ready.retry_at)
-            return False
-        ready.sessions += 1
-        ready.starting += 1
-        ready.started = now
-        name = f"{self._session_prefix}{next(self._serial):012x}"
-        session = Session(self.services, ready, name, prepaid=True)
-        self._sessions.add(session)  # now, not when the task runs: a drain must see it
-        self._nursery.start_soon(self._session, session, ready)
-        return True
-
     def _wake_at(self, queue: ReadyQueue | ScheduledQueue, when: float) -> None:
         """Look at this queue again then, unless it is noted to be looked at before."""
         if trio.current_time() < queue.noted_for <= when:
@@ -327,37 +267,15 @@ class Router:
 
     # -- tasks -----------------------------------------------------------------------------------
 
-    async def _session(self, session: Session, ready: ReadyQueue) -> None:
-        """One outgoing session, behind its barrier."""
-        ready.starting -= 1
-        try:
-            await session.run()
-        except Exception:
-            logger.exception("session %s of %s failed", session.id, ready.name)
-            ready.connection_failed(trio.current_time())
-        finally:
-            self._sessions.discard(session)
-            self._connections.release(ready)
-            ready.session_over()
-        now = trio.current_time()
-        ready.touched = now
-        ready.give_way = min(ready.give_way, ready.sessions)
+    def _session_over(self, ready: ReadyQueue, now: float) -> None:
         if ready.retired:
             self._scatter(ready)
-        # The lease is shared by every ready queue of this source and site: those without a session first.
-        waiting = [
-            other for other in self._finder.sharing(ready.lease) if other.entries and other is not ready
-        ]
-        for other in sorted(waiting, key=lambda other: (other.sessions, other.started)):
-            self._set_to_work(other, now)
-        for other in self._connections.next_in_line(ready):
-            self._set_to_work(other, now)
-        if not ready.retired and (ready.entries or ready.hungry):
+        elif ready.entries or ready.hungry:
             if now < ready.retry_at:
                 self._wake_at(ready, ready.retry_at)
             else:
                 self._call_back(ready)
-                self._set_to_work(ready, now)
+                self._crew.set_to_work(ready, now)
 
     async def _plan(self, ready: ReadyQueue) -> Plan:
         path = ready.path
@@ -466,7 +384,7 @@ class Router:
     def _go_on(self, routes: Routes | None, now: float) -> None:
         for ready in routes.all() if routes is not None else ():
             if ready.entries and not ready.retired:
-                self._set_to_work(ready, now)
+                self._crew.set_to_work(ready, now)
 
     def _swap(self, queue: ScheduledQueue, new: Routes | None) -> None:
         """Give a scheduled queue its new routes; ready queues that nobody uses any more are emptied."""
@@ -543,8 +461,7 @@ class Router:
 
     def _look_at(self, ready: ReadyQueue, now: float) -> None:
         """A moment noted for this queue has come: the end of a wait, or a backlog left to others."""
-        patient = ready in self._looked_at
-        self._looked_at.discard(ready)
+        patient = self._crew.noticed(ready)
         if ready.retired or not (ready.entries or ready.hungry):
             return
         if now < ready.retry_at:
@@ -553,12 +470,10 @@ class Router:
         ready.call_back()
         if (ready.hold_cause or ready.back_off) and self._refresh_for(ready, now):
             return  # they look at this queue again when they are done
-        if patient and not ready.wake_one():
-            # The working sessions did not get through it: one more, whatever their pace was.
-            if ready.wants_session(now):
-                self._start_session(ready, now)
-            return
-        self._set_to_work(ready, now)
+        if patient:
+            self._crew.help_out(ready, now)
+        else:
+            self._crew.set_to_work(ready, now)
 
     def _refresh_for(self, ready: ReadyQueue, now: float) -> bool:
         """Work out what is due of the routes into a queue that stands still: perhaps the policy was
@@ -582,26 +497,12 @@ class Router:
     # -- the end ---------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Let transactions under way finish and start nothing new.
-
-        A session that is not done after its path's `system_shutdown_timeout` is broken off. What
-        was not sent stays in the spool for the next start.
-        """
-        self.services.draining = True
-        begun = trio.current_time()
-        for ready in self._finder.ready_queues():
-            ready.wake_all()
-        while self._sessions:
-            now = trio.current_time()
-            for session in list(self._sessions):
-                # Only what is being sent is waited for.
-                if not session.carrying or now - begun >= session.shutdown_timeout:
-                    session.abort()
-            await trio.sleep(0.02)
+        """See `Crew.drain`."""
+        await self._crew.drain()
 
     def longest_drain(self) -> float:
-        """Seconds that `drain` may take now."""
-        return max((session.shutdown_timeout for session in self._sessions), default=0.0)
+        """See `Crew.longest_drain`."""
+        return self._crew.longest_drain()
 
     def statistics(self) -> RouterStatistics:
         """A snapshot of the queues."""
@@ -611,7 +512,7 @@ class Router:
             timed=len(self._timer),
             waiting=sum(len(queue.waiting) for queue in self._queues.values()),
             ready=sum(len(ready.entries) for ready in ready_queues),
-            sessions=len(self._sessions),
+            sessions=len(self._crew.sessions),
             scheduled_queues=len(self._queues),
             ready_queues=len(ready_queues),
             held=tuple((ready.name, ready.hold_text) for ready in ready_queues if ready.hold_cause),

@@ -93,7 +93,7 @@ async def test_an_outage_of_two_seconds_costs_seconds(bench: Any, clock: MockClo
         await b.submit_many(100)
         await b.until(lambda: peer.open > 1)
         peer.replies = {"connect": DROP}
-        for session in list(b.router._sessions):
+        for session in list(b.router._crew.sessions):
             session.abort()
         await b.submit_many(100)
         await trio.sleep(2)
