@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from tests.support.bench import open_bench
 
-_QUIET = 0.01
+_QUIET = 0.006
 """Seconds without any octet or runnable task after which time jumps. The peers live in the same process,
 and the kernel's loopback hands over within the send call, so nothing is under way then."""
 
