@@ -323,6 +323,7 @@ class Router:
         except Exception:
             logger.exception("the line of %s", queue.name)
             queue.refresh_at = trio.current_time() + _ROUTE_PATIENCE
+            self._wake_at(queue, queue.refresh_at)
 
     async def _find(self, queue: ScheduledQueue) -> None:
         generation = self._generation
@@ -378,6 +379,8 @@ class Router:
         """Move a line in as far as there is room and the queue's rate allows."""
         routes: Routes | None = queue.routes
         waiting = queue.waiting
+        if routes is None and waiting:
+            self._work_out(queue)
         while routes is not None and waiting and self._promote(waiting[0], queue, routes, now):
             waiting.popleft()
 
@@ -482,7 +485,9 @@ class Router:
         for queue in {id(entry.queue): entry.queue for entry in ready.entries}.values():
             if now >= queue.refresh_at:
                 self._work_out(queue)
-            found = found or queue.resolving
+            # Where its routes do not lead here any more the answer will not either.
+            routes: Routes | None = queue.routes
+            found = found or (queue.resolving and routes is not None and ready in routes.all())
         return found
 
     def _sweep(self, now: float) -> None:
