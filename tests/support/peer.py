@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-__all__ = ["DROP", "HANG", "PLAIN", "Arrived", "FakePeer", "Wire", "open_peer"]
+__all__ = ["DROP", "HANG", "PLAIN", "Arrived", "FakePeer", "Wire", "open_peer", "slowly"]
 
 DROP = "<drop>"
 HANG = "<hang>"
@@ -284,3 +284,24 @@ async def open_peer(
         nursery.start_soon(trio.serve_listeners, peer.serve, listeners)
         yield peer
         nursery.cancel_scope.cancel()
+
+
+def slowly(
+    what: Callable[[Wire], Awaitable[object]] | None = None, **seconds: float | Callable[[], float]
+) -> Callable[[Wire], Awaitable[object]]:
+    """A script: `what` (none: all by the table), where lines with these words are said so late; a function
+    is asked each time. ``slowly(taken=5)`` is about the usual answer to a final dot."""
+
+    async def script(wire: Wire) -> None:
+        say = wire.say
+
+        async def slow(*lines: str) -> None:
+            for word, pause in seconds.items():
+                if word in lines[0].split():
+                    await trio.sleep(pause if isinstance(pause, (int, float)) else pause())
+            await say(*lines)
+
+        wire.say = slow  # type: ignore[method-assign]
+        await (what or wire.peer.converse)(wire)
+
+    return script
