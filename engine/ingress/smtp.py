@@ -393,6 +393,6 @@ class InboundSession:
             raise ConnectionLost("TLS handshake too slow")
         self._stage = _WORKING
         assert stream.tls is not None
-        session.tls_established(stream.tls)
+        session.tls_established()
         self._connection.secured(stream.tls)
         self._answers.forget()

@@ -1,11 +1,13 @@
 """SMTP without sockets: octets in, events out; no clock, no log, no waiting."""
 
 from .address import NULL, Address, AddressError, parse_path_full, route_domain
-from .auth import MECHANISMS, Credentials, client_mechanism, server_mechanism
+from .auth import MECHANISMS, Mechanism, client_mechanism, server_mechanism
 from .client import Capabilities, ClientSession
 from .events import (
     Auth,
+    AuthChallenge,
     AuthDone,
+    AuthLookup,
     BodyReceived,
     ClientEvent,
     Data,
@@ -27,6 +29,8 @@ from .events import (
 )
 from .masking import Masker
 from .reply import Reply
+from .sasl import Binding, ClientMechanism, Context, Credentials, Known, Lookup, SaslError
+from .scram import password_fits
 from .server import ServerConfig, ServerSession
 
 __all__ = [
@@ -35,11 +39,16 @@ __all__ = [
     "Address",
     "AddressError",
     "Auth",
+    "AuthChallenge",
     "AuthDone",
+    "AuthLookup",
+    "Binding",
     "BodyReceived",
     "Capabilities",
     "ClientEvent",
+    "ClientMechanism",
     "ClientSession",
+    "Context",
     "Credentials",
     "Data",
     "Finished",
@@ -47,13 +56,17 @@ __all__ = [
     "Greeting",
     "Hello",
     "HelloDone",
+    "Known",
+    "Lookup",
     "Mail",
     "Masker",
+    "Mechanism",
     "QuitDone",
     "Rcpt",
     "Refusal",
     "Reply",
     "Rsetted",
+    "SaslError",
     "ServerConfig",
     "ServerEvent",
     "ServerSession",
@@ -63,6 +76,7 @@ __all__ = [
     "Unsolicited",
     "client_mechanism",
     "parse_path_full",
+    "password_fits",
     "route_domain",
     "server_mechanism",
 ]

@@ -20,8 +20,9 @@ import msgspec
 from engine import _fast
 from engine.errors import LocalProtocolError, RemoteProtocolError
 
-from .auth import ClientMechanism, SaslError, decode_base64
+from .auth import decode_base64
 from .events import (
+    AuthChallenge,
     AuthDone,
     ClientEvent,
     Finished,
@@ -35,6 +36,7 @@ from .events import (
     Unsolicited,
 )
 from .reply import Reply, enhanced_text
+from .sasl import ClientMechanism, SaslError
 from .state import CLIENT
 
 __all__ = ["Capabilities", "ClientSession"]
@@ -362,6 +364,11 @@ class ClientSession:
             code = found[0]
             if code // 100 not in CLIENT[kind]:
                 raise RemoteProtocolError(f"{code} is no answer to {kind}")
+            if code // 100 == 3 and kind == "AUTH":
+                challenge = self._challenge(code, found[2])
+                if challenge is not None:
+                    return challenge
+                continue
             reply = self._reply(found)
             if code == 421:
                 self.closing = True
@@ -475,32 +482,43 @@ class ClientSession:
             return None
         return HelloDone(reply, False)
 
+    def _challenge(self, code: int, text: bytes) -> AuthChallenge | None:
+        """A challenge, as it came: a mask is for what is shown, and could hit base64 by chance."""
+        mechanism = self._mechanism
+        assert mechanism is not None
+        self._rounds += 1
+        if code != 334:
+            raise RemoteProtocolError(f"{code} to AUTH")
+        try:
+            challenge = decode_base64(text.strip()) if text.strip() else b""
+        except SaslError:
+            raise RemoteProtocolError("an AUTH challenge that is not base64") from None
+        if self._rounds > SASL_ROUNDS:
+            raise RemoteProtocolError("AUTH does not come to an end")
+        if mechanism.slow:
+            return AuthChallenge(challenge)
+        self.auth_response(mechanism.respond(challenge))
+        return None
+
+    def auth_response(self, response: bytes | None) -> None:
+        """The mechanism's answer to an AuthChallenge; None gives up."""
+        if response is None:
+            self._rounds = SASL_ROUNDS  # one cancellation; whatever is no refusal then ends it
+            self._say("AUTH", b"*\r\n")
+        else:
+            # "=" stands for nothing in an initial response only (RFC 4954 4).
+            self._say("AUTH", base64.b64encode(response) + b"\r\n")
+
     def _auth_answer(self, reply: Reply) -> AuthDone | None:
         mechanism = self._mechanism
         assert mechanism is not None
-        if reply.is_intermediate:
-            self._rounds += 1
-            if reply.code != 334:
-                raise RemoteProtocolError(f"{reply.code} to AUTH")
-            try:
-                challenge = decode_base64(reply.text.strip().encode()) if reply.text.strip() else b""
-            except SaslError:
-                raise RemoteProtocolError("an AUTH challenge that is not base64") from None
-            if self._rounds > SASL_ROUNDS:
-                raise RemoteProtocolError("AUTH does not come to an end")
-            response = mechanism.respond(challenge)
-            if response is None:
-                self._rounds = SASL_ROUNDS  # one cancellation; whatever is no refusal then ends it
-                self._say("AUTH", b"*\r\n")
-            else:
-                self._say("AUTH", (base64.b64encode(response) or b"=") + b"\r\n")
-            return None
         self._mechanism = None
-        if reply.is_positive:
-            finished = mechanism.name != "LOGIN" or self._rounds >= 2
-            if reply.code != 235 or not finished:
-                raise RemoteProtocolError(f"{reply.code} to AUTH before it was finished")
-        return AuthDone(reply, reply.is_positive)
+        why = mechanism.failure
+        if why and self.mask is not None:
+            why = self.mask(why)
+        if reply.is_positive and (reply.code != 235 or not mechanism.finished):
+            raise RemoteProtocolError(f"{reply.code} to AUTH before it was finished" + (why and f": {why}"))
+        return AuthDone(reply, reply.is_positive, why, mechanism.exposed)
 
     def hear_early(self, data: bytes) -> None:
         """Octets that came before the message was complete. A refusal ends the transaction with it

@@ -13,7 +13,9 @@ from .reply import Reply
 
 __all__ = [
     "Auth",
+    "AuthChallenge",
     "AuthDone",
+    "AuthLookup",
     "BodyReceived",
     "ClientEvent",
     "Data",
@@ -47,12 +49,26 @@ class StartTls(msgspec.Struct, frozen=True, gc=False):
 
 
 class Auth(msgspec.Struct, frozen=True, gc=False):
-    """Credentials to check. Call `authenticated` before `accept`, or refuse."""
+    """Credentials to check. Call `authenticated` before `accept`, or refuse.
+
+    There is a `password`, or a `token`, or `proven` says what the mechanism found out by itself; with none
+    of them the client points at something outside, such as its certificate.
+    """
 
     mechanism: str
     authzid: str
     authcid: str
-    password: Secret
+    password: Secret | None = None
+    token: Secret | None = None
+    proven: bool | None = None
+
+
+class AuthLookup(msgspec.Struct, frozen=True, gc=False):
+    """The mechanism must know what is stored for `authcid`. Call `known`, or refuse."""
+
+    mechanism: str
+    authzid: str
+    authcid: str
 
 
 class Mail(msgspec.Struct, frozen=True, gc=False):
@@ -83,7 +99,7 @@ class BodyReceived(msgspec.Struct, frozen=True, gc=False):
     header_end: int
 
 
-ServerEvent = Hello | StartTls | Auth | Mail | Rcpt | Data | BodyReceived
+ServerEvent = Hello | StartTls | Auth | AuthLookup | Mail | Rcpt | Data | BodyReceived
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):
@@ -139,10 +155,20 @@ class StartTlsReply(msgspec.Struct, frozen=True, gc=False):
 
 
 class AuthDone(msgspec.Struct, frozen=True, gc=False):
-    """AUTH came to its end; `ok` only for 235 after we had said everything."""
+    """AUTH came to its end; `ok` only for 235 after everything was said and the peer proved what it must.
+    `why`: what the mechanism knows of a failure, or "". `exposed`: the secret or a proof of it was sent."""
 
     reply: Reply
     ok: bool
+    why: str = ""
+    exposed: bool = True
+
+
+class AuthChallenge(msgspec.Struct, frozen=True, gc=False):
+    """A challenge that takes long to answer: give what the mechanism's `respond` says to
+    `auth_response`."""
+
+    challenge: bytes
 
 
 class GoAhead(msgspec.Struct, frozen=True, gc=False):
@@ -176,5 +202,14 @@ class QuitDone(msgspec.Struct, frozen=True, gc=False):
 
 
 ClientEvent = (
-    Greeting | HelloDone | StartTlsReply | AuthDone | GoAhead | Finished | Rsetted | Unsolicited | QuitDone
+    Greeting
+    | HelloDone
+    | StartTlsReply
+    | AuthChallenge
+    | AuthDone
+    | GoAhead
+    | Finished
+    | Rsetted
+    | Unsolicited
+    | QuitDone
 )

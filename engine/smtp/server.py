@@ -8,20 +8,21 @@ is answered inside and shows up in `take_refusals` when it was a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
 from engine import _fast
 from engine.errors import LocalProtocolError
+from policy.scramkeys import ScramKeys
 
 from .address import Address, AddressError
-from .auth import MECHANISMS
 from .command import ParameterError, parse_hello, parse_mail, parse_rcpt, shown
 from .content import TOO_BIG, content_fault, repaired_fault
 from .events import (
     Auth,
+    AuthLookup,
     BodyReceived,
     Data,
     Hello,
@@ -31,8 +32,9 @@ from .events import (
     ServerEvent,
     StartTls,
 )
-from .exchange import ServerExchange, Turn
+from .exchange import ServerExchange, Turn, binding_for, usable
 from .reply import Reply
+from .sasl import Binding, Context, Known
 from .state import DATA, MAIL, RCPT, READY, SASL, SERVER, START, TLS
 
 __all__ = ["ServerConfig", "ServerSession"]
@@ -69,6 +71,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     require_tls_for_auth: bool = True
     offer_starttls: bool = True
     offer_auth: tuple[str, ...] = ()
+    nonce: Callable[[], str] | None = None
+    """Makes fresh random text, without a comma; mechanisms that need chance are not offered without."""
     max_errors: int = 20
     max_noop: int = 100
     text_line_limit: int = 65536
@@ -88,9 +92,11 @@ class ServerSession:
         "_noops",
         "_out",
         "_reader",
+        "_ready",
         "_refusals",
         "_state",
         "_surplus",
+        "binding",
         "closing",
         "ehlo_domain",
         "esmtp",
@@ -111,12 +117,15 @@ class ServerSession:
         self._content: _fast.DataReader | None = None
         self._line = b""
         self._exchange: ServerExchange | None = None
+        self._ready: ServerEvent | None = None
         self._errors = 0
         self._noops = 0
         self._refusals: list[Refusal] = []
         self.closing = False
         """Send what is pending, then close."""
         self.tls = False
+        self.binding: Binding | None = None
+        """What mechanisms with channel binding are tied to, once there is TLS."""
         self._forget()
 
     def _forget(self) -> None:
@@ -177,8 +186,11 @@ class ServerSession:
         if config.offer_starttls and not self.tls:
             offered.append("STARTTLS")
         if config.offer_auth and (self.tls or not config.require_tls_for_auth):
-            offered.append("AUTH " + " ".join(config.offer_auth))
+            offered.append("AUTH " + " ".join(self._mechanisms()))
         return offered
+
+    def _mechanisms(self) -> list[str]:
+        return usable(self._config.offer_auth, self.binding, chance=self._config.nonce is not None)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -186,6 +198,9 @@ class ServerSession:
         """The next event; None when more octets are needed or the session is over."""
         if self._awaiting is not None:
             raise LocalProtocolError(f"{type(self._awaiting).__name__} has not been answered")
+        if self._ready is not None:
+            self._awaiting, self._ready = self._ready, None
+            return self._awaiting
         while not self.closing:
             content = self._content
             if content is not None:
@@ -319,7 +334,7 @@ class ServerSession:
             return StartTls()
         return None
 
-    def _auth(self, rest: bytes) -> Auth | None:
+    def _auth(self, rest: bytes) -> Auth | AuthLookup | None:
         config = self._config
         if not config.offer_auth:
             self._error(Reply(502, "5.5.1", "AUTH is not offered"))
@@ -333,28 +348,45 @@ class ServerSession:
             return None
         word, _, rest = rest.partition(b" ")
         name = word.decode("ascii", "replace").upper()
-        if name not in config.offer_auth or name not in MECHANISMS:
+        offered = self._mechanisms()
+        if name not in offered:
             self._error(Reply(504, "5.5.4", "Authentication mechanism not offered"))
             return None
-        self._exchange = exchange = ServerExchange(name)
+        nonce = config.nonce() if config.nonce is not None else ""
+        self._exchange = exchange = ServerExchange(
+            name, Context(nonce=nonce, binding=binding_for(offered, self.binding), host=config.hostname)
+        )
         self._state = SASL
         return self._sasl(exchange.begin(rest))
 
-    def _sasl_line(self, line: bytes) -> Auth | None:
+    def _sasl_line(self, line: bytes) -> Auth | AuthLookup | None:
         self._line = b"AUTH (response)"
         assert self._exchange is not None
         return self._sasl(self._exchange.line(line))
 
-    def _sasl(self, turn: Turn) -> Auth | None:
+    def _sasl(self, turn: Turn) -> Auth | AuthLookup | None:
         if type(turn) is bytes:
             self._out.append(turn)
             return None
+        if type(turn) is AuthLookup:
+            return turn
+        exchange = self._exchange
         self._end_sasl()
         if type(turn) is Reply:
             self._error(turn)
             return None
         assert type(turn) is Auth
+        self._exchange = exchange  # until the verdict
         return turn
+
+    def known(self, known: Known, unknown: ScramKeys) -> None:
+        """What is stored for the name of the AuthLookup at hand; see `sasl.ServerMechanism.known`."""
+        if type(self._awaiting) is not AuthLookup or self._exchange is None:
+            raise LocalProtocolError("nobody asked what is stored")
+        self._awaiting = None
+        event = self._sasl(self._exchange.known(known, unknown))
+        if event is not None:
+            self._ready = event
 
     def _end_sasl(self) -> None:
         self._exchange = None
@@ -435,6 +467,7 @@ class ServerSession:
             out.append(_TLS_READY.encode())
             self._state = TLS
         elif kind is Auth:
+            self._exchange = None
             out.append((reply or _LOGGED_IN).encode())
         else:
             raise LocalProtocolError("there is no event to accept")
@@ -459,21 +492,37 @@ class ServerSession:
         if event is None:
             raise LocalProtocolError("there is no event to refuse")
         self._awaiting = None
+        if isinstance(event, Auth | AuthLookup) and self._parting(reply, close):
+            return
         recipient = event.address.text if isinstance(event, Rcpt) else ""
         self._refuse(reply, recipient, cause)
         if isinstance(event, BodyReceived):
             self._state = READY
             self._end_transaction()
-        if isinstance(event, Auth):
+        if isinstance(event, Auth | AuthLookup):
             self._count_error()
         if close or reply.code == 421:
             self.closing = True
 
-    def tls_established(self, facts: Any) -> None:
+    def _parting(self, reply: Reply, close: bool) -> bool:
+        """The AUTH at hand is refused; True when the client must first be told why, and answer."""
+        exchange = self._exchange
+        self._end_sasl()
+        if exchange is None or close or reply.code != 535:
+            return False
+        parting = exchange.parting(reply)
+        if parting is None:
+            return False
+        self._out.append(parting)
+        self._exchange, self._state = exchange, SASL
+        return True
+
+    def tls_established(self, binding: Binding | None = None) -> None:
         """The handshake is done: start anew inside TLS (reliability S9)."""
         if self._state != TLS:
             raise LocalProtocolError("STARTTLS was not accepted")
         self.tls = True
+        self.binding = binding
         self._state = START
         self._reader.take()
         self._forget()

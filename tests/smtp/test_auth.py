@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
-from engine.smtp import MECHANISMS, Auth, Reply, client_mechanism
-from engine.smtp.auth import SaslError, decode_base64
+from engine.smtp import MECHANISMS, Auth, Context, Reply, SaslError, client_mechanism
+from engine.smtp.auth import decode_base64
 from engine.smtp.exchange import ServerExchange
 from policy.secret import Secret
 from tests.contract.mechanism import CHECKS, Check
@@ -37,13 +37,13 @@ def test_base64_is_strict(text: bytes) -> None:
 
 
 def test_an_exchange_with_an_initial_response() -> None:
-    turn = ServerExchange("PLAIN").begin(b"AHNjb3R0AHRpZ2Vy")
+    turn = ServerExchange("PLAIN", Context()).begin(b"AHNjb3R0AHRpZ2Vy")
     assert isinstance(turn, Auth)
     assert (turn.authcid, turn.authzid, turn.password) == ("scott", "", Secret("tiger"))
 
 
 def test_an_exchange_with_challenges() -> None:
-    exchange = ServerExchange("LOGIN")
+    exchange = ServerExchange("LOGIN", Context())
     assert exchange.begin(b"") == b"334 " + base64.b64encode(b"Username:") + b"\r\n"
     assert exchange.line(base64.b64encode(b"scott")) == b"334 " + base64.b64encode(b"Password:") + b"\r\n"
     assert isinstance(exchange.line(base64.b64encode(b"tiger")), Auth)
@@ -59,7 +59,7 @@ def test_an_exchange_with_challenges() -> None:
     ],
 )
 def test_what_ends_an_exchange(line: bytes, code: str) -> None:
-    exchange = ServerExchange("PLAIN")
+    exchange = ServerExchange("PLAIN", Context())
     exchange.begin(b"")
     turn = exchange.line(line)
     assert isinstance(turn, Reply) and turn.encode().decode().startswith(code)
