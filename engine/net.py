@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 import ssl
@@ -22,11 +23,14 @@ from typing import Any
 
 import msgspec
 import trio
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
 from .errors import ConnectError, ConnectionLost, TlsError
+from .smtp import Binding
 
-__all__ = ["Listener", "Stream", "TlsFacts", "connect", "open_listener"]
+__all__ = ["Listener", "Stream", "TlsFacts", "connect", "end_point_binding", "open_listener"]
 
 _FAIR_TURNS = 32
 """Receives that found data at once before the task lets others run (reliability Y2)."""
@@ -216,6 +220,12 @@ class Stream:
                 ) from None
         self.tls = _facts(sock, context, server_hostname)
 
+    def binding(self) -> Binding | None:
+        """What ties a login to this connection, by the certificate the peer showed; None without TLS."""
+        sock = self._sock
+        certificate = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+        return end_point_binding(certificate) if certificate is not None else None
+
     def close(self) -> None:
         """Close at once, without a TLS goodbye; wakes every task waiting on this stream. Idempotent."""
         if not self._closed:
@@ -300,6 +310,19 @@ def open_listener(host: str, port: int, *, backlog: int = 1024, reuse_port: bool
         sock.close()
         raise
     return Listener(sock)
+
+
+def end_point_binding(certificate: bytes) -> Binding | None:
+    """The channel binding tls-server-end-point of a server's certificate (DER; RFC 5929 4.1): its hash, by
+    the hash of its signature but SHA-256 for MD5 and SHA-1. None where the RFC defines none (Ed25519)."""
+    try:
+        algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    if algorithm is None:
+        return None
+    name = "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name.replace("-", "_")
+    return Binding("tls-server-end-point", hashlib.new(name, certificate).digest())
 
 
 async def connect(address: str, port: int, *, source_address: str | None = None) -> Stream:

@@ -16,6 +16,7 @@ from .units import Floor, Limit, Throttle
 if TYPE_CHECKING:
     from .egress import LookupStrategy, PoolEntry, SmtpProtocol, TlsMode
     from .ingress import TraceHeaders
+    from .login import Login
 
 __all__ = [
     "EgressPathOptions",
@@ -35,6 +36,14 @@ _Floor: TypeAlias = int | str | Floor
 _Key: TypeAlias = str | Mapping[str, Any] | KeyRef
 _Networks: TypeAlias = CidrSet | Iterable[str | IPv4Address | IPv6Address | IPv4Network | IPv6Network]
 _Mx: TypeAlias = str | MxEntry | Mapping[Literal["name", "addr"], str]
+
+
+class _SmtpAuth(TypedDict, total=False):
+    mechanisms: Sequence[str]
+    username: str
+    password: _Key
+    token: _Key
+    oauth2: Mapping[str, Any]
 
 
 class EgressPathOptions(TypedDict, total=False):
@@ -62,6 +71,7 @@ class EgressPathOptions(TypedDict, total=False):
     tls_prefer_openssl: bool
     opportunistic_tls_reconnect_on_failed_handshake: bool
     remember_broken_tls: _Duration | None
+    smtp_auth: _SmtpAuth | Login | None
     smtp_auth_plain_username: str | None
     smtp_auth_plain_password: _Key | None
     allow_smtp_auth_plain_without_tls: bool

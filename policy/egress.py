@@ -33,6 +33,7 @@ from .kinds import (
     Text,
     Timeout,
 )
+from .login import Login, SmtpAuth
 from .nets import CidrSet, MxEntry, parse_cidr_set, parse_mx
 from .options import Constructor, Kind, NotYet, Table, kinds_of
 from .units import Limit, Named
@@ -108,6 +109,7 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     opportunistic_tls_reconnect_on_failed_handshake: bool = False
     remember_broken_tls: Seconds | None = None
     # AUTH
+    smtp_auth: SmtpAuth | None = None
     smtp_auth_plain_username: AuthName | None = None
     smtp_auth_plain_password: Key | None = None
     allow_smtp_auth_plain_without_tls: bool = False
@@ -135,6 +137,17 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     refresh_strategy: Refresh = "Ttl"
     refresh_interval: Timeout = 60.0
     provider_name: Text | None = None
+
+    @property
+    def login(self) -> Login | None:
+        """Who we are to the peer, in whichever form it was given; None: the path has no AUTH."""
+        if self.smtp_auth is not None or self.smtp_auth_plain_username is None:
+            return self.smtp_auth
+        return Login(
+            mechanisms=("PLAIN", "LOGIN"),
+            username=self.smtp_auth_plain_username,
+            password=self.smtp_auth_plain_password,
+        )
 
 
 class EgressSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,6 +264,13 @@ def _check_path(path: EgressPath) -> None:
             f'tls_ca says whom to trust, and enable_tls="{path.enable_tls}" trusts anybody; right would be '
             'enable_tls="Required" or "Opportunistic", or no tls_ca'
         )
+    if path.smtp_auth is not None:
+        if path.smtp_auth_plain_username is not None or path.smtp_auth_plain_password is not None:
+            raise Wrong("smtp_auth and smtp_auth_plain_... are two logins; give one of them")
+        if "EXTERNAL" in path.smtp_auth.mechanisms and getattr(path, "tls_certificate", None) is None:
+            raise Wrong(
+                'smtp_auth: "EXTERNAL" shows the client certificate of tls_certificate, and the path has none'
+            )
     if path.smtp_auth_plain_username is None:
         if path.smtp_auth_plain_password is not None:
             raise Wrong("smtp_auth_plain_password without smtp_auth_plain_username; give both or neither")

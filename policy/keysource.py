@@ -22,6 +22,7 @@ __all__ = [
     "FileKey",
     "KeyRef",
     "LiteralKey",
+    "OAuth2Key",
     "VaultKey",
     "parse_key",
     "read_key",
@@ -114,7 +115,24 @@ class CallbackKey(msgspec.Struct, frozen=True, tag="callback"):
         return f"CallbackKey({self.name})"
 
 
-KeyRef: TypeAlias = LiteralKey | FileKey | EnvKey | VaultKey | CallbackKey
+class OAuth2Key(msgspec.Struct, frozen=True, tag="oauth2"):
+    """An access token of that endpoint (RFC 6749): by `refresh_token`, or without one by the client's own
+    credentials. `ca`: path of a PEM file that replaces the system's roots."""
+
+    endpoint: str
+    client_id: str
+    client_secret: KeyRef | None = None
+    refresh_token: KeyRef | None = None
+    scope: str | None = None
+    ca: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What records and errors call this key."""
+        return f"oauth2:{self.client_id}@{urlsplit(self.endpoint).hostname}"
+
+
+KeyRef: TypeAlias = LiteralKey | FileKey | EnvKey | VaultKey | CallbackKey | OAuth2Key
 
 
 def parse_key(value: Any, where: str = "key source") -> KeyRef:
@@ -149,7 +167,7 @@ def _attempt(value: Any) -> KeyRef | Wrong:
 
 
 def _read(value: Any) -> KeyRef:
-    if isinstance(value, (LiteralKey, FileKey, EnvKey, VaultKey, CallbackKey)):
+    if isinstance(value, KeyRef):
         return value
     if isinstance(value, str):
         return _file({"file": value})
@@ -245,7 +263,7 @@ def _vault(given: Mapping[str, Any]) -> KeyRef:
         raise Wrong('"vault_path" is missing')
     address = token = namespace = ca = None
     if given.get("vault_address") is not None:
-        address = _vault_address(_text(given, "vault_address"))
+        address = _url(_text(given, "vault_address"), "vault_address", "https://vault.example.com:8200")
     if given.get("vault_token") is not None:
         token = given["vault_token"]
         if not isinstance(token, Secret):
@@ -269,17 +287,39 @@ def _vault(given: Mapping[str, Any]) -> KeyRef:
     )
 
 
-def _vault_address(address: str) -> str:
+def _url(address: str, key: str, like: str) -> str:
     try:
         parts = urlsplit(address)
         sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
     except ValueError:
         sound = False
     if not sound:
-        raise Wrong('"vault_address" is no URL like https://vault.example.com:8200')
+        raise Wrong(f'"{key}" is no URL like {like}')
     if parts.username is not None or parts.query or parts.fragment:
-        raise Wrong('"vault_address" holds a user, a query or a fragment; a token goes into "vault_token"')
-    return address.rstrip("/")
+        hint = '; a token goes into "vault_token"' if key == "vault_address" else ""
+        raise Wrong(f'"{key}" holds a user, a query or a fragment{hint}')
+    return address.rstrip("/") if key == "vault_address" else address
+
+
+def _oauth2(given: Mapping[str, Any]) -> KeyRef:
+    if "client_id" not in given:
+        raise Wrong('"client_id" is missing')
+    nested: dict[str, KeyRef | None] = {}
+    for key in ("client_secret", "refresh_token"):
+        value = given.get(key)
+        nested[key] = found = None if value is None else _read(value)
+        if isinstance(found, OAuth2Key):
+            raise Wrong(f'"{key}" is itself a token of an endpoint')
+    if nested["client_secret"] is None and nested["refresh_token"] is None:
+        raise Wrong('"client_secret" or "refresh_token" is missing')
+    return OAuth2Key(
+        endpoint=_url(_text(given, "token_endpoint"), "token_endpoint", "https://login.example.com/token"),
+        client_id=_text(given, "client_id"),
+        client_secret=nested["client_secret"],
+        refresh_token=nested["refresh_token"],
+        scope=_text(given, "scope") if given.get("scope") is not None else None,
+        ca=_text(given, "ca") if given.get("ca") is not None else None,
+    )
 
 
 def _callback(given: Mapping[str, Any]) -> KeyRef:
@@ -314,5 +354,10 @@ _FORMS: tuple[tuple[str, tuple[str, ...], _Make], ...] = (
         _vault,
     ),
     ("event_name", ("event_name", "event_args"), _callback),
+    (
+        "token_endpoint",
+        ("token_endpoint", "client_id", "client_secret", "refresh_token", "scope", "ca"),
+        _oauth2,
+    ),
 )
 """One row per kind: the key that marks it, all its keys, what builds it."""

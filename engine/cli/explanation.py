@@ -10,7 +10,6 @@ import trio
 
 from engine.app import hosts_of, own_hosts
 from engine.cli.asked import AskedHooks
-from engine.egress.dial import MECHANISMS_IN_ORDER
 from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.resolve import Resolver
 from engine.egress.routes import NoRouteNow, RouteFinder
@@ -223,7 +222,7 @@ def tls_text(path: EgressPath) -> str:
     mode = path.enable_tls
     roots = path.tls_ca.name if path.tls_ca is not None else "the system's roots"
     name = f" for {path.tls_server_name}" if path.tls_server_name else ""
-    auth = path.smtp_auth_plain_username is not None
+    auth = path.login is not None
     certificate = f"a certificate trusted by {roots}{name}"
     if mode in ("RequiredInsecure", "OpportunisticInsecure"):
         certificate = "any certificate"
@@ -237,8 +236,8 @@ def tls_text(path: EgressPath) -> str:
 
 
 def _auth_text(path: EgressPath) -> str:
-    user = path.smtp_auth_plain_username
-    if user is None:
+    login = path.login
+    if login is None:
         return "none"
     allowed = [
         text
@@ -248,13 +247,14 @@ def _auth_text(path: EgressPath) -> str:
         )
         if option
     ]
-    mechanisms = ", else ".join(MECHANISMS_IN_ORDER)
-    return f"as {user!r} with {mechanisms}, as offered; {' and '.join(allowed) or 'inside verified TLS only'}"
+    mechanisms = ", else ".join(login.mechanisms)
+    who = f"as {login.username!r} with " if login.username is not None else ""
+    return f"{who}{mechanisms}, as offered; {' and '.join(allowed) or 'inside verified TLS only'}"
 
 
 async def _credential(path: EgressPath, keys: KeyRing | None) -> Credential | None:
-    key = path.smtp_auth_plain_password
-    if key is None or path.smtp_auth_plain_username is None:
+    key = path.login.reference if path.login is not None else None
+    if key is None:
         return None
     if keys is None:
         return Credential(key.name, problem="not fetched")

@@ -26,7 +26,8 @@ from policy import Reject
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, QueueConfig
 from policy.errors import did_you_mean
 from policy.hooks import EVENTS
-from policy.keysource import CallbackKey, FileKey, KeyRef, LiteralKey
+from policy.keysource import CallbackKey, FileKey, KeyRef, LiteralKey, OAuth2Key
+from policy.secret import Secret
 from policy.shaping import asked_by_name, asking
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ class Inspection:
                 continue
             if isinstance(key, (FileKey, LiteralKey)):
                 try:
-                    content.append((await key_sources()[type(key)].read(key)).reveal())
+                    found = await key_sources()[type(key)].read(key)
+                    content.append(found.reveal() if isinstance(found, Secret) else b"")
                 except SourceFailure as failure:
                     self.problem(f"{where}: {option}: {key.name}: {failure}; right would be a PEM file")
         if len(content) == len(pair):
@@ -171,6 +173,10 @@ class Inspection:
         self.keys.setdefault(key, where)
         if isinstance(key, CallbackKey):
             return self._callback(where, key.event_name)
+        if isinstance(key, OAuth2Key):
+            nested = {"client_secret": key.client_secret, "refresh_token": key.refresh_token}
+            found = [self.look_at_key(f"{where}: {name}", one) for name, one in nested.items() if one is not None]
+            return all(found)
         if not isinstance(key, FileKey):
             return True
         if not os.path.exists(key.path):
@@ -263,17 +269,23 @@ class Inspection:
         if path is None:
             return
         where = self._where("get_egress_path_config")
-        keys = {"smtp_auth_plain_password": path.smtp_auth_plain_password, "tls_ca": path.tls_ca}
+        login = path.login
+        keys = {"tls_ca": path.tls_ca}
+        if login is not None:
+            option = "smtp_auth" if path.smtp_auth is not None else "smtp_auth_plain_password"
+            keys[option] = login.reference
         usable = {
             option: self.look_at_key(f"{where}: {option}", key)
             for option, key in keys.items()
             if key is not None
         }
-        user, password = path.smtp_auth_plain_username, path.smtp_auth_plain_password
         auth = "no AUTH"
-        if user and password is not None:
-            good = usable["smtp_auth_plain_password"] or isinstance(password, FileKey)
-            auth = f"AUTH as {user!r}, password from {password.name if good else 'nowhere'}"
+        if login is not None and login.reference is None:
+            auth = f"AUTH {' or '.join(login.mechanisms)}"
+        elif login is not None and login.reference is not None:
+            what = "password" if login.password is not None else "token"
+            good = usable[option] or isinstance(login.reference, FileKey)
+            auth = f"AUTH as {login.username!r}, {what} from {login.reference.name if good else 'nowhere'}"
         self.facts.append(("path", f"{domain} from {source}: enable_tls={path.enable_tls}, {auth}"))
 
     def _site(self, domain: str, config: QueueConfig) -> str:
@@ -302,7 +314,7 @@ class Inspection:
                 )
             except (HookError, _Failed):
                 return
-            if path is None or path.smtp_auth_plain_username is None:
+            if path is None or path.login is None:
                 return
             lists.append(config.protocol.mx_list)
         if lists[0] and lists[0] == lists[1]:

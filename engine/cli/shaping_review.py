@@ -12,9 +12,10 @@ from engine.shaping import HostsOf, Unresolved
 from engine.shaping.remote import Client, FetchFailed, open_client
 from policy.egress import EgressPath
 from policy.keysource import KeyRef, LiteralKey
+from policy.login import Login
 from policy.nets import parse_host
 from policy.shaping import Shaper, ShapingError
-from policy.shaping.settings import UNSET, Origin
+from policy.shaping.settings import Origin
 from policy.shaping.table import Block, Table, alone
 
 if TYPE_CHECKING:
@@ -115,8 +116,9 @@ def _names(table: Table) -> Iterator[str]:
 def _keys(block: Block) -> Iterator[tuple[str, KeyRef]]:
     for layer in (block.layer, *block.sources.values()):
         for (option, _), setting in layer.settings.items():
-            if setting.value is not UNSET and option in ("smtp_auth_plain_password", "tls_ca"):
-                yield f"{setting.origin.where}: [{setting.origin.block}] {option}", setting.value
+            value = setting.value.reference if isinstance(setting.value, Login) else setting.value
+            if option in ("smtp_auth", "smtp_auth_plain_password", "tls_ca") and isinstance(value, KeyRef):
+                yield f"{setting.origin.where}: [{setting.origin.block}] {option}", value
 
 
 def _demands(table: Table, block: Block, found: Inspection) -> None:
@@ -130,7 +132,7 @@ def _demands(table: Table, block: Block, found: Inspection) -> None:
 
 
 def _login(path: EgressPath, origin: Origin, source: str, found: Inspection) -> None:
-    if path.smtp_auth_plain_username is None:
+    if path.login is None:
         return
     where = f"{origin.where}: [{origin.block}]" + (f' from source "{source}"' if source else "")
     right = 'right would be enable_tls = "Required"'

@@ -21,9 +21,7 @@ import msgspec
 import trio
 
 from engine.errors import (
-    AuthNotOffered,
     ConnectError,
-    ConnectionLost,
     HeldError,
     LoginRefused,
     MailLoop,
@@ -35,39 +33,30 @@ from engine.errors import (
     TlsRequired,
     TurnLost,
 )
-from engine.keys import Credential, KeyRing
+from engine.keys import KeyRing
 from engine.net import Stream, connect
-from engine.smtp import (
-    AuthDone,
-    ClientSession,
-    Greeting,
-    HelloDone,
-    Masker,
-    StartTlsReply,
-    client_mechanism,
-)
+from engine.smtp import ClientSession, Greeting, HelloDone, StartTlsReply
+from policy.keysource import OAuth2Key
 
-from .logins import LoginKey, Logins
+from .connection import Connection
+from .login import LOGIN_UNANSWERED, Identity, log_in
+from .logins import Logins
 from .tls import TlsContexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine.smtp import ClientEvent, Reply
+    from engine.smtp import Reply
     from policy.egress import EgressPath
 
     from .resolve import Candidate
 
-__all__ = ["MECHANISMS_IN_ORDER", "Connection", "Dialer", "NoHostReached"]
+__all__ = ["Dialer", "NoHostReached"]
 
 logger = logging.getLogger("posthorn.egress")
 
-MECHANISMS_IN_ORDER = ("PLAIN", "LOGIN")
-"""In order of preference; both send the password as it is, hence only inside TLS."""
-
-LOGIN_UNANSWERED = "login-unanswered"
-LOGIN_DEFERRED = "login-deferred"
-"""Causes of a `LoginRefused` that is no refusal."""
+_NEW_TOKEN = 60.0
+"""Seconds in which a token is not fetched anew because of a refusal: it is the account that is refused."""
 
 _FINAL_CAUSES = frozenset((LoginRefused.cause, LOGIN_UNANSWERED, SecretUnavailable.cause))
 """What ends the dialing at once: the next host would count it as another failed login."""
@@ -88,58 +77,13 @@ class NoHostReached(NetworkError):
     """No candidate could be made ready; the text lists each with its reason."""
 
 
-class Connection:
-    """A session that is ready for mail, and the facts about it for records."""
-
-    __slots__ = (
-        "address",
-        "auth_mechanism",
-        "client",
-        "credential",
-        "mx_name",
-        "source_address",
-        "stream",
-        "tls_why",
-    )
-
-    def __init__(self, stream: Stream, client: ClientSession, mx_name: str, address: str) -> None:
-        self.stream = stream
-        self.client = client
-        self.mx_name = mx_name
-        self.address = address
-        self.source_address = stream.local[0]
-        self.credential: Credential | None = None
-        self.auth_mechanism = ""
-        self.tls_why = ""
-
-    async def event(self, stage: str, seconds: float) -> ClientEvent:
-        """The next protocol event, sending first what the session wants sent.
-
-        Raises: PeerTimeout after `seconds`, ConnectionLost, RemoteProtocolError.
-        """
-        client, stream = self.client, self.stream
-        with trio.move_on_after(seconds):
-            while True:
-                event = client.next_event()
-                parts = client.data_to_send()
-                if parts:
-                    await stream.send_parts(parts)
-                if event is not None:
-                    return event
-                data = await stream.receive_some(8192)
-                if not data:
-                    raise ConnectionLost("the peer closed the connection", stage=stage)
-                client.receive_data(data)
-        raise PeerTimeout(f"no answer within {seconds:g} s", stage=stage)
-
-
 class _Asked(msgspec.Struct, frozen=True):
     """What a session is to be like; the same for every candidate."""
 
     path: EgressPath
     source_address: str | None
     ehlo_domain: str
-    credential: Credential | None
+    identity: Identity | None
     ca_pem: bytes | None
     route: bool
 
@@ -158,11 +102,16 @@ class Dialer:
         self._is_own = is_own
         self._logins = Logins()
 
-    async def credential(self, path: EgressPath, *, fresh: bool = False) -> Credential | None:
-        """The path's password, None when the path declares no AUTH. Raises SecretUnavailable."""
-        if path.smtp_auth_plain_username is None or path.smtp_auth_plain_password is None:
+    async def identity(self, path: EgressPath, *, fresh: bool = False) -> Identity | None:
+        """Who we are to the peer, with the secret that `smtp_auth_plain_password` or `smtp_auth` names;
+        None when the path declares no AUTH. Raises: SecretUnavailable."""
+        login = path.login
+        if login is None:
             return None
-        return await self._keys.fetch(path.smtp_auth_plain_password, fresh=fresh)
+        reference = login.reference
+        if reference is None:
+            return Identity(login, None)
+        return Identity(login, await self._keys.fetch(reference, fresh=fresh))
 
     async def open(
         self,
@@ -182,11 +131,11 @@ class Dialer:
         path's demands cannot be met; NoHostReached when the road is bad; MailLoop when the best
         host is this one.
         """
-        credential = await self.credential(path)
+        identity = await self.identity(path)
         ca_pem: bytes | None = None
         if path.tls_ca is not None and path.enable_tls in ("Required", "Opportunistic"):
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
-        asked = _Asked(path, source_address, ehlo_domain, credential, ca_pem, route)
+        asked = _Asked(path, source_address, ehlo_domain, identity, ca_pem, route)
         troubles: list[str] = []
         held: HeldError | None = None
         for number, candidate in enumerate(candidates):
@@ -221,12 +170,12 @@ class Dialer:
     async def _with_retry(self, candidate: Candidate, asked: _Asked) -> Connection:
         """One candidate; again once where a second, different try is due: in clear after a failed
         opportunistic handshake, or with a secret that was rotated meanwhile."""
-        path, credential = asked.path, asked.credential
+        path, identity = asked.path, asked.identity
         try:
             return await self._one(candidate, asked)
         except TlsError as error:
             opportunistic = path.enable_tls in ("Opportunistic", "OpportunisticInsecure")
-            if opportunistic and credential is None and self._remember_broken(candidate, path):
+            if opportunistic and identity is None and self._remember_broken(candidate, path):
                 logger.info(
                     "%s[%s]: %s; trying again in clear text, as the path allows",
                     candidate.name,
@@ -234,15 +183,21 @@ class Dialer:
                     error,
                 )
                 return await self._one(candidate, asked)
-            if opportunistic and credential is None:
+            if opportunistic and identity is None:
                 raise
             raise TlsRequired(str(error)) from None
         except LoginRefused:
             # Perhaps the secret was rotated since it was cached: look once more, try a *new* one once.
-            newer = await self.credential(path, fresh=True)
-            if newer is None or credential is None or newer.version == credential.version:
+            before = identity.credential if identity is not None else None
+            if identity is None or before is None:
                 raise
-            return await self._one(candidate, msgspec.structs.replace(asked, credential=newer))
+            token = isinstance(identity.login.reference, OAuth2Key)
+            if token and trio.current_time() - before.fetched < _NEW_TOKEN:
+                raise
+            newer = await self.identity(path, fresh=True)
+            if newer is None or newer.credential is None or newer.credential.version == before.version:
+                raise
+            return await self._one(candidate, msgspec.structs.replace(asked, identity=newer))
 
     def _remember_broken(self, candidate: Candidate, path: EgressPath) -> bool:
         """Note a failed handshake if the path wants that; True when a clear-text retry is allowed."""
@@ -259,11 +214,9 @@ class Dialer:
 
     async def _one(self, candidate: Candidate, asked: _Asked) -> Connection:
         path = asked.path
-        key: LoginKey | None = None
-        if asked.credential is not None:
-            user = path.smtp_auth_plain_username or ""
-            key = (candidate.name, candidate.port, user, asked.credential.version)
-            self._logins.check(key)
+        identity = asked.identity
+        if identity is not None:
+            self._logins.check(identity.key(candidate))
         stream: Stream | None = None
         with trio.move_on_after(path.connect_timeout):
             stream = await connect(candidate.address, candidate.port, source_address=asked.source_address)
@@ -274,8 +227,8 @@ class Dialer:
             connection = Connection(stream, client, candidate.name, candidate.address)
             await self._greet(connection, path, asked.route)
             await self._secure(connection, candidate, asked)
-            if asked.credential is not None and key is not None:
-                await self._log_in(connection, path, asked.credential, key)
+            if identity is not None:
+                await log_in(connection, candidate, path, identity, self._logins)
         except BaseException:
             stream.close()
             raise
@@ -315,7 +268,7 @@ class Dialer:
         required = mode in ("Required", "RequiredInsecure")
         verify = mode in ("Required", "Opportunistic")
         client = connection.client
-        if not required and asked.credential is None and self._is_broken(candidate, path):
+        if not required and asked.identity is None and self._is_broken(candidate, path):
             connection.tls_why = "a handshake with this host failed lately; the path allows clear text"
             return
         if not client.capabilities.starttls:
@@ -352,57 +305,6 @@ class Dialer:
     def _is_broken(self, candidate: Candidate, path: EgressPath) -> bool:
         until = self._broken_tls.get(_tls_key(candidate, path))
         return until is not None and trio.current_time() < until
-
-    async def _log_in(
-        self, connection: Connection, path: EgressPath, credential: Credential, key: LoginKey
-    ) -> None:
-        user = path.smtp_auth_plain_username or ""
-        tls = connection.stream.tls
-        if tls is None and not path.allow_smtp_auth_plain_without_tls:
-            raise TlsRequired(
-                f"credentials for {user!r} are not sent without TLS ({connection.tls_why}); "
-                "allow_smtp_auth_plain_without_tls would permit it"
-            )
-        if tls is not None and not tls.verified and not path.allow_smtp_auth_plain_without_valid_certificate:
-            raise TlsRequired(
-                f"credentials for {user!r} are not sent over TLS whose certificate was not verified "
-                f"({connection.tls_why}); allow_smtp_auth_plain_without_valid_certificate would permit it"
-            )
-        client = connection.client
-        offered = client.capabilities.auth
-        name = next((name for name in MECHANISMS_IN_ORDER if name in offered), None)
-        if name is None:
-            listed = " ".join(sorted(offered))
-            raise AuthNotOffered(
-                f"the path needs AUTH as {user!r} and the peer offers "
-                + (f"only {listed}; we can do {' and '.join(MECHANISMS_IN_ORDER)}" if listed else "no AUTH")
-            )
-        client.mask = Masker((credential.secret,), (user,))
-        async with self._logins.turn(key, path.hold_interval):
-            if connection.stream.receive_nowait(1) is not None:
-                raise TurnLost("the peer closed or spoke before our turn to log in came", stage="AUTH")
-            client.auth(client_mechanism(name, user, credential.secret))
-            try:
-                event = await connection.event("AUTH", path.auth_timeout)
-            except (NetworkError, RemoteProtocolError) as error:
-                # The peer has the password and did not say what it thinks of it: as good as refused.
-                text = f"login as {user!r} with AUTH {name} not answered: {error}"
-                raise _login_trouble(text, LOGIN_UNANSWERED) from None
-            if not isinstance(event, AuthDone):
-                raise RemoteProtocolError(f"expected the end of AUTH, got {type(event).__name__}")
-            if not event.ok:
-                if event.reply.is_permanent:
-                    raise LoginRefused(f"login as {user!r} refused with AUTH {name}: {event.reply.line}")
-                text = f"login as {user!r} not possible now with AUTH {name}: {event.reply.line}"
-                raise _login_trouble(text, LOGIN_DEFERRED)
-        connection.credential = credential
-        connection.auth_mechanism = name
-
-
-def _login_trouble(text: str, cause: str) -> LoginRefused:
-    error = LoginRefused(text)
-    error.cause = cause
-    return error
 
 
 async def _may_connect(pace: Callable[[], float] | None, patience: float) -> bool:

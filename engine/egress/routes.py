@@ -223,11 +223,11 @@ class RouteFinder:
 
     def _warn(self, name: str, path: EgressPath) -> None:
         """Credentials that may go where nobody is known to be are said aloud, once (reliability C40)."""
-        user = path.smtp_auth_plain_username
+        login = path.login
         for option, where in _RELAXATIONS.items():
-            if user is not None and getattr(path, option):
-                text = "%s: the password of %r may be sent %s (%s)"
-                self._tell(name, option, text, name, user, where, option)
+            if login is not None and getattr(path, option):
+                text = "%s: the credentials of %r may be sent %s (%s)"
+                self._tell(name, option, text, name, login.username or "", where, option)
 
     def _tell(self, one: str, other: str, text: str, *values: str) -> None:
         """A warning, once."""

@@ -27,7 +27,8 @@ from engine.queues.scheduled import Queued
 from engine.smtp import QuitDone
 
 from . import outcome
-from .dial import Connection, NoHostReached
+from .connection import Connection
+from .dial import NoHostReached
 from .transactions import Transactions
 from .work import Services, connection_rate, give_back_rates
 
@@ -274,7 +275,7 @@ class Session:
     def _credential_current(self, connection: Connection) -> bool:
         """A rotated or withdrawn secret ends the sessions that were opened with the old one (C45)."""
         mine = connection.credential
-        reference = self._ready.path.smtp_auth_plain_password
+        reference = connection.reference
         if mine is None or reference is None:
             return True
         newest = self._services.keys.cached(reference)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine.smtp import Reply
     from engine.spool import Spool
 
-    from .dial import Connection
+    from .connection import Connection
 
 __all__ = ["Counters", "Settler"]
 
@@ -323,8 +323,8 @@ class Settler:
                     record.tls_protocol_version = tls.version
                     record.tls_verified = tls.verified
                     record.tls_peer_name = tls.peer_name
-                if connection.credential is not None and ready is not None:
-                    record.smtp_auth_user = ready.path.smtp_auth_plain_username
+                if connection.auth_mechanism:
+                    record.smtp_auth_user = connection.auth_user or None
                     record.smtp_auth_mechanism = connection.auth_mechanism
         if begun:
             record.attempt_ms = round((trio.current_time() - begun) * 1000.0, 3)

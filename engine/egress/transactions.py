@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engine.queues.scheduled import Queued
     from engine.smtp import Reply
 
-    from .dial import Connection
+    from .connection import Connection
     from .settle import Carrier
 
 __all__ = ["Transactions"]

@@ -11,21 +11,23 @@ Passwords, certificates, private keys and CA bundles all come this way.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
 
-from policy.keysource import CallbackKey, EnvKey, FileKey, LiteralKey, VaultKey
+from policy.keysource import CallbackKey, EnvKey, FileKey, KeyRef, LiteralKey, OAuth2Key, VaultKey
 
 from .callback import CallbackSource, KeyHooks
 from .local import EnvSource, FileSource, LiteralSource
+from .oauth2 import Fetch, OAuth2Source
 from .ring import MAX_STALE, TTL, WAIT, Credential, KeyRing, KeyStatistics
-from .source import KeySource, SourceFailure
+from .source import Dated, KeySource, SourceFailure
 from .vault import VaultSource
 
 __all__ = [
     "Credential",
+    "Dated",
     "KeyHooks",
     "KeyRing",
     "KeySource",
@@ -36,14 +38,15 @@ __all__ = [
 ]
 
 
-def key_sources(hooks: KeyHooks | None = None) -> dict[type, KeySource]:
-    """Every kind of reference and what reads it."""
+def key_sources(hooks: KeyHooks | None = None, fetch: Fetch | None = None) -> dict[type, KeySource]:
+    """Every kind of reference and what reads it. `fetch`: reads a reference that another one names."""
     return {
         LiteralKey: LiteralSource(),
         FileKey: FileSource(),
         EnvKey: EnvSource(),
         VaultKey: VaultSource(),
         CallbackKey: CallbackSource(hooks),
+        OAuth2Key: OAuth2Source(fetch),
     }
 
 
@@ -63,6 +66,11 @@ async def open_keys(
     `max_stale` how long an old one serves while its source is out, `wait` how long anybody waits for a read.
     """
     async with trio.open_nursery() as nursery:
-        kinds = sources if sources is not None else key_sources(hooks)
-        yield KeyRing(nursery, kinds, ttl=ttl, max_stale=max_stale, wait=wait, rng=rng)
+
+        def fetch(ref: KeyRef) -> Awaitable[Credential]:
+            return ring.fetch(ref)
+
+        kinds = sources if sources is not None else key_sources(hooks, fetch)
+        ring = KeyRing(nursery, kinds, ttl=ttl, max_stale=max_stale, wait=wait, rng=rng)
+        yield ring
         nursery.cancel_scope.cancel()

@@ -9,6 +9,8 @@ A delivery asks `KeyRing.fetch` and never waits longer than `wait`; the code tha
 | up to `max_stale`  | used, while it is read again in the background; an outage changes nothing         |
 | older              | `SecretUnavailable`                                                               |
 
+(A value that has a life of its own, a token, says itself how long it is fresh and how long it lasts.)
+
 A definite "there is no such value" ends the use of an old value too, once it was heard three times over at
 least a minute. A failing source is asked at growing intervals, never twice within a second per secret, and
 not at all before the time it named itself (Retry-After), not even after a refused login.
@@ -31,7 +33,7 @@ from engine.errors import SecretUnavailable
 from policy.keysource import KeyRef
 from policy.secret import Secret
 
-from .source import MAX_SECRET, KeySource, SourceFailure
+from .source import MAX_SECRET, Dated, KeySource, SourceFailure
 
 __all__ = ["Credential", "KeyRing", "KeyStatistics"]
 
@@ -88,11 +90,13 @@ class _Entry:
         "next_try",
         "quiet_until",
         "started",
+        "usable_until",
     )
 
     def __init__(self) -> None:
         self.credential: Credential | None = None
         self.fresh_until = -math.inf
+        self.usable_until = -math.inf
         self.must_read = False
         self.started = -math.inf
         self.flight: trio.Event | None = None
@@ -168,7 +172,8 @@ class KeyRing:
             return credential
         reason = entry.failure or f"no answer in {self._wait:g} s"
         if entry.credential is not None:
-            reason += f"; the last value is older than {self._max_stale:g} s"
+            old = now - entry.credential.fetched >= self._max_stale
+            reason += f"; the last value {f'is older than {self._max_stale:g} s' if old else 'has expired'}"
         raise SecretUnavailable(f"{ref.name}: {reason}") from None
 
     def invalidate(self, ref: KeyRef) -> None:
@@ -201,8 +206,7 @@ class KeyRing:
         return entry
 
     def _usable(self, entry: _Entry, now: float) -> Credential | None:
-        credential = entry.credential
-        return credential if credential is not None and now - credential.fetched < self._max_stale else None
+        return entry.credential if now < entry.usable_until else None
 
     def _start(self, ref: KeyRef, entry: _Entry, now: float, *, urgent: bool) -> trio.Event | None:
         """Begin to read, or join. None: the source is being left alone. `urgent` ignores our back-off, but
@@ -222,14 +226,18 @@ class KeyRing:
             entry.must_read = False  # before the read: an `invalidate` meanwhile asks for another one
             self._reads += 1
             source = self._sources[type(ref)]
-            secret: Secret | None = None
+            answer: Secret | Dated | None = None
             with trio.move_on_after(self._wait):
-                secret = await source.read(ref)
-            if secret is None:
+                answer = await source.read(ref)
+            if answer is None:
                 raise SourceFailure(f"no answer in {self._wait:g} s")
+            secret = answer.secret if isinstance(answer, Dated) else answer
             if not 0 < len(secret.reveal()) <= MAX_SECRET:
                 raise SourceFailure(f"the value is empty or larger than {MAX_SECRET} octets")
-            self._succeeded(ref, entry, secret, source.fresh_for)
+            fresh_for, lasts = source.fresh_for, self._max_stale
+            if isinstance(answer, Dated):
+                fresh_for, lasts = answer.fresh_for, answer.lasts
+            self._succeeded(ref, entry, secret, fresh_for, lasts)
         except SourceFailure as failure:
             self._failed(ref, entry, failure)
         except Exception as error:
@@ -239,7 +247,9 @@ class KeyRing:
             entry.flight = None
             flight.set()
 
-    def _succeeded(self, ref: KeyRef, entry: _Entry, secret: Secret, fresh_for: float | None) -> None:
+    def _succeeded(
+        self, ref: KeyRef, entry: _Entry, secret: Secret, fresh_for: float | None, lasts: float
+    ) -> None:
         now = trio.current_time()
         digest = hashlib.blake2b(secret.reveal(), key=self._fingerprint_key, digest_size=4)
         version = digest.hexdigest()
@@ -251,6 +261,7 @@ class KeyRing:
         # Spread, so that secrets fetched together are not refreshed together.
         lifetime = self._ttl * self._rng.uniform(0.9, 1.0) if fresh_for is None else fresh_for
         entry.fresh_until = now + lifetime
+        entry.usable_until = now + lasts
         entry.failure = ""
         entry.failures = entry.gone = 0
         entry.next_try = -math.inf

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import msgspec
+
 from policy.secret import Secret
 
-__all__ = ["MAX_SECRET", "KeySource", "SourceFailure"]
+__all__ = ["MAX_SECRET", "Dated", "KeySource", "SourceFailure"]
 
 MAX_SECRET = 1 << 20
 """Octets a secret may have; enough for any PEM bundle."""
@@ -32,13 +34,22 @@ class SourceFailure(Exception):
         return SourceFailure(self.reason, definite=self.definite, retry_after=self.retry_after)
 
 
+class Dated(msgspec.Struct, frozen=True):
+    """A secret with a life of its own, in seconds from now: `fresh_for` until it should be read again,
+    `lasts` until it must not be used any more."""
+
+    secret: Secret
+    fresh_for: float
+    lasts: float
+
+
 class KeySource(Protocol):
     """Reads one kind of reference. The ring caches, waits and retries; a source only reads."""
 
     fresh_for: float | None
     """Seconds until the ring reads again; None = the ring's own `ttl`."""
 
-    async def read(self, ref: Any) -> Secret:
+    async def read(self, ref: Any) -> Secret | Dated:
         """The value now. Must be cancellable, and must not block the event loop.
 
         Raises: SourceFailure.

@@ -33,7 +33,6 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from ipaddress import ip_address
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -46,6 +45,7 @@ from hvac.adapters import RawAdapter  # type: ignore[import-untyped]
 from policy.keysource import VaultKey
 from policy.secret import Secret
 
+from .address import is_loopback
 from .bounded import BoundedAdapter, Bounds
 from .source import MAX_SECRET, SourceFailure
 
@@ -181,17 +181,8 @@ def _check_address(address: str) -> None:
         raise SourceFailure("the server's address is no URL like https://vault.example.com:8200")
     if parts.username is not None or parts.query or parts.fragment:
         raise SourceFailure("the server's address holds a user, a query or a fragment")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise SourceFailure(f"plain http to {host} would show the token to the network; use https")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True  # but not names below it: a name server may be asked for those, RFC 6761 or not
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _attempt(

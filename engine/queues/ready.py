@@ -146,7 +146,7 @@ class ReadyQueue:
         """The router's: called by `take` when there is room again and messages wait for it."""
         self.proceed: Callable[[ReadyQueue], None] | None = None
         """The router's: called when a session became ready, so that others may follow."""
-        self.met = path.smtp_auth_plain_username is None
+        self.met = path.login is None
         """Whether a session got ready for mail, so that the credentials are known to be good."""
         self.warm = False
         """Whether a transaction came to its end; see the module."""
@@ -313,4 +313,4 @@ class ReadyQueue:
 
     def _cool_down(self) -> None:
         self.warm = False
-        self.met = self.path.smtp_auth_plain_username is None
+        self.met = self.path.login is None

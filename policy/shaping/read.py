@@ -28,6 +28,7 @@ BlockKind = Literal["default", "domain", "provider"]
 
 AUTH = frozenset(
     {
+        "smtp_auth",
         "smtp_auth_plain_username",
         "smtp_auth_plain_password",
         "allow_smtp_auth_plain_without_tls",

@@ -6,6 +6,7 @@ import typing
 from typing import Any
 
 from ..keysource import KeyRef
+from ..login import Login
 from ..units import Named, format_duration
 from .settings import UNSET, Key
 
@@ -24,6 +25,10 @@ def shown(value: Any) -> str:
         return "not set"
     if isinstance(value, typing.get_args(KeyRef)):
         return str(value.name)
+    if isinstance(value, Login):
+        who = value.username or "the certificate's owner"
+        secret = f", {value.reference.name}" if value.reference is not None else ""
+        return f"{who}{secret}, by {' '.join(value.mechanisms)}"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

@@ -143,6 +143,15 @@ def test_a_login_inside_required_tls_is_no_word_worth(said: Said) -> None:
         ('["default"]\nsmtp_auth_plain_username = "u"', 'AUTH in "default" would be used at every next hop'),
         (LOGIN.replace('{env = "X"}', '"tiger"'), "leads to no file; a plain string is always a path"),
         (LOGIN.replace('{env = "X"}', '{event_name = "none"}'), 'no hook answers "none"'),
+        (LOGIN + 'smtp_auth = {username = "u", password = {env = "X"}}', "are two logins; give one of them"),
+        (
+            '["a.example"]\nmx_rollup = false\nsmtp_auth = {username = "u", token = {event_name = "none"}}',
+            'smtp_auth: no hook answers "none"',
+        ),
+        (
+            '["default"]\nsmtp_auth = {username = "u", token = {env = "X"}}',
+            'smtp_auth: AUTH in "default" would be used at every next hop',
+        ),
     ],
 )
 def test_a_login_that_cannot_be(said: Said, text: str, says: str) -> None:

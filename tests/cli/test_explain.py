@@ -149,11 +149,25 @@ def path(domain, egress_source, site_name):
 """
 
 
+def test_a_login_by_token_is_said_without_its_secrets(ask: Any) -> None:
+    token = {
+        "token_endpoint": "https://login.example/t",
+        "client_id": "me",
+        "client_secret": {"key_data": CANARY},
+    }
+    login = {"mechanisms": ["XOAUTH2"], "username": "scott", "oauth2": token}
+    Path("shaping.toml").write_text("")
+    Path("more.json").write_text(json.dumps({"192.168.1.10": {"mx_rollup": False, "smtp_auth": login}}))
+    text = ask("bob@example.com", "--no-secrets")
+    assert "as 'scott' with XOAUTH2, as offered; inside verified TLS only" in text
+    assert "scott, oauth2:me@login.example, by XOAUTH2" in " ".join(text.split())
+
+
 def test_what_a_hook_sets_is_the_hook_s(ask: Any) -> None:
     text = ask("bob@example.com", shaping=HOOK)
     assert re.search(r"rset_timeout +9s +mail.py:5 in path\(\)", text)
     assert "AUTH          none" in text
-    assert "and 46 options that nobody set" in ask("bob@example.com", shaping="")
+    assert "and 47 options that nobody set" in ask("bob@example.com", shaping="")
 
 
 def test_a_hook_that_asks_shaping_files_knows_the_smart_host_and_both_are_named(ask: Any) -> None:

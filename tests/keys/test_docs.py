@@ -38,7 +38,7 @@ def test_there_is_a_block_for_each_form() -> None:
 def test_every_form_of_the_table_with_its_name() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (?:`([^`]+)`|the same) \|$", TEXT, re.MULTILINE)
     forms = [(eval(form), name) for form, name in rows if form[0] in '{"']
-    assert len(forms) == 6
+    assert len(forms) == 7
     kinds = set()
     for value, name in forms:
         ref = read_key(value)

@@ -15,6 +15,7 @@ import trio
 
 import policy
 from engine import errors
+from engine.egress import login as egress_login
 from engine.egress import resolve
 from engine.ingress import answers
 from engine.log import KINDS
@@ -31,6 +32,7 @@ from policy.units import format_duration, format_size
 ROOT = Path(__file__).parents[2]
 PATHS = (ROOT / "docs" / "egress-paths.md").read_text()
 POLICY = (ROOT / "docs" / "policy.md").read_text()
+AUTH = (ROOT / "docs" / "auth.md").read_text()
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 
 CONSTRUCTORS: dict[str, Constructor[Any]] = {
@@ -161,10 +163,8 @@ def causes(error: type[errors.HeldError]) -> set[str]:
 def test_the_causes_of_held_mail() -> None:
     table = sections(OPERATING, "##")["Held mail"]
     rows = re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)
-    dial = (ROOT / "engine" / "egress" / "dial.py").read_text()
-    assert set(rows) == (causes(errors.HeldError) - {"held"}) | set(
-        re.findall(r'LOGIN_\w+ = "([\w-]+)"', dial)
-    )
+    more = {egress_login.LOGIN_DEFERRED, egress_login.LOGIN_UNANSWERED}
+    assert set(rows) == (causes(errors.HeldError) - {"held"}) | more
 
 
 def test_the_types_of_records() -> None:
@@ -206,7 +206,7 @@ def test_that_no_bounce_message_is_sent_is_said_where_it_is_looked_for() -> None
 
 
 def examples() -> Iterator[Any]:
-    for name in ("policy.md", "egress-paths.md"):
+    for name in ("policy.md", "egress-paths.md", "auth.md"):
         blocks = re.findall(
             r"^```python\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL
         )
@@ -273,7 +273,7 @@ def test_the_error_shown_is_the_error_given(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_links_lead_somewhere() -> None:
-    for text in (PATHS, POLICY, OPERATING):
+    for text in (PATHS, POLICY, OPERATING, AUTH):
         for target, anchor in re.findall(r"\]\(([\w.-]+)(?:#([\w-]+))?\)", text):
             page = (ROOT / "docs" / target).read_text()
             if anchor:

@@ -16,11 +16,15 @@ class Authority:
     def __init__(self) -> None:
         self._ca = trustme.CA()
         self.pem = self._ca.cert_pem.bytes()
+        self.last_certificate = b""
+        """PEM; of the context that was made last."""
 
     def server_context(self, name: str = "127.0.0.1") -> ssl.SSLContext:
         """A server's context with a certificate for `name`."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._ca.issue_cert(name).configure_cert(context)
+        leaf = self._ca.issue_cert(name)
+        leaf.configure_cert(context)
+        self.last_certificate = leaf.cert_chain_pems[0].bytes()
         return context
 
     def write(self, path: Path) -> Path:

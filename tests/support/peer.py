@@ -18,13 +18,16 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
-__all__ = ["DROP", "HANG", "PLAIN", "Arrived", "FakePeer", "Wire", "open_peer", "slowly"]
+__all__ = ["DROP", "HANG", "PLAIN", "Arrived", "FakePeer", "Wire", "listening", "open_peer", "slowly"]
 
 DROP = "<drop>"
 HANG = "<hang>"
+
+P = TypeVar("P", bound="FakePeer")
 
 Answer = str | list[str] | Callable[[str], str]
 
@@ -275,7 +278,16 @@ async def open_peer(
 ) -> AsyncIterator[FakePeer]:
     """A `FakePeer` listening on a loopback port of its own. `window`: octets the kernel may take for it
     before it reads."""
-    peer = FakePeer(script=script, **options)  # type: ignore[arg-type]
+    made = FakePeer(script=script, **options)  # type: ignore[arg-type]
+    async with listening(made, host=host, port=port, window=window) as peer:
+        yield peer
+
+
+@asynccontextmanager
+async def listening(
+    peer: P, *, host: str = "127.0.0.1", port: int = 0, window: int | None = None
+) -> AsyncIterator[P]:
+    """`peer`, listening; see `open_peer`."""
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(port, host=host)
         if window is not None:

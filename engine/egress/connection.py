@@ -1,0 +1,68 @@
+"""A session with a peer, and the facts about it for records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from engine.errors import ConnectionLost, PeerTimeout
+from engine.smtp import ClientSession
+
+if TYPE_CHECKING:
+    from engine.keys import Credential
+    from engine.net import Stream
+    from engine.smtp import ClientEvent
+    from policy.keysource import KeyRef
+
+__all__ = ["Connection"]
+
+
+class Connection:
+    """See the module. `credential`: what it was logged in with, None without a secret."""
+
+    __slots__ = (
+        "address",
+        "auth_mechanism",
+        "auth_user",
+        "client",
+        "credential",
+        "mx_name",
+        "reference",
+        "source_address",
+        "stream",
+        "tls_why",
+    )
+
+    def __init__(self, stream: Stream, client: ClientSession, mx_name: str, address: str) -> None:
+        self.stream = stream
+        self.client = client
+        self.mx_name = mx_name
+        self.address = address
+        self.source_address = stream.local[0]
+        self.credential: Credential | None = None
+        self.reference: KeyRef | None = None
+        """Where the credential came from."""
+        self.auth_user = ""
+        self.auth_mechanism = ""
+        self.tls_why = ""
+
+    async def event(self, stage: str, seconds: float) -> ClientEvent:
+        """The next protocol event, sending first what the session wants sent.
+
+        Raises: PeerTimeout after `seconds`, ConnectionLost, RemoteProtocolError.
+        """
+        client, stream = self.client, self.stream
+        with trio.move_on_after(seconds):
+            while True:
+                event = client.next_event()
+                parts = client.data_to_send()
+                if parts:
+                    await stream.send_parts(parts)
+                if event is not None:
+                    return event
+                data = await stream.receive_some(8192)
+                if not data:
+                    raise ConnectionLost("the peer closed the connection", stage=stage)
+                client.receive_data(data)
+        raise PeerTimeout(f"no answer within {seconds:g} s", stage=stage)

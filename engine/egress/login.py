@@ -1,0 +1,171 @@
+"""Logging in to a peer: which mechanism, under which protection, and what its end means.
+
+The peer's list and the path's are intersected, the strongest first; a peer that offers only what the
+path does not allow gets no attempt (reliability C41). Nothing is said outside verified TLS unless the
+path says so, with one option by name for each of the two relaxations (C40).
+
+A mechanism with channel binding names the kind of binding before anything secret is sent, and a peer
+that knows only other kinds refuses there and then. Inside verified TLS the mechanism without binding
+is tried next: no proof was sent, so no attempt of ours was counted, and who is at the other end is
+known by the certificate. Without verification nothing follows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from engine.errors import AuthNotOffered, LoginRefused, NetworkError, RemoteProtocolError, TlsRequired, TurnLost
+from engine.keys import Credential
+from engine.smtp import (
+    MECHANISMS,
+    AuthChallenge,
+    AuthDone,
+    Binding,
+    Context,
+    Masker,
+    client_mechanism,
+)
+from policy.secret import Secret
+
+if TYPE_CHECKING:
+    from policy.egress import EgressPath
+    from policy.login import Login
+
+    from .connection import Connection
+    from .logins import LoginKey, Logins
+    from .resolve import Candidate
+
+__all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "Identity", "log_in"]
+
+LOGIN_DEFERRED = "login-deferred"
+LOGIN_UNANSWERED = "login-unanswered"
+"""Causes of held mail, beside those of the errors themselves."""
+
+_LISTED = 12
+"""Mechanisms of a peer that a text names."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who we are in one session. `credential` None: a certificate shows it."""
+
+    login: Login
+    credential: Credential | None
+
+    @property
+    def user(self) -> str:
+        return self.login.username or ""
+
+    @property
+    def shown(self) -> str:
+        """For people."""
+        return f"{self.user!r}" if self.user else "the certificate's owner"
+
+    def key(self, candidate: Candidate) -> LoginKey:
+        version = self.credential.version if self.credential is not None else "certificate"
+        return (candidate.name, candidate.port, self.user, version)
+
+
+async def log_in(
+    connection: Connection, candidate: Candidate, path: EgressPath, identity: Identity, logins: Logins
+) -> None:
+    """AUTH. Raises: TlsRequired, AuthNotOffered, LoginRefused."""
+    _protected(connection, path, identity)
+    client = connection.client
+    binding = connection.stream.binding()
+    names = _usable(identity, client.capabilities.auth, binding)
+    tls = connection.stream.tls
+    secret = identity.credential.secret if identity.credential is not None else Secret(b"")
+    client.mask = Masker((secret,), (identity.user,))
+    context = Context(
+        nonce=secrets.token_urlsafe(24),
+        binding=binding if any(MECHANISMS[name].binds for name in identity.login.mechanisms) else None,
+        peer_binds=any(name.endswith("-PLUS") for name in client.capabilities.auth),
+        host=candidate.name,
+        port=candidate.port,
+    )
+    async with logins.turn(identity.key(candidate), path.hold_interval):
+        if connection.stream.receive_nowait(1) is not None:
+            raise TurnLost("the peer closed or spoke before our turn to log in came", stage="AUTH")
+        while True:
+            name = names.pop(0)
+            done = await _exchange(connection, path, identity, name, secret, context)
+            if done.ok:
+                break
+            why = f" ({done.why})" if done.why else ""
+            if not done.reply.is_permanent:
+                text = f"login as {identity.shown} not possible now with AUTH {name}: {done.reply.line}{why}"
+                raise _trouble(text, LOGIN_DEFERRED)
+            names = [other for other in names if not MECHANISMS[other].binds]
+            unheard = MECHANISMS[name].binds and not done.exposed
+            if not (unheard and names and tls is not None and tls.verified):
+                raise LoginRefused(
+                    f"login as {identity.shown} refused with AUTH {name}: {done.reply.line}{why}"
+                )
+    connection.credential = identity.credential
+    connection.reference = identity.login.reference
+    connection.auth_user = identity.user
+    connection.auth_mechanism = name
+
+
+def _protected(connection: Connection, path: EgressPath, identity: Identity) -> None:
+    tls = connection.stream.tls
+    who = identity.shown
+    if tls is None and not path.allow_smtp_auth_plain_without_tls:
+        raise TlsRequired(
+            f"credentials for {who} are not sent without TLS ({connection.tls_why}); "
+            "allow_smtp_auth_plain_without_tls would permit it"
+        )
+    if tls is not None and not tls.verified and not path.allow_smtp_auth_plain_without_valid_certificate:
+        raise TlsRequired(
+            f"credentials for {who} are not sent over TLS whose certificate was not verified "
+            f"({connection.tls_why}); allow_smtp_auth_plain_without_valid_certificate would permit it"
+        )
+
+
+def _usable(identity: Identity, offered: frozenset[str], binding: Binding | None) -> list[str]:
+    """What both sides can do, the strongest first; at least one. Raises: AuthNotOffered."""
+    allowed = identity.login.mechanisms
+    names = [
+        name for name in allowed if name in offered and (binding is not None or not MECHANISMS[name].binds)
+    ]
+    if names:
+        return names
+    known = sorted(name for name in offered if name.isprintable() and len(name) <= 20)
+    listed = " ".join(known[:_LISTED]) + (" ..." if len(offered) > _LISTED else "")
+    raise AuthNotOffered(
+        f"the path needs AUTH as {identity.shown} and the peer offers "
+        + (f"only {listed}; the path allows {', '.join(allowed)}" if offered else "no AUTH")
+    )
+
+
+async def _exchange(
+    connection: Connection, path: EgressPath, identity: Identity, name: str, secret: Secret, context: Context
+) -> AuthDone:
+    client = connection.client
+    mechanism = client_mechanism(name, identity.user, secret, context)
+    client.auth(mechanism)
+    until = trio.current_time() + path.auth_timeout
+    try:
+        while True:
+            event = await connection.event("AUTH", max(0.0, until - trio.current_time()))
+            if not isinstance(event, AuthChallenge):
+                break
+            # Thousands of iterations of a hash: not in the event loop. A few hundred ms at most.
+            client.auth_response(await trio.to_thread.run_sync(mechanism.respond, event.challenge))
+    except (NetworkError, RemoteProtocolError) as error:
+        # The peer has the password and did not say what it thinks of it: as good as refused.
+        text = f"login as {identity.shown} with AUTH {name} not answered: {error}"
+        raise _trouble(text, LOGIN_UNANSWERED) from None
+    if not isinstance(event, AuthDone):
+        raise RemoteProtocolError(f"expected the end of AUTH, got {type(event).__name__}")
+    return event
+
+
+def _trouble(text: str, cause: str) -> LoginRefused:
+    error = LoginRefused(text)
+    error.cause = cause
+    return error
