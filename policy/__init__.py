@@ -33,6 +33,7 @@ from .ingress import ListenerDomain, make_listener_domain
 from .keysource import safe_segment
 from .protocols import Address, ConnectionMeta, Message
 from .runtime import configure_local_logs, define_spool, start_esmtp_listener
+from .scramkeys import ScramKeys, new_scram_keys, scram_keys
 from .secret import Secret
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "PolicyLoadError",
     "QueueConfig",
     "Reject",
+    "ScramKeys",
     "Secret",
     "configure_local_logs",
     "define_spool",
@@ -56,8 +58,10 @@ __all__ = [
     "make_egress_source",
     "make_listener_domain",
     "make_queue_config",
+    "new_scram_keys",
     "on",
     "safe_segment",
+    "scram_keys",
     "shaping",
     "start_esmtp_listener",
 ]

@@ -159,6 +159,7 @@ class ListenerOptions(TypedDict, total=False):
     banner: str
     relay_hosts: _Networks
     relay_authenticated: bool
+    auth_mechanisms: Sequence[str] | None
     allow_auth_without_tls: bool
     batch_handling: Literal["BifurcateAlways", "BatchByDomain"]
     tls_certificate: _Key | None

@@ -18,6 +18,8 @@ import msgspec
 from .egress import EgressPath, EgressPool, EgressSource, QueueConfig
 from .errors import PolicyError, a_type, caller, did_you_mean
 from .ingress import ListenerDomain
+from .scramkeys import ScramKeys
+from .secret import Secret
 from .signature import Adapt, fit
 
 __all__ = [
@@ -140,6 +142,12 @@ EVENTS: Final[dict[str, Event]] = {
         "chain",
         (bool,),
         "True or False",
+    ),
+    "smtp_server_auth": Event(
+        _names("user|username|name|authc", "mechanism", "token", _CONN),
+        "chain",
+        (bool, Secret, ScramKeys),
+        "the password, policy.scram_keys(...), True or False",
     ),
     "smtp_server_mail_from": Event(_names("sender|address", _CONN), "chain"),
     "get_listener_domain": Event(

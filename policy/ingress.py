@@ -14,6 +14,7 @@ import msgspec
 from .arguments import ListenerDomainOptions
 from .errors import Wrong, a_type
 from .kinds import Count, HostName, Key, ListenAddress, Networks, Size, Text, Timeout
+from .login import Mechanisms
 from .nets import CidrSet, SocketAddress, parse_cidr_set
 from .options import Constructor, Kind, NotYet, Table, kinds_of
 
@@ -77,6 +78,7 @@ class ListenerDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     # Who may do what
     relay_hosts: Networks = parse_cidr_set(["127.0.0.1", "::1"])
     relay_authenticated: bool = False
+    auth_mechanisms: Mechanisms | None = None
     allow_auth_without_tls: bool = False
     tls_certificate: Key | None = None
     tls_private_key: Key | None = None

@@ -18,7 +18,7 @@ import msgspec
 from .errors import PolicyError, Wrong, caller
 from .secret import Secret
 
-__all__ = ["HASHES", "MOST_ITERATIONS", "ScramHash", "ScramKeys", "scram_keys"]
+__all__ = ["HASHES", "MOST_ITERATIONS", "ScramHash", "ScramKeys", "derive", "new_scram_keys", "scram_keys"]
 
 ScramHash: TypeAlias = Literal["SHA-1", "SHA-256"]
 
@@ -44,6 +44,12 @@ class ScramKeys(msgspec.Struct, frozen=True):
     stored_key: Secret
     server_key: Secret
 
+    def stored(self) -> str:
+        """The text to store, which `scram_keys` reads."""
+        parts = (self.salt, self.stored_key.reveal(), self.server_key.reveal())
+        salt, stored, server = (base64.b64encode(part).decode() for part in parts)
+        return f"SCRAM-{self.hash}${self.iterations}:{salt}${stored}:{server}"
+
     def __repr__(self) -> str:
         return f"ScramKeys(SCRAM-{self.hash}, ***)"
 
@@ -55,6 +61,30 @@ def scram_keys(text: str | Secret) -> ScramKeys:
         del text
         raise PolicyError(f"scram_keys: {found}; {_RIGHT}", caller())
     return found
+
+
+def new_scram_keys(
+    password: str | Secret, *, salt: bytes, iterations: int = LEAST_ITERATIONS, hash: ScramHash = "SHA-256"
+) -> ScramKeys:
+    """The keys of a password of printable ASCII; `salt` is new chance for each, ``os.urandom(16)``.
+
+    Raises: PolicyError, which shows nothing of the password.
+    """
+    given = password.reveal() if isinstance(password, Secret) else password.encode("utf-8", "replace")
+    del password
+    printable = bool(given) and all(0x20 <= octet <= 0x7E for octet in given)
+    if hash not in HASHES:
+        wrong = 'hash is "SHA-256" or "SHA-1"'
+    elif not printable:
+        wrong = "the password is not printable ASCII; others must be prepared as RFC 4013 says"
+    elif len(salt) < LEAST_SALT:
+        wrong = f"the salt has less than {LEAST_SALT} octets"
+    elif not LEAST_ITERATIONS <= iterations <= MOST_ITERATIONS:
+        wrong = f"iterations is not between {LEAST_ITERATIONS} and {MOST_ITERATIONS}"
+    else:
+        return derive(hash, given, salt, iterations)
+    del given
+    raise PolicyError(f"new_scram_keys: {wrong}", caller())
 
 
 def _attempt(text: Any) -> ScramKeys | Wrong:

@@ -20,6 +20,7 @@ from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.resolve import Resolver
 from engine.egress.site import asked_for, mx_list_site
 from engine.errors import ConfigError, HookError, SecretUnavailable
+from engine.ingress.logins import offered
 from engine.ingress.tls import server_context
 from engine.keys import SourceFailure, key_sources, open_keys
 from policy import Reject
@@ -123,6 +124,14 @@ class Inspection:
         for listener in declared.listeners:
             self.facts.append(("listener", f"{listener.listen}, relays for {listener.relay_hosts}"))
             await self._certificate(listener)
+            try:
+                offered(
+                    listener,
+                    plain=self._hooks.has("smtp_server_auth_plain"),
+                    store=self._hooks.has("smtp_server_auth"),
+                )
+            except ConfigError as error:
+                self.problem(f"{self._init()}: {error}")
         if not declared.listeners:
             self.facts.append(
                 (

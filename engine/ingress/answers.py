@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from engine.errors import HookError
-from engine.smtp import Address, Auth, BodyReceived, Hello, Mail, Rcpt, Reply, ServerSession
+from engine.smtp import Address, Auth, AuthLookup, BodyReceived, Hello, Mail, Rcpt, Reply, ServerSession
 from policy.hooks import Reject
 
 from .connection import Connection
@@ -219,15 +219,16 @@ class Answers:
         session = self._session
         begun = trio.current_time()
         authz = event.authzid or event.authcid
+        users = self._service.users
+        if users.wait:
+            self._stop_clock()
         try:
-            granted = await self._ask(
-                self._service.on_auth, authz, event.authcid, event.password, self._connection.meta
-            )
+            granted = await users.judge(event, self._connection.meta)
         except (Reject, HookError) as error:
             self._refuse(error, traceback=False)
             return
-        if granted is True:
-            self._connection.logged_in(authz, event.authcid, event.mechanism)
+        if granted:
+            self._connection.logged_in(authz, event.authcid or authz, event.mechanism)
             self._relay.login()
             session.authenticated(authz)
             session.accept()
@@ -240,6 +241,14 @@ class Answers:
             session.refuse(LOGINS_FAILED, close=True)
         else:
             session.refuse(LOGIN_FAILED)
+
+    async def auth_lookup(self, event: AuthLookup) -> None:
+        """SCRAM asks what is stored of a user."""
+        self._stop_clock()
+        try:
+            await self._service.users.look_up(self._session, event, self._connection.meta)
+        except (Reject, HookError) as error:
+            self._refuse(error, traceback=False)
 
     def forget(self) -> None:
         """TLS began: what the client learned or gained before does not count any more (S9)."""

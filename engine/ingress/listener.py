@@ -20,6 +20,7 @@ from engine.net import Listener, Stream, open_listener
 from engine.smtp import Reply
 
 from .accept import Enqueue
+from .logins import offered
 from .service import Counters, Service
 from .smtp import InboundSession
 
@@ -211,12 +212,16 @@ async def open_listeners(
     Call `Listeners.drain` before leaving for a graceful end; leaving the block cancels what is
     left (a commit under way is finished first). `hostname` serves listeners that declare none.
 
-    Raises: ConfigError naming the address that cannot be listened on, and why.
+    Raises: ConfigError naming the address that cannot be listened on, or the mechanism that no hook
+    serves, and why.
     """
     listeners = Listeners(PeerLimits())
     try:
         for declaration in declarations:
             where = declaration.listen
+            mechanisms = offered(
+                declaration, plain=hooks.has("smtp_server_auth_plain"), store=hooks.has("smtp_server_auth")
+            )
             try:
                 listener = open_listener(where.host, where.port)
             except OSError as error:
@@ -231,6 +236,7 @@ async def open_listeners(
                 enqueue=enqueue,
                 log=log,
                 keys=keys,
+                mechanisms=mechanisms,
             )
             listeners.add(listener, service)
         async with trio.open_nursery() as nursery:

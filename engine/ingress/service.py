@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import msgspec
 from engine.smtp import ServerConfig
 
 from .accept import Acceptor, Enqueue
+from .logins import Users
 from .tls import ServerTls
 
 if TYPE_CHECKING:
@@ -61,8 +63,13 @@ class Ask:
         return self.now(*args) if self.now is not None else await self._call(self.event, *args)
 
 
+def _nonce() -> str:
+    return secrets.token_urlsafe(24)
+
+
 class Service:
-    """One listener's settings and services. `address`: what hooks are told as `listener`."""
+    """One listener's settings and services. `address`: what hooks are told as `listener`. `mechanisms`: of
+    AUTH, see `logins.offered`."""
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class Service:
         enqueue: Enqueue,
         log: Log,
         keys: KeyRing,
+        mechanisms: tuple[str, ...] = (),
     ) -> None:
         self.declaration = declaration
         self.hostname = declaration.hostname or hostname
@@ -96,7 +104,8 @@ class Service:
         )
         self.on_connect = Ask(hooks, "smtp_server_connection_accepted")
         self.on_ehlo = Ask(hooks, "smtp_server_ehlo")
-        self.on_auth = Ask(hooks, "smtp_server_auth_plain")
+        plain, store = Ask(hooks, "smtp_server_auth_plain"), Ask(hooks, "smtp_server_auth")
+        self.users = Users(plain, store)
         self.on_mail = Ask(hooks, "smtp_server_mail_from")
         self.on_rcpt = Ask(hooks, "smtp_server_rcpt_to")
         self.on_domain = Ask(hooks, "get_listener_domain")
@@ -107,7 +116,8 @@ class Service:
             max_recipients=declaration.max_recipients_per_message,
             require_tls_for_auth=not declaration.allow_auth_without_tls,
             offer_starttls=True,
-            offer_auth=("PLAIN", "LOGIN") if self.on_auth else (),
+            offer_auth=mechanisms,
+            nonce=_nonce,
             max_errors=declaration.max_errors,
             text_line_limit=declaration.line_length_hard_limit,
             bare_lines=declaration.invalid_line_endings,

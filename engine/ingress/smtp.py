@@ -24,6 +24,7 @@ import trio
 from engine.errors import ConnectionLost, TlsError
 from engine.smtp import (
     Auth,
+    AuthLookup,
     BodyReceived,
     Data,
     Hello,
@@ -232,6 +233,8 @@ class InboundSession:
                     waiting = answers.hello(event)
                 elif type(event) is StartTls:
                     waiting = self._start_tls()
+                elif type(event) is AuthLookup:
+                    waiting = answers.auth_lookup(event)
                 else:
                     assert type(event) is Auth, f"the session gave an unknown event: {type(event)}"
                     waiting = answers.auth(event)
@@ -373,6 +376,7 @@ class InboundSession:
         self._stop_clock()  # key sources have limits of their own
         try:
             context = await service.tls.context()
+            binding = service.tls.binding  # of the same certificate
         except TlsError as error:
             logger.error("listener %s: STARTTLS refused: %s", service.address, error)
             session.refuse(NO_TLS)
@@ -393,6 +397,6 @@ class InboundSession:
             raise ConnectionLost("TLS handshake too slow")
         self._stage = _WORKING
         assert stream.tls is not None
-        session.tls_established()
+        session.tls_established(binding)
         self._connection.secured(stream.tls)
         self._answers.forget()

@@ -20,9 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from engine.errors import SecretUnavailable, TlsError
+from engine.net import end_point_binding
 
 if TYPE_CHECKING:
     from engine.keys import KeyRing
+    from engine.smtp import Binding
     from policy.keysource import KeyRef
 
 __all__ = ["ServerTls", "self_signed", "server_context"]
@@ -55,6 +57,8 @@ class ServerTls:
         self._context: ssl.SSLContext | None = None
         self._until = float("-inf")
         self._pair: tuple[bytes, bytes] | None = None
+        self.binding: Binding | None = None
+        """What a login is tied to by the certificate of the present context."""
         self._lock = trio.Lock()
 
     async def context(self) -> ssl.SSLContext:
@@ -78,6 +82,8 @@ class ServerTls:
             if (certificate, private_key) != self._pair:
                 self._context = server_context(certificate, private_key, datetime.now(UTC))
                 self._pair = (certificate, private_key)
+                leaf = x509.load_pem_x509_certificates(certificate)[0]
+                self.binding = end_point_binding(leaf.public_bytes(serialization.Encoding.DER))
             self._until = trio.current_time() + _KEPT
         except (SecretUnavailable, ValueError) as error:
             self._until = trio.current_time() + _AGAIN

@@ -181,6 +181,40 @@ def test_an_answer_under_a_condition_is_found_by_its_domain(said: Said) -> None:
     assert 'no hook answers "gone"' in said(text, domain=["example.com", "relay.example"])
 
 
+LOGIN = """
+@policy.on("get_egress_path_config")
+def path(domain):
+    return policy.make_egress_path(smtp_auth=LOGIN)
+"""
+
+
+@pytest.mark.parametrize(
+    ("login", "says"),
+    [
+        ('{"username": "scott", "token": {"env": "X"}}', "AUTH as 'scott', token from env:X"),
+        (
+            '{"username": "scott", "oauth2": {"token_endpoint": "https://h.example/t", "client_id": "me",'
+            ' "refresh_token": {"env": "X"}}}',
+            "AUTH as 'scott', token from oauth2:me@h.example",
+        ),
+    ],
+)
+def test_how_a_path_logs_in_is_shown(login: str, says: str, said: Said) -> None:
+    assert says in said(INIT + LOGIN.replace("LOGIN", login), good=True)
+
+
+def test_the_secrets_of_a_token_are_looked_for_as_well(said: Said) -> None:
+    login = """{"username": "scott", "oauth2": {"token_endpoint": "https://h.example/t", "client_id": "me",
+        "client_secret": {"event_name": "gone"}}}"""
+    text = said(INIT + LOGIN.replace("LOGIN", login))
+    assert 'path(): smtp_auth: client_secret: no hook answers "gone"' in text
+
+
+def test_a_mechanism_that_no_hook_serves(said: Said) -> None:
+    text = said(INIT.replace("OPTIONS", "{'auth_mechanisms': ['SCRAM-SHA-256']}"))
+    assert 'auth_mechanisms names "SCRAM-SHA-256", but no hook answers smtp_server_auth' in text
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 CERTIFICATE = "{'tls_certificate': 'cert.pem', 'tls_private_key': 'key.pem'}"

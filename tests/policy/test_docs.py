@@ -18,15 +18,17 @@ from engine import errors
 from engine.egress import login as egress_login
 from engine.egress import resolve
 from engine.ingress import answers
+from engine.keys import oauth2 as oauth2_source
 from engine.log import KINDS
 from engine.queues import ready
-from policy import egress, ingress, protocols, runtime
+from policy import egress, ingress, keysource, login, protocols, runtime
 from policy.egress import SmtpProtocol
 from policy.hooks import EVENTS
 from policy.ingress import TraceHeaders
 from policy.load import load_policy
 from policy.nets import CidrSet
 from policy.options import Constructor
+from policy.scramkeys import MOST_ITERATIONS
 from policy.units import format_duration, format_size
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +186,19 @@ def test_how_carefully_a_site_is_approached() -> None:
     assert f"after {first}, 2 s, 4 s ... up to {last}" in slow
 
 
+def test_the_mechanisms_and_the_keys_of_a_login() -> None:
+    rows = re.findall(r"^\| (`.+?`) \| .+ \| .+ \| .+ \|$", AUTH.split("## ")[0], re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`([\w-]+)`", row)] == list(login.EVERY)
+    out = sections(AUTH, "##")["Mail that goes out"]
+    before, oauth2, _ = re.split(r"^### .+$", out, flags=re.MULTILINE)
+    keys = re.findall(r"^\| `(\w+)` \|", before, re.MULTILINE)
+    assert set(keys) == login._TABLE.kinds.keys()
+    form = next(keys for marker, keys, _ in keysource._FORMS if marker == "token_endpoint")
+    assert set(re.findall(r"^\| `(\w+)` \|", oauth2, re.MULTILINE)) == set(form)
+    assert f"more than {MOST_ITERATIONS:,} iterations" in out
+    assert f"used until {'ten' if oauth2_source._EARLY == 10 else '?'} seconds before it expires" in oauth2
+
+
 def test_what_a_full_disk_answers() -> None:
     for page in (sections(POLICY, "###")["define_spool"], OPERATING):
         assert str(answers.NOT_NOW.code) in page and str(answers.NO_STORAGE.code) in page
@@ -231,6 +246,7 @@ def test_every_example_loads_and_its_hooks_answer(block: str, tmp_path: Path) ->
             "get_egress_path_config": ("relay.example", "ip-1", "mx.relay.example"),
             "get_listener_domain": ("customer.example", "127.0.0.1:2525", None),
             "smtp_server_auth_plain": ("scott", "scott", policy.Secret("tiger"), None),
+            "smtp_server_auth": ("scott", "SCRAM-SHA-256", None, None),
         }.get(hook.event)
         if arguments is None:
             continue

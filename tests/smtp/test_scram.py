@@ -16,7 +16,7 @@ from engine.smtp import (
     server_mechanism,
 )
 from engine.smtp.scram import ScramClient
-from policy.scramkeys import MOST_ITERATIONS, derive
+from policy.scramkeys import MOST_ITERATIONS, derive, scram_keys
 from policy.secret import Secret
 from tests.contract.mechanism import UNKNOWN, context, exchange, keys_for
 
@@ -112,6 +112,15 @@ def test_stored_keys_do_as_well_as_the_password(name: str) -> None:
     assert found.proven
     found, _ = exchange(name, "scott", Secret("lion"), known=keys_for(name, "tiger"))
     assert found.proven is False
+
+
+def test_the_stored_keys_of_rfc_7677s_example() -> None:
+    text = (
+        "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"
+        "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+    )
+    salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
+    assert scram_keys(text) == derive("SHA-256", b"pencil", salt, 4096)
 
 
 def test_keys_of_another_hash_are_no_keys() -> None:

@@ -31,3 +31,12 @@ class Authority:
         """The CA certificate as a PEM file."""
         path.write_bytes(self.pem)
         return path
+
+    def write_pair(self, directory: Path, name: str = "127.0.0.1") -> tuple[Path, Path]:
+        """A certificate for `name` and its key, as PEM files."""
+        leaf = self._ca.issue_cert(name)
+        chain, key = directory / "chain.pem", directory / "key.pem"
+        chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+        key.write_bytes(leaf.private_key_pem.bytes())
+        key.chmod(0o600)
+        return chain, key
