@@ -184,7 +184,11 @@ class Inspection:
             return self._callback(where, key.event_name)
         if isinstance(key, OAuth2Key):
             nested = {"client_secret": key.client_secret, "refresh_token": key.refresh_token}
-            found = [self.look_at_key(f"{where}: {name}", one) for name, one in nested.items() if one is not None]
+            found = [
+                self.look_at_key(f"{where}: {name}", one) for name, one in nested.items() if one is not None
+            ]
+            if key.ca is not None and not os.path.exists(key.ca):
+                self.note(f"{where}: ca: there is no file {key.ca} now; mail that needs the token waits")
             return all(found)
         if not isinstance(key, FileKey):
             return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -35,6 +35,7 @@ from .events import (
     Transaction,
     Unsolicited,
 )
+from .masking import Masker
 from .reply import Reply, enhanced_text
 from .sasl import ClientMechanism, SaslError
 from .state import CLIENT
@@ -146,7 +147,7 @@ class ClientSession:
         self.pipelining = pipelining
         self.answered = 0
         """Replies so far; a deadline is for one reply, however many pieces it comes in (C3)."""
-        self.mask: Callable[[str], str] | None = None
+        self.mask: Masker | None = None
         """Takes secrets out of what the peer says, once there is one it could repeat (K4)."""
         self.closing = False
         """The peer said 421, or refused in the middle of a message: close when settled."""
@@ -214,6 +215,7 @@ class ClientSession:
         initial = mechanism.initial()
         line = b"AUTH " + mechanism.name.encode()
         if initial is not None:
+            self._hide(initial)
             line += b" " + (base64.b64encode(initial) or b"=")
         self._say("AUTH", line + b"\r\n")
 
@@ -506,8 +508,14 @@ class ClientSession:
             self._rounds = SASL_ROUNDS  # one cancellation; whatever is no refusal then ends it
             self._say("AUTH", b"*\r\n")
         else:
+            self._hide(response)
             # "=" stands for nothing in an initial response only (RFC 4954 4).
             self._say("AUTH", base64.b64encode(response) + b"\r\n")
+
+    def _hide(self, response: bytes) -> None:
+        """A peer that repeats a secret, or the proof of one, must not get it into a record."""
+        if self.mask is not None and self._mechanism is not None and self._mechanism.exposed:
+            self.mask.add(response)
 
     def _auth_answer(self, reply: Reply) -> AuthDone | None:
         mechanism = self._mechanism

@@ -46,6 +46,15 @@ class Masker:
         self._whole = sorted((form for form in whole if form), key=len, reverse=True)
         self._runs = frozenset(runs)
 
+    def add(self, said: bytes) -> None:
+        """Masks a response of AUTH as well: what SCRAM and CRAM-MD5 say is no password, but whoever reads
+        it can try passwords (reliability K3)."""
+        text = said.decode("utf-8", "replace")
+        if len(text) >= _RUN:
+            self._whole = sorted({*self._whole, text}, key=len, reverse=True)
+            coded = base64.b64encode(said).decode().rstrip("=")
+            self._runs |= {coded[at : at + _RUN] for at in range(len(coded) - _RUN + 1)}
+
     def __call__(self, text: str) -> str:
         for form in self._whole:
             if form in text:

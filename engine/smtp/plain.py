@@ -86,6 +86,7 @@ class ExternalClient(_Client):
     """EXTERNAL: who we are was shown outside, by a client certificate; `user` is whom to act for."""
 
     name = "EXTERNAL"
+    exposed = False  # there is nothing secret
     __slots__ = ()
 
     def initial(self) -> bytes | None:

@@ -67,7 +67,8 @@ class ClientMechanism(Protocol):
 
     @property
     def exposed(self) -> bool:
-        """Whether the secret, or a proof of it, was sent: a refusal is then a verdict on it."""
+        """Whether the secret, or a proof of it, was sent: a refusal is then a verdict on it, and what was
+        sent must not be shown."""
         ...
 
     @property

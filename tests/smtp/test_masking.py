@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.smtp import Masker
+from engine.smtp import AuthDone, ClientSession, Masker
 from policy.secret import Secret
+from tests.contract.mechanism import exchange, secret_of
 
 PASSWORD = "canary-Tiger+9/secret"
 BLOB = base64.b64encode(b"\0scott\0" + PASSWORD.encode()).decode()
@@ -76,3 +77,50 @@ def test_any_secret_anywhere(secret: str, before: bytes, behind: bytes) -> None:
 
 def test_the_secret_does_not_show() -> None:
     assert PASSWORD not in repr(masker) and PASSWORD not in str(masker)
+
+
+@pytest.mark.parametrize("name", ["SCRAM-SHA-256", "CRAM-MD5", "OAUTHBEARER", "XOAUTH2", "PLAIN", "LOGIN"])
+def test_what_a_mechanism_said_is_not_repeated(name: str) -> None:
+    """A proof is no password, but whoever reads it can try passwords."""
+    _, said = exchange(name, "scott@corp.example", secret_of(name))
+    session = ClientSession("client.example")
+    session.mask = Masker([secret_of(name)], ["scott@corp.example"])
+    session.receive_data(b"220 hi\r\n")
+    session.next_event()
+    last = said[-1] or said[-2]
+    half = Spoken(name, said)
+    session.auth(half)
+    for _ in said:
+        session.receive_data(b"334 \r\n")
+        session.next_event()
+    coded = base64.b64encode(last).decode()
+    echo = coded + " for scott@corp.example, " + coded[:20] + ": " + repr(last.decode())
+    session.receive_data(b"535 5.7.8 no: " + echo.encode() + b"\r\n")
+    done = session.next_event()
+    assert isinstance(done, AuthDone)
+    shown = done.reply.text
+    assert "for scott@corp.example," in shown, "a name is no secret"
+    assert all(coded[at : at + 12] not in shown for at in range(len(coded) - 11))
+    assert ",p=" not in shown and "c4n4ry" not in shown
+
+
+class Spoken:
+    """Says what was said before; the secret is in the last word."""
+
+    slow = False
+    failure = ""
+    finished = True
+
+    def __init__(self, name: str, said: list[bytes]) -> None:
+        self.name = name
+        self._left = [line for line in said if line]
+
+    @property
+    def exposed(self) -> bool:
+        return not self._left
+
+    def initial(self) -> bytes | None:
+        return self._left.pop(0)
+
+    def respond(self, challenge: bytes) -> bytes | None:
+        return self._left.pop(0) if self._left else b""
