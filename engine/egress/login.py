@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from engine.errors import AuthNotOffered, LoginRefused, NetworkError, RemoteProtocolError, TlsRequired, TurnLost
+from engine.errors import (
+    AuthNotOffered,
+    LoginRefused,
+    NetworkError,
+    RemoteProtocolError,
+    TlsRequired,
+    TurnLost,
+)
 from engine.keys import Credential
 from engine.smtp import (
     MECHANISMS,
@@ -81,7 +88,6 @@ async def log_in(
     secret = identity.credential.secret if identity.credential is not None else Secret(b"")
     client.mask = Masker((secret,), (identity.user,))
     context = Context(
-        nonce=secrets.token_urlsafe(24),
         binding=binding if any(MECHANISMS[name].binds for name in identity.login.mechanisms) else None,
         peer_binds=any(name.endswith("-PLUS") for name in client.capabilities.auth),
         host=candidate.name,
@@ -92,6 +98,7 @@ async def log_in(
             raise TurnLost("the peer closed or spoke before our turn to log in came", stage="AUTH")
         while True:
             name = names.pop(0)
+            context = msgspec.structs.replace(context, nonce=secrets.token_urlsafe(24))
             done = await _exchange(connection, path, identity, name, secret, context)
             if done.ok:
                 break
