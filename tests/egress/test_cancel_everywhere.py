@@ -31,12 +31,12 @@ class At(trio.abc.Instrument):
         self._router, self._step, self._how = router, step, how
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if not task.name.endswith("Router._session"):
+        if not task.name.endswith("Crew._session"):
             return
         self.steps += 1
         if self.steps != self._step:
             return
-        for session in list(self._router._sessions):
+        for session in list(self._router._crew.sessions):
             if self._how == "abort":
                 session.abort()
             elif session._scope is not None:
@@ -96,7 +96,7 @@ async def go_through(scenario: Scenario, how: str, step: int) -> int:
             for number, recipients in enumerate(scenario.recipients):
                 await b.submit([f"m{number}r{i}@example.com" for i in range(recipients)], body)
             with trio.move_on_after(3600) as late:
-                while b.router.statistics().queued or b.router._sessions or peer.open:
+                while b.router.statistics().queued or b.router._crew.sessions or peer.open:
                     await trio.sleep(4)
         finally:
             trio.lowlevel.remove_instrument(at)

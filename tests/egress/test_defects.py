@@ -97,7 +97,7 @@ async def test_in_reading(bench: Any, clock: MockClock) -> None:
         await b.submit("good@example.com")
         await b.records("Delivery", 2, seconds=30)
         assert b.outcomes()["good"] == ["Delivery"]
-        await b.until(lambda: not b.router._sessions, 30)
+        await b.until(lambda: not b.router._crew.sessions, 30)
         assert in_places(b) == b.router.statistics().queued == 1
         bad = False
         await b.records("Delivery", 3, seconds=120)
@@ -116,7 +116,7 @@ async def test_in_settling_a_whole_queue(bench: Any, clock: MockClock) -> None:
         for name in ("one", "bad", "two"):
             await b.submit(f"{name}@example.com")
         await b.records("TransientFailure", 2)
-        await b.until(lambda: not b.router._sessions)
+        await b.until(lambda: not b.router._crew.sessions)
         assert sorted(b.outcomes()) == ["one", "two"]
         assert in_places(b) == b.router.statistics().queued == 3
         bad = False
@@ -166,15 +166,16 @@ async def test_in_placing_what_is_due(bench: Any, clock: MockClock) -> None:
         await b.records("Delivery", seconds=60)
 
 
-@pytest.mark.parametrize("what", ["_set_to_work", "_refresh_for"])
+@pytest.mark.parametrize("what", ["set_to_work", "_refresh_for"])
 async def test_in_looking_at_a_queue_that_stands_still(what: str, bench: Any, clock: MockClock) -> None:
     path = {"enable_tls": "Required", "hold_interval": 10}
     async with open_peer() as peer, bench(to(peer, **path)) as b:
         await b.submit()
         await b.records("TransientFailure")
-        await b.until(lambda: not b.router._sessions)
+        await b.until(lambda: not b.router._crew.sessions)
         before = peer.connections
-        setattr(b.router, what, broken(getattr(b.router, what), once()))
+        whose = b.router if hasattr(b.router, what) else b.router._crew
+        setattr(whose, what, broken(getattr(whose, what), once()))
         await trio.sleep(15)
         assert peer.connections == before and in_places(b) == 1
         await b.records("TransientFailure", 2, seconds=70)

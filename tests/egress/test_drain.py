@@ -25,7 +25,7 @@ async def test_a_connection_that_carries_nothing_is_not_waited_for(
             await b.until(lambda: peer.connections and (not heard or heard in peer.words()))
             begun = clock.current_time()
             await b.router.drain()
-            assert clock.current_time() - begun < 1 and not b.router._sessions
+            assert clock.current_time() - begun < 1 and not b.router._crew.sessions
             assert not b.log.records and b.spool.statistics().messages == b.router.statistics().queued == 1
 
 
@@ -109,4 +109,4 @@ async def test_no_peer_keeps_a_session_with_a_body_that_drags_on(
         await b.submit(body=body)
         record = await b.first(seconds=2000)
         assert record.type == "TransientFailure" and 580 <= clock.current_time() <= 650
-        await b.until(lambda: not b.router._sessions)
+        await b.until(lambda: not b.router._crew.sessions)

@@ -13,11 +13,13 @@ from engine.egress import work
 from engine.egress.work import (
     Stumblers,
     connection_rate,
-    give_back_message,
     give_back_rates,
+    message_not_sent,
     message_rate,
 )
 from engine.queues.limits import LocalLimits
+from engine.queues.ready import ReadyQueue
+from policy.egress import EgressPath, EgressSource
 from policy.units import parse_throttle
 from tests.support.bench import to
 from tests.support.peer import DROP, open_peer
@@ -113,25 +115,25 @@ async def test_one_odd_sender_makes_no_stumbler(refusal: str, bench: Any, clock:
 # Rates
 
 
-def queue(*, message: str | None = None, connection: str | None = None) -> Any:
-    path = SimpleNamespace(
+def queue(*, message: str | None = None, connection: str | None = None) -> ReadyQueue:
+    path = EgressPath(
         max_message_rate=parse_throttle(message) if message else None,
         max_connection_rate=parse_throttle(connection) if connection else None,
     )
-    return SimpleNamespace(path=path, name="src->site@smtp_client", lease=SimpleNamespace(name="src->site"))
+    return ReadyQueue(EgressSource(name="src"), SimpleNamespace(name="site"), path, LocalLimits())
 
 
 def test_a_message_given_back_may_go_at_once() -> None:
     limits, ready = LocalLimits(), queue(message="2/min")
     assert [message_rate(limits, ready, 0.0) for _ in range(3)] == [0.0, 0.0, 30.0]
-    give_back_message(limits, ready, 0.0)
+    message_not_sent(limits, ready, 0.0)
     assert message_rate(limits, ready, 0.0) == 0.0 < message_rate(limits, ready, 0.0)
 
 
 def test_a_message_given_back_is_no_connection() -> None:
     limits, ready = LocalLimits(), queue(message="1/min", connection="1/min")
     assert message_rate(limits, ready, 0.0) == connection_rate(limits, ready, 0.0) == 0.0
-    give_back_message(limits, ready, 0.0)
+    message_not_sent(limits, ready, 0.0)
     assert message_rate(limits, ready, 0.0) == 0.0 and connection_rate(limits, ready, 0.0) == 60.0
 
 
