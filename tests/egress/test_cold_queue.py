@@ -100,7 +100,7 @@ async def test_a_peer_that_speaks_behind_its_hello_is_backed_off_from(bench: Any
     hello = "250-peer.example\r\n250-PIPELINING\r\n250 8BITMIME\r\n421 4.3.2 overloaded, go away"
     async with open_peer(replies={"EHLO": hello}) as peer, bench(to(peer, connection_limit=1)) as b:
         await b.submit()
-        await trio.sleep(60)
+        await trio.sleep(40)
         assert peer.connections == 1 and b.log.kinds() == ["TransientFailure"]
         peer.replies.clear()
         await b.records("Delivery", seconds=2000)
