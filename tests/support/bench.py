@@ -158,8 +158,11 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(hooks: HookSet, *, resolver: Resolver | None = None) -> AsyncIterator[Bench]:
-    """A running router with these hooks. Hooks whose name is no event are key sources."""
+async def open_bench(
+    hooks: HookSet, *, resolver: Resolver | None = None, spool: MemorySpool | None = None
+) -> AsyncIterator[Bench]:
+    """A running router with these hooks. Hooks whose name is no event are key sources. What lies in the
+    spool is restored."""
     table = HookTable()
     token = registering.set(table)
     try:
@@ -168,7 +171,7 @@ async def open_bench(hooks: HookSet, *, resolver: Resolver | None = None) -> Asy
     finally:
         registering.reset(token)
     called = Hooks(table)
-    log, spool = ListLog(), MemorySpool()
+    log, spool = ListLog(), spool or MemorySpool()
     async with (
         open_keys(called) as keys,
         open_router(
@@ -181,4 +184,7 @@ async def open_bench(hooks: HookSet, *, resolver: Resolver | None = None) -> Asy
             hostname="relay.example",
         ) as router,
     ):
+        async for batch in spool.recover():
+            for found in batch:
+                router.restore(found)
         yield Bench(router, spool, log)
