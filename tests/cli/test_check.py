@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import textwrap
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -279,6 +280,27 @@ def test_a_log_directory_that_is_a_file(said: Said) -> None:
     Path("afile").write_text("x")
     text = said(INIT + "    policy.configure_local_logs(log_dir='afile')\n")
     assert 'mail.py:4 in init(): configure_local_logs: "afile" is not a directory' in text
+
+
+def test_nothing_is_opened_made_or_fetched(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a socket was bound or connected")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    log = "    policy.configure_local_logs(log_dir='log')\n"
+    said(INIT + log + PASSWORD.replace("KEY", "{'env': 'POSTHORN_NOT_SET'}"), good=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mail.py"]
+
+
+@pytest.mark.parametrize(("name", "why"), [("none.py", "No such file"), (".", "Is a directory")])
+def test_a_policy_that_cannot_be_read_is_named(
+    name: str, why: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(Path(name)) == 2
+    assert capsys.readouterr().err.startswith(f"posthorn check: {name}: cannot be read: {why}")
 
 
 # -- everybody's password ------------------------------------------------------------------------
