@@ -37,6 +37,10 @@ _SPOOL_LOOK = 1.0
 """Seconds between two looks at a spool that cannot take results."""
 
 
+_GOODBYE = 1.0
+"""Seconds that idle sessions have for their QUIT when a drain begins."""
+
+
 class Crew:
     """See the module. `wake_at`: the router's, to be asked about a queue again at a moment. `over`: the
     router's, told of each session that ended."""
@@ -157,8 +161,9 @@ class Crew:
         while self.sessions:
             now = trio.current_time()
             for session in list(self.sessions):
-                # Only what is being sent is waited for.
-                if not session.carrying or now - begun >= session.shutdown_timeout:
+                # Only what is being sent is waited for; who is connected may say goodbye.
+                patience = session.shutdown_timeout if session.carrying else _GOODBYE
+                if session.connection is None or now - begun >= patience:
                     session.abort()
             await trio.sleep(0.02)
 

@@ -67,7 +67,6 @@ async def test_a_refusal_in_the_middle_of_a_message_is_heard_from_a_peer_that_re
         assert (record.type, record.code, record.content) == ("Bounce", 552, "too big")
 
 
-@pytest.mark.xfail(strict=True, reason="Crew.drain aborts idle sessions in the turn in which it wakes them")
 async def test_a_drain_says_goodbye_to_idle_peers(bench: Any, clock: MockClock) -> None:
     """RFC 5321 4.1.1.10: no connection is closed on purpose without QUIT."""
     async with open_peer() as peer, bench(to(peer, idle_timeout="5m")) as b:
