@@ -70,7 +70,9 @@ class Crew:
     def set_to_work(self, ready: ReadyQueue, now: float) -> None:
         """Wake or start as many sessions as the backlog deserves."""
         if now < ready.retry_at:
-            self._wake_at(ready, ready.retry_at)
+            # A new connection must wait; one that is open need not, unless the site itself is in trouble.
+            if ready.hold_cause or ready.back_off or not ready.wake_one():
+                self._wake_at(ready, ready.retry_at)
             return
         if ready.busy_enough():
             if ready not in self._looked_at:

@@ -491,6 +491,9 @@ class ClientSession:
         self._rounds += 1
         if code != 334:
             raise RemoteProtocolError(f"{code} to AUTH")
+        if self._reader.pending():
+            # A success that stands behind the challenge came before our response did (C6, C43).
+            raise RemoteProtocolError("octets nobody asked for behind an AUTH challenge")
         try:
             challenge = decode_base64(text.strip()) if text.strip() else b""
         except SaslError:

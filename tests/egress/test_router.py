@@ -153,10 +153,6 @@ async def test_a_pool_that_nobody_defines_holds_with_a_word_on_the_hook(bench: B
             assert record.num_attempts == 0 and peer.connections == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Crew._start_session notes the wait in retry_at, which also keeps open sessions asleep",
-)
 async def test_a_wait_for_a_new_connection_does_not_keep_an_open_one_idle(
     bench: Bench, clock: MockClock
 ) -> None:
