@@ -18,9 +18,6 @@ from engine.egress.router import Router
 from tests.support.bench import open_bench, to
 from tests.support.peer import open_peer
 
-FEW = 4
-"""Steps at which each session is broken off by default, spread over the whole; all of them: -m slow."""
-
 
 class At(trio.abc.Instrument):
     """Breaks off the sessions when one of them is about to do its `step`th step (all sessions' steps are
@@ -65,13 +62,20 @@ class Scenario:
     octets: int = 100
     resident: bool = True
     """Whether the messages are in memory; else they are read from the spool."""
+    down: bool = False
+    """Whether the first connection comes to nothing, for the whole queue."""
+    few: int = 4
+    """Steps at which it is broken off by default, spread over the whole; all of them: -m slow."""
 
 
 LATER, TOO_MANY = "451 4.2.1 later", "452 4.5.3 too many"
 SCENARIOS = {
-    "plain": Scenario((1,) * 5),
+    "plain": Scenario((1,) * 5, few=10),
     "read": Scenario((1,) * 4, resident=False),
-    "batches": Scenario((5,) * 3, path={"max_recipients_per_batch": 2}),
+    "down": Scenario(
+        (1,) * 4, path={"consecutive_connection_failures_before_delay": 1}, resident=False, down=True, few=12
+    ),
+    "batches": Scenario((5,) * 3, path={"max_recipients_per_batch": 2}, few=8),
     "surplus": Scenario((4,) * 3, rcpt=("250 ok", "250 ok", TOO_MANY)),
     "large": Scenario((1,) * 3, octets=600_000),
     "mixed": Scenario(
@@ -83,6 +87,8 @@ SCENARIOS = {
 async def go_through(scenario: Scenario, how: str, step: int) -> int:
     """Send the scenario's messages, with one break; each recipient is settled once. Returns: the steps."""
     replies: dict[str, Any] = {"RCPT": by_turns(*scenario.rcpt)}
+    if scenario.down:
+        replies["connect"] = ["421 4.3.2 busy", "220 peer.example"]
     path = {"connection_limit": 1, "idle_timeout": 1, **scenario.path}
     queue = {"retry_interval": 5, "max_retry_interval": 5}
     async with open_peer(replies=replies) as peer, open_bench(to(peer, queue=queue, **path)) as b:
@@ -119,8 +125,9 @@ async def go_through(scenario: Scenario, how: str, step: int) -> int:
 async def test_a_few_steps(name: str, how: str, clock: MockClock) -> None:
     steps = await go_through(SCENARIOS[name], how, 0)
     assert steps > 8
-    for part in range(FEW):
-        await go_through(SCENARIOS[name], how, 1 + part * steps // FEW)
+    few = min(SCENARIOS[name].few, steps)
+    for part in range(few):
+        await go_through(SCENARIOS[name], how, 1 + part * steps // few)
 
 
 @pytest.mark.slow
