@@ -24,7 +24,7 @@ def new_message_id() -> MessageId:
 
     The time part only makes ids sortable; uniqueness rests on the random part, so cloned hosts
     and backward clock steps do not repeat one (reliability D16). Random octets are asked for each
-    time, though that costs 2 % of a message: a stock of them would be cloned with a running machine.
+    time: a stock of them would be cloned with a running machine.
     """
     return MessageId(int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10))
 

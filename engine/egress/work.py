@@ -97,7 +97,6 @@ class Services:
         "keys",
         "limits",
         "plan",
-        "put_back",
         "settler",
         "spool",
         "stumblers",
