@@ -8,12 +8,13 @@ empty-handed response to it (RFC 7628 3.2.2).
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 
 import msgspec
 
 from policy.secret import Secret
 
-from .sasl import Context, Credentials, SaslError, no_lookup, text_of
+from .sasl import Context, Credentials, OneResponse, SaslError, text_of
 
 __all__ = ["BearerClient", "BearerServer", "XOauth2Client", "XOauth2Server"]
 
@@ -30,7 +31,7 @@ _TOKEN = re.compile(rb"[A-Za-z0-9\-._~+/]+=*")
 """RFC 6750 2.1."""
 
 
-class _Client:
+class _Client(ABC):
     """What both have in common: one message, and one answer to a failure."""
 
     slow = False
@@ -53,11 +54,13 @@ class _Client:
     def exposed(self) -> bool:
         return self._sent
 
+    @abstractmethod
     def _message(self) -> bytes:
-        raise NotImplementedError
+        """What presents the token."""
 
+    @abstractmethod
     def _dummy(self) -> bytes:
-        raise NotImplementedError
+        """The empty-handed response."""
 
     def initial(self) -> bytes | None:
         self._sent = True
@@ -120,18 +123,13 @@ def _bearer(pairs: list[bytes]) -> Secret:
     return Secret(token)
 
 
-class BearerServer:
+class BearerServer(OneResponse):
     """OAUTHBEARER, the server's half."""
 
     name = "OAUTHBEARER"
-    known = no_lookup
+    __slots__ = ()
 
-    def __init__(self, context: Context) -> None:
-        pass
-
-    def step(self, response: bytes | None) -> bytes | Credentials:
-        if response is None:
-            return b""
+    def _read(self, response: bytes) -> Credentials:
         header, *pairs = response.split(b"\x01")
         parts = header.split(b",")
         if len(parts) != 3 or parts[0] != b"n" or parts[2] or pairs[-2:] != [b"", b""]:
@@ -141,18 +139,13 @@ class BearerServer:
         return Credentials("", _unescaped(text_of(parts[1][2:])), token=_bearer(pairs))
 
 
-class XOauth2Server:
+class XOauth2Server(OneResponse):
     """XOAUTH2, the server's half."""
 
     name = "XOAUTH2"
-    known = no_lookup
+    __slots__ = ()
 
-    def __init__(self, context: Context) -> None:
-        pass
-
-    def step(self, response: bytes | None) -> bytes | Credentials:
-        if response is None:
-            return b""
+    def _read(self, response: bytes) -> Credentials:
         first, *pairs = response.split(b"\x01")
         if first[:5].lower() != b"user=" or not first[5:] or pairs[-2:] != [b"", b""]:
             raise SaslError("XOAUTH2 takes user= and auth=Bearer")

@@ -10,7 +10,7 @@ import hmac
 from policy.scramkeys import ScramKeys
 from policy.secret import Secret
 
-from .sasl import Context, Credentials, Known, Lookup, SaslError, no_lookup, text_of
+from .sasl import Context, Credentials, Known, Lookup, OneResponse, SaslError, WithoutLookup, text_of
 
 __all__ = [
     "CramMd5Client",
@@ -115,31 +115,27 @@ class CramMd5Client(_Client):
         return self._user.encode() + b" " + digest.hex().encode()
 
 
-class PlainServer:
+class PlainServer(OneResponse):
     """PLAIN, the server's half: [authzid] NUL authcid NUL password."""
 
     name = "PLAIN"
-    known = no_lookup
+    __slots__ = ()
 
-    def __init__(self, context: Context) -> None:
-        pass
-
-    def step(self, response: bytes | None) -> bytes | Credentials:
-        if response is None:
-            return b""
+    def _read(self, response: bytes) -> Credentials:
         parts = response.split(b"\0")
         if len(parts) != 3 or not parts[1] or not parts[2]:
             raise SaslError("PLAIN takes authzid NUL authcid NUL password")
         return Credentials(text_of(parts[0]), text_of(parts[1]), Secret(parts[2]))
 
 
-class LoginServer:
+class LoginServer(WithoutLookup):
     """LOGIN, the server's half."""
 
     name = "LOGIN"
-    known = no_lookup
+    __slots__ = ("_user",)
 
     def __init__(self, context: Context) -> None:
+        super().__init__(context)
         self._user: str | None = None
 
     def step(self, response: bytes | None) -> bytes | Credentials:
@@ -155,18 +151,13 @@ class LoginServer:
         return Credentials("", self._user, Secret(response))
 
 
-class ExternalServer:
+class ExternalServer(OneResponse):
     """EXTERNAL, the server's half: the response is the authorization identity, or empty."""
 
     name = "EXTERNAL"
-    known = no_lookup
+    __slots__ = ()
 
-    def __init__(self, context: Context) -> None:
-        pass
-
-    def step(self, response: bytes | None) -> bytes | Credentials:
-        if response is None:
-            return b""
+    def _read(self, response: bytes) -> Credentials:
         if b"\0" in response:
             raise SaslError("a NUL in an identity")
         return Credentials(text_of(response), "")

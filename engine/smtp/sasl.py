@@ -6,7 +6,8 @@ the sessions). Chance, channel bindings and stored credentials are handed in; no
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Protocol
 
 import msgspec
 
@@ -20,9 +21,10 @@ __all__ = [
     "Credentials",
     "Known",
     "Lookup",
+    "OneResponse",
     "SaslError",
     "ServerMechanism",
-    "no_lookup",
+    "WithoutLookup",
     "text_of",
 ]
 
@@ -149,6 +151,27 @@ def text_of(value: bytes) -> str:
         raise SaslError("not UTF-8") from None
 
 
-def no_lookup(*_: Any) -> bytes | Credentials:
-    """The `known` of mechanisms that never ask."""
-    raise AssertionError("nobody asked")
+class WithoutLookup:
+    """A server's half that never asks what is stored, and needs nothing of its context."""
+
+    __slots__ = ()
+
+    def __init__(self, context: Context) -> None:
+        pass
+
+    def known(self, known: Known, unknown: ScramKeys) -> bytes | Credentials:
+        raise AssertionError("nobody asked")
+
+
+class OneResponse(WithoutLookup, ABC):
+    """One in which a single response of the client's says everything. Without an initial response an empty
+    challenge asks for it."""
+
+    __slots__ = ()
+
+    def step(self, response: bytes | None) -> bytes | Credentials:
+        return b"" if response is None else self._read(response)
+
+    @abstractmethod
+    def _read(self, response: bytes) -> Credentials:
+        """What the response says. Raises: SaslError."""
