@@ -43,7 +43,7 @@ class _Kind(msgspec.Struct):
 
 
 def _print(where: Path, types: list[str]) -> None:
-    from engine.log import KINDS, segment_lines, segments_in
+    from engine.log import KINDS, ChecksumWrong, segment_lines, segments_in
     from policy.errors import did_you_mean
 
     for name in types:
@@ -61,10 +61,14 @@ def _print(where: Path, types: list[str]) -> None:
     kind = msgspec.json.Decoder(_Kind)
     wrong: list[Exception] = []
     for segment in segments:
+        broken = 0
         try:
             for line in segment_lines(segment):
-                # Frames have no checksum: damage may show only in a line that is no record.
-                of = kind.decode(line).type
+                try:
+                    of = kind.decode(line).type
+                except ValueError:  # msgspec's are among them
+                    broken += 1
+                    continue
                 if not types or of in types:
                     # As it was written: terminal controls in it are escaped.
                     sys.stdout.buffer.write(line + b"\n")
@@ -72,8 +76,13 @@ def _print(where: Path, types: list[str]) -> None:
             raise
         except OSError as error:
             wrong.append(ConfigError(f"{segment}: {error.strerror or error}"))
-        except ValueError as error:  # msgspec's among them
+        except ChecksumWrong as error:
+            wrong.append(ConfigError(f"{segment}: damaged, some of its records may be wrong: {error}"))
+        except ValueError as error:
             wrong.append(ConfigError(f"{segment}: damaged, the rest of it is left out: {error}"))
+        if broken:
+            lines = "a line that is" if broken == 1 else f"{broken} lines that are"
+            wrong.append(ConfigError(f"{segment}: damaged, {lines} no record left out"))
     if wrong:
         sys.stdout.flush()
         raise ExceptionGroup("unreadable segments", wrong)

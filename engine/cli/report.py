@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 __all__ = ["INTERRUPTED", "guarded"]
 
@@ -33,17 +33,21 @@ def guarded(call: Callable[[], object], *, command: str) -> int:
         found = _leaves(error)
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
             # Whatever came with it came of it.
-            print(f"posthorn {command}: interrupted", file=sys.stderr)
+            _tell(command, ["interrupted"])
             return INTERRUPTED
         if all(isinstance(leaf, BrokenPipeError) for leaf in found):
             _forget_output()
             return _BROKEN_PIPE
         if not all(isinstance(leaf, expected) for leaf in found):
             raise
-        for leaf in found:
-            print(f"posthorn {command}: {leaf}", file=sys.stderr)
+        _tell(command, found)
         return 2
     return 0
+
+
+def _tell(command: str, what: Iterable[object]) -> None:
+    # In one write: what other processes say on the same terminal or file comes before it or behind it.
+    sys.stderr.write("".join(f"posthorn {command}: {one}\n" for one in what))
 
 
 def _forget_output() -> None:

@@ -3,11 +3,12 @@
 from .capture import Capture
 from .channel import Log, LogStatistics, node_id, open_log
 from .records import KINDS, Record
-from .segments import read_segment, segment_lines, segments_in
+from .segments import ChecksumWrong, read_segment, segment_lines, segments_in
 
 __all__ = [
     "KINDS",
     "Capture",
+    "ChecksumWrong",
     "Log",
     "LogStatistics",
     "Record",

@@ -1,8 +1,8 @@
 """Where lines end up: compressed segment files, or standard output. Blocking; called in a thread.
 
-A segment is one zstd frame of JSON lines. Each write ends a block, so a reader that follows the
-file sees every line written so far. A finished segment is read-only: that is the mark for whoever
-collects segments (operations specification, 1.5).
+A segment is one zstd frame of JSON lines, with a checksum of them at its end. Each write ends a block,
+so a reader that follows the file sees every line written so far. A finished segment is read-only: that
+is the mark for whoever collects segments (operations specification, 1.5).
 
 Who writes a segment holds a kernel lock on it (flock), so that another process that uses the same
 directory leaves it alone, while what a killed process left behind is free to be marked.
@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import msgspec
 
@@ -32,7 +32,15 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["SegmentSink", "Sink", "StandardOutput", "read_segment", "segment_lines", "segments_in"]
+__all__ = [
+    "ChecksumWrong",
+    "SegmentSink",
+    "Sink",
+    "StandardOutput",
+    "read_segment",
+    "segment_lines",
+    "segments_in",
+]
 
 logger = logging.getLogger("posthorn.log")
 
@@ -40,7 +48,12 @@ _NAME = re.compile(r"[0-9]{8}-[0-9]{6}\.[0-9]{1,9}")
 """UTC date, time and fraction: how our segments are called. Files of other names are not touched."""
 
 _LAST_BLOCK = b"\x01\x00\x00"
-"""An empty raw last block (RFC 8878 section 3.1.1.2): ends a frame whose compressor is gone."""
+"""An empty raw last block (RFC 8878 section 3.1.1.2): ends a frame whose compressor is gone, together
+with ..."""
+_CHECKSUM = 4
+"""... so many octets of checksum (section 3.1.1)."""
+
+_READ = 65536
 
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
@@ -62,6 +75,10 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish. Never raises."""
+
+
+class ChecksumWrong(ValueError):
+    """All of a segment could be read, and it is not what was written."""
 
 
 class SegmentSink:
@@ -141,7 +158,7 @@ class SegmentSink:
             os.close(fd)  # marked by a process that was just starting: it stays behind, empty
         self._fd = fd
         self._path = path
-        self._compressor = zstd.ZstdCompressor(level=self._level)
+        self._compressor = _compressor(self._level)
         self._raw = self._stored = 0
         self.deadline = math.inf if self._duration is None else now + self._duration
 
@@ -161,7 +178,7 @@ class SegmentSink:
             os.ftruncate(self._fd, self._stored)
             if self._stored:
                 os.lseek(self._fd, self._stored, os.SEEK_SET)
-                _write_all(self._fd, _LAST_BLOCK)
+                _write_all(self._fd, _LAST_BLOCK + _checksum_of(self._path))
             else:
                 self._path.unlink()
         self._release()
@@ -203,6 +220,23 @@ class StandardOutput:
 
     def close(self) -> None:
         """The descriptor is not ours to close."""
+
+
+def _compressor(level: int | None) -> Any:
+    options: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
+    if level is not None:
+        options[zstd.CompressionParameter.compression_level] = level
+    return zstd.ZstdCompressor(options=options)
+
+
+def _checksum_of(path: Path) -> bytes:
+    """The checksum of a segment whose compressor has seen more than is in it: compressed once more for that,
+    which takes seconds for a gigabyte. Rare, as it needs a disk that fails."""
+    decompressor, again = zstd.ZstdDecompressor(), _compressor(1)
+    with path.open("rb") as file:
+        while data := file.read(_READ):
+            again.compress(decompressor.decompress(data))
+    return bytes(again.flush(again.FLUSH_FRAME)[-_CHECKSUM:])
 
 
 def _owned(fd: int) -> bool:
@@ -254,24 +288,51 @@ def segment_lines(path: Path) -> Iterator[bytes]:
     """The lines of one segment, without their ends, as far as it goes: it may still be written to or
     be cut off.
 
-    Raises: OSError; ValueError at a damaged place, after what stands before it.
+    Raises: OSError; ValueError at a damaged place, after everything that stands before it; ChecksumWrong at
+    the end, when all of it can be read and is not what was written.
     """
     rest = b""
+    for data in _plain(path):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line:
+                yield line
+
+
+def _plain(path: Path) -> Iterator[bytes]:
+    """What a segment holds, in pieces; likewise."""
     with path.open("rb") as file:
         plain = file.read(1) == b"{"
         file.seek(0)
         decompressor = zstd.ZstdDecompressor()
-        # In small steps, so that what comes before a damaged place is kept.
-        while data := file.read(4096):
-            if not plain:
-                try:
-                    data = decompressor.decompress(data)
-                except (zstd.ZstdError, EOFError) as error:
-                    raise ValueError(str(error)) from None
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                if line:
-                    yield line
+        good = 0
+        while data := file.read(_READ):
+            try:
+                piece = data if plain else decompressor.decompress(data)
+            except (zstd.ZstdError, EOFError):
+                yield from _up_to_the_damage(file, good)
+                return
+            good += len(data)
+            yield piece
+
+
+def _up_to_the_damage(file: BinaryIO, good: int) -> Iterator[bytes]:
+    """What stands between the octet `good` and the damage behind it, which is raised."""
+    file.seek(0)
+    decompressor = zstd.ZstdDecompressor()
+    while good and (data := file.read(min(good, _READ))):
+        decompressor.decompress(data)
+        good -= len(data)
+    try:
+        while octet := file.read(1):
+            if piece := decompressor.decompress(octet):
+                yield piece
+    except zstd.ZstdError as error:
+        if "checksum" in str(error):
+            raise ChecksumWrong("the checksum is that of other records") from None
+        raise ValueError(str(error)) from None
+    except EOFError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_segment(path: Path) -> list[dict[str, Any]]:

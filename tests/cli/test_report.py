@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +36,14 @@ def test_each_in_a_line(
 ) -> None:
     assert guarded(lambda: failing(error), command="x") == status
     assert capsys.readouterr().err == says
+
+
+def test_what_is_said_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error is not buffered: two writes may have another process's words between them."""
+    written: list[str] = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
+    guarded(lambda: failing(ExceptionGroup("", [ConfigError("a"), SpoolLocked("b")])), command="x")
+    assert written == ["posthorn x: a\nposthorn x: b\n"]
 
 
 @pytest.mark.parametrize("error", [KeyError("defect"), ExceptionGroup("", [ConfigError("a"), KeyError("b")])])

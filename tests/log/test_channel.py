@@ -136,7 +136,7 @@ class Disk:
 
     def write_all(self, fd: int, data: bytes) -> None:
         self.gate.wait()
-        if self.fault is not None and len(data) > 3:  # the end of a frame fits where its block was cut
+        if self.fault is not None and len(data) > 7:  # the end of a frame fits where its block was cut
             self._real(fd, data[: len(data) // 2])
             raise OSError(self.fault, os.strerror(self.fault))
         self._real(fd, data)

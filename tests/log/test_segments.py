@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import re
 import stat
 from pathlib import Path
 
 import pytest
 
-from engine.log import read_segment, segments
+from engine.log import ChecksumWrong, read_segment, segment_lines, segments
 from engine.log.segments import SegmentSink, StandardOutput
+
+OCTETS = bytes(octet for octet in range(256) if octet != 10)
 
 LINES = b"".join(b'{"n":%d,"text":"some text that repeats itself"}\n' % n for n in range(100))
 
@@ -127,7 +130,7 @@ def test_a_full_disk_leaves_whole_segments_and_no_line_twice(
     sink.open()
     sink.write(b'{"n":1}\n', 0.0)
     real = segments._write_all
-    room = [5]
+    room = [7]
 
     def full(fd: int, data: bytes) -> None:
         real(fd, data[: room[0]])
@@ -142,7 +145,9 @@ def test_a_full_disk_leaves_whole_segments_and_no_line_twice(
         # The segment was cut back to its last whole block and ended; no empty files are left behind.
         (first,) = tmp_path.iterdir()
         assert is_done(first)
-        assert segments.zstd.decompress(first.read_bytes()) == b'{"n":1}\n'
+        whole = first.read_bytes()
+        assert segments.zstd.decompress(whole) == b'{"n":1}\n'
+        assert whole[4] & 0b100, "the flag that a checksum follows (RFC 8878 3.1.1.1.1)"
     sink.write(b'{"n":2}\n', 0.0)
     sink.close()
     paths = sorted(tmp_path.iterdir())
@@ -181,6 +186,47 @@ def test_a_torn_segment_gives_what_is_before_the_tear(tmp_path: Path) -> None:
     assert 500 < len(found) < 1000
     path.write_bytes(b"not a segment at all, whatever it is called")
     assert numbers(path) == []
+
+
+@pytest.mark.parametrize("blocks", [1, 50])
+def test_a_segment_that_is_not_what_was_written_is_read_to_its_end_and_told(
+    tmp_path: Path, blocks: int
+) -> None:
+    sink = SegmentSink(tmp_path)
+    sink.open()
+    for block in range(blocks):
+        # Nothing in it can be compressed, so that an octet of the file is one of a line.
+        sink.write(b'{"n":%d,"x":"' % block + bytes(random.choices(OCTETS, k=3000)) + b'"}\n', 0.0)
+    sink.close()
+    (path,) = tmp_path.iterdir()
+    path.chmod(0o600)
+    lines = list(segment_lines(path))
+    assert len(lines) == blocks
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b'"}') - 100
+    content[at] = 32 if content[at] != 32 else 33
+    path.write_bytes(content)
+    found: list[bytes] = []
+    with pytest.raises(ChecksumWrong, match="checksum"):
+        for line in segment_lines(path):
+            found.append(line)  # noqa: PERF402: what came before the exception counts
+    assert len(found) == blocks and found[:-1] == lines[:-1] and found[-1] != lines[-1]
+
+
+def test_all_before_a_damaged_place_is_kept(tmp_path: Path) -> None:
+    sink = SegmentSink(tmp_path)
+    sink.open()
+    for number in range(20):
+        sink.write(b'{"n":%d}\n' % number, 0.0)
+    end = next(tmp_path.iterdir()).stat().st_size
+    sink.write(b'{"n":20}\n', 0.0)
+    sink.close()
+    (path,) = tmp_path.iterdir()
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[end] |= 0x06  # a kind of block that there is not
+    path.write_bytes(content)
+    assert numbers(path) == list(range(20))
 
 
 def test_standard_output_is_plain_lines_and_repeats_after_a_tear(
