@@ -136,7 +136,8 @@ class ReadyQueue:
         self.started = float("-inf")
         """When a session was started last: whose turn it is among queues that share a limit."""
         self.starting = 0
-        """Of these, so many have not taken their first message yet: it still lies in `entries`."""
+        """Of these, so many were started or woken and have not looked for a message yet: it still lies in
+        `entries`."""
         self._wakers: dict[Callable[[], None], None] = {}
         self.hungry: dict[ScheduledQueue, None] = {}
         """Scheduled queues with messages waiting for room here, in the order they are served."""
@@ -211,14 +212,20 @@ class ReadyQueue:
         self._wakers[wake] = None
 
     def drop_waker(self, wake: Callable[[], None]) -> None:
-        """The idle session gave up waiting. Harmless when it was called already."""
-        self._wakers.pop(wake, None)
+        """The idle session waits no more: it was woken, and looks for a message now, or gave up. Each calls
+        this once."""
+        if wake in self._wakers:
+            del self._wakers[wake]
+        else:
+            self.starting -= 1
 
     def wake_one(self) -> bool:
         """Wake the session that fell idle last. False when none is idle."""
         if not self._wakers:
             return False
-        self._wakers.popitem()[0]()
+        wake, _ = self._wakers.popitem()
+        self.starting += 1
+        wake()
         return True
 
     def wake_all(self) -> None:

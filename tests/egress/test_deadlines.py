@@ -277,6 +277,21 @@ async def test_an_idle_connection_is_given_up(idle: float, bench: Any, clock: Mo
         assert idle <= clock.current_time() <= idle + 2 and peer.words()[-1] == "QUIT"
 
 
+async def test_a_woken_connection_counts_before_it_has_a_message(bench: Any, clock: MockClock) -> None:
+    """Whoever looks at the queue between the waking and the taking must not open another one for it."""
+    async with open_peer() as peer, bench(to(peer, idle_timeout=100)) as b:
+        await b.submit()
+        await b.records("Delivery")
+        (ready,) = b.ready()
+        await b.until(ready.idle_sessions)
+        await b.submit()
+        b.router._crew.set_to_work(ready, trio.current_time())
+        # Of two, whichever runs first would take the message: the new one perhaps, and connect.
+        assert b.router.statistics().sessions == 1
+        await b.records("Delivery", 2)
+        assert peer.connections == 1
+
+
 async def test_an_idle_connection_is_used_again(bench: Any, clock: MockClock) -> None:
     async with open_peer() as peer, bench(to(peer, idle_timeout=20)) as b:
         for number in range(1, 6):
