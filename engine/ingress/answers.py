@@ -18,21 +18,19 @@ from engine.smtp import Address, Auth, AuthLookup, BodyReceived, Hello, Mail, Rc
 from policy.hooks import Reject
 
 from .connection import Connection
+from .guesses import TurnDenied
 from .message import EnvelopeAddress
 from .relay import RelayRules
 
 if TYPE_CHECKING:
     from .service import Ask, Service
 
-__all__ = ["DEFECT", "FAILED_LOGINS", "FAILED_LOGIN_STEP", "Answers"]
+__all__ = ["DEFECT", "FAILED_LOGINS", "Answers"]
 
 logger = logging.getLogger("posthorn.ingress")
 
 FAILED_LOGINS = 3
 """Refused logins that end a session (reliability S54)."""
-FAILED_LOGIN_STEP = 1.0
-"""A refusal comes a whole number of these seconds after the AUTH: a wrong password and an unknown
-user look alike however long the hook needs for either, and guessing is slow."""
 
 DEFECT = Reply(421, "4.3.0", "Local error: closing connection")
 HOOK_FAILED = Reply(451, "4.3.0", "Local error in processing; try again later")
@@ -217,28 +215,41 @@ class Answers:
 
     async def auth(self, event: Auth) -> None:
         session = self._session
-        begun = trio.current_time()
+        connection = self._connection
+        guesses = self._service.guesses
         authz = event.authzid or event.authcid
-        users = self._service.users
-        if users.wait:
-            self._stop_clock()
+        peer, account = connection.peer, event.authcid or authz
+        self._stop_clock()
+        rejected: Reject | None = None
         try:
-            granted = await users.judge(event, self._connection.meta)
+            async with guesses.turn(peer, account):
+                begun = trio.current_time()
+                try:
+                    granted = await self._service.users.judge(event, connection.meta)
+                except Reject as reject:
+                    if reject.code != LOGIN_FAILED.code:
+                        raise
+                    granted, rejected = False, reject
+                due = 0.0 if granted else guesses.refused(peer, account, begun)
+        except TurnDenied:
+            session.refuse(LOGINS_FAILED, close=True, cause="too many failed logins before this one")
+            return
         except (Reject, HookError) as error:
             self._refuse(error, traceback=False)
             return
         if granted:
-            self._connection.logged_in(authz, event.authcid or authz, event.mechanism)
+            guesses.granted(peer, account)
+            connection.logged_in(authz, account, event.mechanism)
             self._relay.login()
             session.authenticated(authz)
             session.accept()
             return
         self._failed_logins += 1
-        steps = (trio.current_time() - begun) // FAILED_LOGIN_STEP + 1
-        self._stop_clock()
-        await trio.sleep_until(begun + steps * FAILED_LOGIN_STEP)
+        await trio.sleep_until(due)
         if self._failed_logins >= FAILED_LOGINS:
             session.refuse(LOGINS_FAILED, close=True)
+        elif rejected is not None:
+            self._refuse(rejected)
         else:
             session.refuse(LOGIN_FAILED)
 

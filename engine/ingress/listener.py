@@ -7,7 +7,6 @@ or a banner has cost anything (S33).
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from engine.net import Listener, Stream, open_listener
 from engine.smtp import Reply
 
 from .accept import Enqueue
+from .guesses import Guesses, peer_group
 from .logins import offered
 from .service import Counters, Service
 from .smtp import InboundSession
@@ -189,13 +189,6 @@ class PeerLimits:
             del self._counts[key]
 
 
-def peer_group(peer: str) -> str:
-    """Whose connections are counted together: an IPv4 address, or the /64 of an IPv6 address."""
-    if ":" not in peer:
-        return peer
-    return str(ipaddress.IPv6Network((peer.partition("%")[0], 64), strict=False))
-
-
 @asynccontextmanager
 async def open_listeners(
     declarations: Sequence[ListenerDeclaration],
@@ -216,6 +209,7 @@ async def open_listeners(
     serves, and why.
     """
     listeners = Listeners(PeerLimits())
+    guesses = Guesses()
     try:
         for declaration in declarations:
             where = declaration.listen
@@ -237,6 +231,7 @@ async def open_listeners(
                 log=log,
                 keys=keys,
                 mechanisms=mechanisms,
+                guesses=guesses,
             )
             listeners.add(listener, service)
         async with trio.open_nursery() as nursery:

@@ -60,11 +60,6 @@ class Users:
         """Of the stored keys that were seen last: what unknown users are shown."""
         self._limiter = trio.CapacityLimiter(_HASHING)
 
-    @property
-    def wait(self) -> bool:
-        """Whether a hook must be awaited."""
-        return self._plain.waits or self._store.waits
-
     async def look_up(self, session: ServerSession, event: AuthLookup, meta: object) -> None:
         """Answer the session's AuthLookup. Raises: Reject, HookError."""
         answer = await self._store.wait(event.authcid, event.mechanism, None, meta)

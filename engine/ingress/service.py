@@ -11,6 +11,7 @@ import msgspec
 from engine.smtp import ServerConfig
 
 from .accept import Acceptor, Enqueue
+from .guesses import Guesses
 from .logins import Users
 from .tls import ServerTls
 
@@ -69,7 +70,7 @@ def _nonce() -> str:
 
 class Service:
     """One listener's settings and services. `address`: what hooks are told as `listener`. `mechanisms`: of
-    AUTH, see `logins.offered`."""
+    AUTH, see `logins.offered`. `guesses`: shared by all listeners."""
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class Service:
         log: Log,
         keys: KeyRing,
         mechanisms: tuple[str, ...] = (),
+        guesses: Guesses | None = None,
     ) -> None:
         self.declaration = declaration
         self.hostname = declaration.hostname or hostname
@@ -106,6 +108,7 @@ class Service:
         self.on_ehlo = Ask(hooks, "smtp_server_ehlo")
         plain, store = Ask(hooks, "smtp_server_auth_plain"), Ask(hooks, "smtp_server_auth")
         self.users = Users(plain, store)
+        self.guesses = guesses or Guesses()
         self.on_mail = Ask(hooks, "smtp_server_mail_from")
         self.on_rcpt = Ask(hooks, "smtp_server_rcpt_to")
         self.on_domain = Ask(hooks, "get_listener_domain")

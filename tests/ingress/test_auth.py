@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from engine.ingress import answers
+from engine.ingress import guesses
 from policy import Secret
 from tests.ingress.peer import ENVELOPE, HELLO, Client, open_relay
 
@@ -32,7 +32,7 @@ class Check:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "FAILED_LOGIN_STEP", 0.01)
+    monkeypatch.setattr(guesses, "STEP", 0.01)
 
 
 async def test_starttls_then_auth_then_mail() -> None:
@@ -151,7 +151,7 @@ async def test_three_failures_end_the_session_and_look_alike(caplog: pytest.LogC
 async def test_failure_takes_a_whole_number_of_seconds(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "FAILED_LOGIN_STEP", 1.0)
+    monkeypatch.setattr(guesses, "STEP", 1.0)
 
     async def check(authz: str, authc: str, password: Secret, conn_meta: Any) -> bool:
         await trio.sleep(0.3 if authc == "known" else 0.001)

@@ -13,7 +13,8 @@ import trio.testing
 from trio.testing import MockClock
 
 from engine.errors import ConfigError
-from engine.ingress.listener import PeerLimits, peer_group
+from engine.ingress.guesses import peer_group
+from engine.ingress.listener import PeerLimits
 from engine.net import Listener, Stream
 from tests.ingress.peer import BODY, ENVELOPE, Client, make_hooks, open_relay
 

@@ -10,7 +10,7 @@ import trio
 
 import policy
 from engine.errors import ConfigError
-from engine.ingress import answers
+from engine.ingress import guesses
 from engine.net import end_point_binding
 from engine.smtp import MECHANISMS, Binding, Context, client_mechanism
 from policy import Secret
@@ -26,7 +26,7 @@ ALL = {**CLEAR, "auth_mechanisms": [name for name, row in MECHANISMS.items() if 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "FAILED_LOGIN_STEP", 0.01)
+    monkeypatch.setattr(guesses, "STEP", 0.01)
 
 
 class Users:
