@@ -89,9 +89,15 @@ class HeldError(PosthornError):
 
     cause = "held"
 
+    def __init__(self, reason: str, remark: str = "") -> None:
+        super().__init__(f"{reason} ({remark})" if remark else reason)
+        self.reason = reason
+        """The text without its `remark`, which may be another one each time: equal for equal troubles."""
+        self.remark = remark
+
     def at(self, where: str) -> HeldError:
         """The same trouble, saying with whom."""
-        error = type(self)(f"{where}: {self}")
+        error = type(self)(f"{where}: {self.reason}", self.remark)
         error.cause = self.cause
         return error
 

@@ -61,14 +61,14 @@ class Logins:
                 yield
             except LoginRefused as error:
                 state.until = trio.current_time() + interval
-                state.text = str(error)
+                state.text = error.reason
                 state.cause = error.cause
                 raise
 
     def _check(self, state: _State) -> None:
         left = state.until - trio.current_time()
         if left > 0.0:
-            error = LoginRefused(f"{state.text} (not repeated for another {left:.0f} s)")
+            error = LoginRefused(state.text, f"not repeated for another {left:.0f} s")
             error.cause = state.cause
             raise error
 

@@ -408,15 +408,10 @@ class Router:
                 ready.call_back()
 
     def _scatter(self, ready: ReadyQueue) -> None:
-        """The messages of a retired ready queue are placed anew."""
+        """The messages of a retired ready queue are placed anew. Lines for it there are none: who stood in
+        one was let in elsewhere when its routes changed."""
         now = trio.current_time()
-        for queue in list(ready.hungry):
-            del ready.hungry[queue]
-            routes: Routes | None = queue.routes
-            if routes is not None:
-                for other in routes.all():
-                    other.hungry[queue] = None
-                    self._call_back(other)
+        ready.hungry.clear()
         while (entry := ready.take()) is not None:
             self._place(entry, now)
 

@@ -235,7 +235,8 @@ class Session:
             # Whichever way it ended: settle what was under way, give back what was not tried.
             stage = connection.client.stage
             lost = error or ConnectionLost("the session was ended", stage=stage)
-            transactions.broken(lost, ended=self._ended)
+            # Without an error it was us: whoever owns this task ends it, perhaps without a drain.
+            transactions.broken(lost, ended=self._ended or error is None)
             ended_by_peer = error is not None or connection.client.closing or connection.client.unasked
             if ended_by_peer and not transactions.useful:
                 ready.setback(trio.current_time())

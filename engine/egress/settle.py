@@ -384,8 +384,8 @@ class Settler:
         over, count no attempt, say why in a record of each message. `entry` goes back first."""
         ready.put_back(entry)
         first = not ready.hold_cause
-        level = logging.DEBUG if str(error) == ready.hold_text else logging.WARNING  # each reason once
-        ready.hold(error.cause, str(error), trio.current_time() + ready.path.hold_interval)
+        level = logging.DEBUG if error.reason == ready.hold_text else logging.WARNING  # each reason once
+        ready.hold(error.cause, error.reason, trio.current_time() + ready.path.hold_interval)
         logger.log(
             level,
             "%s is held (%s): %s; next try in %.0f s",

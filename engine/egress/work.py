@@ -74,10 +74,6 @@ class Stumblers:
         self._suspected[address] = now
         return False
 
-    def forgive(self, address: str) -> None:
-        """What was suspected had another reason."""
-        self._suspected.pop(address, None)
-
     def add(self, address: str) -> None:
         """It just did."""
         self._suspected.pop(address, None)

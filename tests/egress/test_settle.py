@@ -14,7 +14,7 @@ from engine.egress import settle
 from engine.egress.outcome import Outcome, internal
 from engine.egress.settle import Settler
 from engine.egress.site import mx_list_site
-from engine.errors import MessageUnreadable, SpoolError, TlsRequired
+from engine.errors import HeldError, LoginRefused, MessageUnreadable, SpoolError, TlsRequired
 from engine.log import Log, Record
 from engine.model import Message, QueueName, new_message_id
 from engine.queues.limits import LocalLimits
@@ -334,6 +334,30 @@ async def test_a_hold_tells_each_message_once_and_the_probe_every_time(clock: Mo
     await desk.settler.hold(ready, probe, TROUBLE)
     assert [r.type for r in desk.records[3:]] == ["TransientFailure"]
     assert desk.timed == [] and not {"finish", "postpone"} & set(desk.told)
+
+
+async def test_the_same_reason_is_warned_of_once_whatever_is_remarked(
+    clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk, ready = Desk(), ready_queue()
+    ready.put(await desk.entry())
+
+    async def hold(error: HeldError) -> None:
+        probe = ready.take()
+        assert probe is not None
+        await desk.settler.hold(ready, probe, error.at("mx[192.0.2.1]:25"))
+
+    for error in (
+        LoginRefused("535 wrong"),
+        LoginRefused("535 wrong", "not repeated for another 29 s"),
+        LoginRefused("535 wrong", "not repeated for another 28 s"),
+        LoginRefused("535 wrong"),
+    ):
+        await hold(error)
+        assert str(error) in desk.records[-1].content
+    assert [r.levelname for r in caplog.records if "is held" in r.message] == ["WARNING"]
+    await hold(LoginRefused("535 locked"))
+    assert [r.levelname for r in caplog.records if "is held" in r.message] == ["WARNING"] * 2
 
 
 async def test_what_grows_too_old_behind_a_hold_expires(clock: MockClock) -> None:

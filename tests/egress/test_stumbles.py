@@ -262,3 +262,24 @@ async def test_a_connection_lost_with_a_message_sent_ahead_is_one_attempt_of_one
             await b.submit("two@example.com")
             await b.records("Delivery", 2, seconds=120)
             assert b.outcomes() == {"one": ["TransientFailure", "Delivery"], "two": ["Delivery"]}
+
+
+async def test_a_session_that_is_cancelled_with_the_engine_is_no_stumbling(
+    bench: Any, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process leaves at once, without a drain: the peer has nothing to do with it."""
+    stumblers = Stumblers()
+
+    async def script(wire: Wire) -> None:
+        await wire.up_to_data()
+        await wire.data()
+        while True:
+            await wire.line()
+
+    for _ in range(2):
+        async with open_peer(script) as peer, bench(to(peer, connection_limit=1)) as b:
+            b.router.services.stumblers = stumblers
+            await b.submit_many(2)
+            await b.until(lambda peer=peer: peer.words().count("MAIL") == 2)
+    assert not stumblers.has("127.0.0.1") and not stumblers.suspect("127.0.0.1")
+    assert "stumbles" not in caplog.text

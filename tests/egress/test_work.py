@@ -50,17 +50,6 @@ async def test_twice_within_a_day_is_not(clock: MockClock) -> None:
     assert stumblers.suspect(HOST), "the last suspicion is the one that counts"
 
 
-async def test_a_suspicion_that_had_another_reason_is_forgotten(clock: MockClock) -> None:
-    stumblers = Stumblers()
-    stumblers.forgive(HOST)
-    stumblers.suspect(HOST)
-    stumblers.forgive(HOST)
-    assert not stumblers.suspect(HOST)
-    assert stumblers.suspect(HOST)
-    stumblers.forgive(HOST)
-    assert stumblers.has(HOST), "a stumbler that is known for one stays one for its day"
-
-
 async def test_a_day_later_it_takes_two_again(clock: MockClock) -> None:
     stumblers = Stumblers()
     stumblers.suspect(HOST)
