@@ -40,7 +40,7 @@ from engine.ingress import Listeners, open_listeners
 from engine.keys import KeyRing, open_keys
 from engine.log import Log, open_log
 from engine.queues.limits import LocalLimits
-from engine.shaping import HostsOf, Unresolved, open_shaping
+from engine.shaping import HostsOf, State, Unresolved, open_shaping
 from engine.signals import Signals
 from engine.spool import Spool, claim_spool, open_spool
 from engine.watchdog import open_watchdog
@@ -121,7 +121,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
             own=own_hosts(declarations),
         )
         async with (
-            open_shaping(policy.hooks.shapers, hosts_of(resolver)) as shaping,
+            open_shaping(policy.hooks.shapers, hosts_of(resolver), State(spool_declaration.path)) as shaping,
             open_router(
                 spool=spool,
                 log=log,
@@ -130,6 +130,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 resolver=resolver,
                 limits=LocalLimits(),
                 hostname=hostname,
+                automation=shaping.automation if policy.hooks.shapers else None,
             ) as router,
         ):
             shaping.tell(router.reconsider)

@@ -19,7 +19,7 @@ from engine.model import QueueName
 from engine.queues.limits import LocalLimits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import ScheduledQueue
-from engine.shaping import open_shaping
+from engine.shaping import Automation, State, open_shaping
 from policy.egress import EgressPath, QueueConfig
 from policy.load import load_policy
 from policy.shaping import Found
@@ -44,19 +44,22 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One place that gave an option a value, in words. `line` 0: a hook, with its place in `file`."""
+    """One place that gave an option a value, in words. `line` 0: a hook, with its place in `file`.
+    `rule`: a rule on replies set it, until when."""
 
     value: str
     file: str
     line: int = 0
     block: str = ""
     source: str = ""
+    rule: str = ""
 
     def __str__(self) -> str:
         if not self.line:
             return self.file
         inside = f' sources."{self.source}"' if self.source else ""
-        return f"{self.file}:{self.line} [{self.block}]{inside}"
+        rule = f" {self.rule}" if self.rule else ""
+        return f"{self.file}:{self.line} [{self.block}]{inside}{rule}"
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -157,7 +160,12 @@ async def explained(path: Path | None, question: Question) -> Explanation:
     if not domain:
         raise ConfigError(f"{question.address!r} has no domain; right would be user@example.com")
     queue = ScheduledQueue(QueueName(domain, question.tenant, question.campaign, question.routing_domain))
-    async with open_keys(hooks) as keys, open_shaping(loaded.hooks.shapers, hosts_of(resolver)):
+    spool = declarations.spool
+    state = State(spool.path, writes=False) if spool is not None else None
+    async with (
+        open_keys(hooks) as keys,
+        open_shaping(loaded.hooks.shapers, hosts_of(resolver), state) as shaping,
+    ):
         try:
             routes = await finder.find(queue)
         except ResolveError as error:
@@ -165,7 +173,13 @@ async def explained(path: Path | None, question: Question) -> Explanation:
         if isinstance(routes, NoRouteNow):
             raise ConfigError(f"there is no way to {queue.name.route}: {routes.outcome.reply.line}")
         roads = [
-            await _road(ready, weight, seen[ready.source.name], keys if question.secrets else None)
+            await _road(
+                ready,
+                weight,
+                seen[ready.source.name],
+                keys if question.secrets else None,
+                _stops(queue.name, ready, shaping.automation),
+            )
             for ready, weight in zip(routes.all(), routes.weights(), strict=True)
             if question.source in (None, ready.source.name)
         ]
@@ -194,7 +208,22 @@ def _route(name: QueueName, config: QueueConfig, kind: str) -> str:
     return what + (" (a routing domain)" if name.routing_domain else "")
 
 
-async def _road(ready: ReadyQueue, weight: int, seen: tuple[Found | None, str], keys: KeyRing | None) -> Road:
+def _stops(name: QueueName, ready: ReadyQueue, automation: Automation) -> tuple[str, ...]:
+    """What rules on replies have brought to a standstill, as the relay wrote it down."""
+    found = (
+        automation.of_queue(name.route, name.tenant, name.campaign, ready.providers),
+        automation.of_ready(ready.source.name, ready.site.key, ready.providers),
+    )
+    return tuple(one.text for one in found if one is not None)
+
+
+async def _road(
+    ready: ReadyQueue,
+    weight: int,
+    seen: tuple[Found | None, str],
+    keys: KeyRing | None,
+    stops: tuple[str, ...],
+) -> Road:
     path, site = ready.path, ready.site
     found, hook = seen
     return Road(
@@ -213,7 +242,7 @@ async def _road(ready: ReadyQueue, weight: int, seen: tuple[Found | None, str], 
         _auth_text(path),
         await _credential(path, keys),
         _options(path, found, hook),
-        found.notes if found is not None else (),
+        (*stops, *(found.notes if found is not None else ())),
     )
 
 
@@ -312,4 +341,4 @@ def _options(path: EgressPath, found: Found | None, hook: str) -> tuple[Option, 
 
 def _step(setting: Setting) -> Step:
     origin = setting.origin
-    return Step(shown(setting.value), origin.file, origin.line, origin.block, origin.source)
+    return Step(shown(setting.value), origin.file, origin.line, origin.block, origin.source, origin.rule)

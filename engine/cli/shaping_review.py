@@ -34,7 +34,7 @@ async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) ->
     table = shaper.table
     files = ", ".join(file.name for file in shaper.files)
     found.facts.append(("shaping", f"{len(table.blocks)} blocks from {files}"))
-    for text in (*_providers(table), *_names(table)):
+    for text in (*_providers(table), *_names(table), *_replaced(table)):
         found.note(text)
     for block in table.blocks:
         _demands(table, block, found)
@@ -108,6 +108,21 @@ def _names(table: Table) -> Iterator[str]:
         except ValueError:
             if block.key in table.rollups:
                 yield f'{block.origin.where}: the name of the block "{block.key}" is no domain and no host'
+
+
+def _replaced(table: Table) -> Iterator[str]:
+    """What a later file takes back of an earlier one, which whoever wrote that may not expect."""
+    seen: dict[tuple[str, str], Origin] = {}
+    for definition in (one for document in table.documents for one in document.definitions):
+        key = (definition.kind, definition.key)
+        before = seen.get(key)
+        replaces = definition.layer.replaces
+        if replaces is not None and before is not None and before.file != replaces.file:
+            yield (
+                f"{replaces.where}: [{replaces.block}] replace_base: what {before.where} and earlier "
+                "files say of this block does not count, nor do default and providers for it"
+            )
+        seen[key] = definition.origin
 
 
 # -- TLS, AUTH and secrets -----------------------------------------------------------------------

@@ -24,6 +24,7 @@ from typing import Literal
 import msgspec
 
 from engine.smtp import Reply, Transaction
+from policy.shaping.rules import INTERNAL
 
 __all__ = [
     "INTERNAL",
@@ -39,9 +40,6 @@ __all__ = [
 
 Verdict = Literal["delivered", "transient", "permanent", "held", "uncertain", "untried"]
 
-INTERNAL = "Posthorn internal: "
-"""Prefix of every reply text that we made up; rules on replies ignore those unless told otherwise."""
-
 _AUTH_CODES = frozenset((530, 534, 535, 538))
 """The peer wants (other) credentials. A fault of the configuration, not of the mail."""
 
@@ -53,6 +51,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     reply: Reply
     command: str = ""
     """The command the reply answers (for records), without secrets."""
+    by_rule: bool = False
+    """A rule on replies decided it; rules do not look at it again."""
 
 
 def internal(code: int, enhanced: str, text: str) -> Reply:

@@ -34,6 +34,7 @@ from .dial import Dialer
 from .resolve import Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
 from .settle import Settler
+from .stops import Stopper, standing_still
 from .work import Services, selection_rate
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from engine.keys import KeyRing
     from engine.log import Log
     from engine.model import Message, QueueName
+    from engine.shaping import Automation
     from engine.spool import Handle, Recovered, Spool
 
 __all__ = ["Router", "RouterStatistics", "open_router"]
@@ -95,6 +97,7 @@ class Router:
         hostname: str,
         resident_limit: int = 256 * 1024 * 1024,
         dice: random.Random | None = None,
+        automation: Automation | None = None,
     ) -> None:
         self._nursery = nursery
         self._timer = Timer()
@@ -122,7 +125,10 @@ class Router:
             hostname=hostname,
         )
         self._crew = Crew(
-            nursery, self.services, limits, self._finder, wake_at=self._wake_at, over=self._session_over
+            nursery, self.services, limits, self._finder, wake_at=self.wake_at, over=self._session_over
+        )
+        self._stopper = (
+            Stopper(self, nursery, self._finder, self._timer, automation) if automation is not None else None
         )
         self._finder.proceed = lambda ready: self._crew.set_to_work(ready, trio.current_time())
 
@@ -161,6 +167,8 @@ class Router:
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues[name] = ScheduledQueue(name)
+            if self._stopper is not None:
+                self._stopper.meet(queue)
         return queue
 
     def _later(self, entry: Queued) -> None:
@@ -178,6 +186,8 @@ class Router:
 
     def _place(self, entry: Queued, now: float) -> None:
         queue = entry.queue
+        if queue.stop is not None and self._stopper is not None and self._stopper.holds(entry, queue, now):
+            return
         routes: Routes | None = queue.routes
         if routes is None or now >= queue.refresh_at:
             self._work_out(queue)
@@ -190,6 +200,9 @@ class Router:
     def _promote(self, entry: Queued, queue: ScheduledQueue, routes: Routes, now: float) -> bool:
         """Move a due message into a ready queue; False when every candidate is full, or the queue's own
         rate says not yet. Somebody will call the queue's line in then."""
+        if now < queue.stop_until:
+            self.wake_at(queue, queue.stop_until)
+            return False
         config = queue.config
         rate = None
         if config is not None and (spec := config.max_message_rate) is not None:
@@ -197,18 +210,18 @@ class Router:
             wait = rate.take(now)
             if wait > 0.0:
                 # One note for the line, not one for each message in it.
-                self._wake_at(queue, now + wait)
+                self.wake_at(queue, now + wait)
                 return False
         ready: ReadyQueue | None = routes.pick()
         wait = 0.0
         assert ready is not None
-        if ready.selection_rates or not ready.put(entry):
+        if ready.selection_rates or ready.suspended(now) or not ready.put(entry):
             ready, wait = self._select(entry, (ready, *routes.all()), now)
         if ready is None:
             if rate is not None:
                 rate.give_back()
             if wait:
-                self._wake_at(queue, now + wait)
+                self.wake_at(queue, now + wait)
                 return False
             for full in routes.all():
                 full.hungry[queue] = None
@@ -217,6 +230,9 @@ class Router:
         if ready.hold_cause and entry.message is not None:
             reply = outcome.internal(451, "4.7.0", f"held: {ready.hold_text}")
             self.settler.note_held(ready, entry, "Delayed", reply)
+        elif ready.suspended(now) and entry.message is not None:
+            self.settler.note_stop(entry, ready.suspended_text, ready.suspended_until, ready)
+            self.settler.drop(entry)
         self._crew.set_to_work(ready, now)
         return True
 
@@ -226,7 +242,9 @@ class Router:
         """Put a message into the first candidate that has room and whose source may be chosen now. Without
         one: None, and the seconds until a source may be chosen, 0 if room is all that is missing."""
         waits: list[float] = []
-        for ready in dict.fromkeys(candidates):
+        # A source that a rule has suspended only where there is no other.
+        going = [ready for ready in candidates if not ready.suspended(now)] or candidates
+        for ready in dict.fromkeys(going):
             if ready.room() <= 0:
                 continue
             wait = selection_rate(self._limits, ready, now)
@@ -256,7 +274,7 @@ class Router:
             if waiting and not turn:
                 hungry[queue] = None
 
-    def _wake_at(self, queue: ReadyQueue | ScheduledQueue, when: float) -> None:
+    def wake_at(self, queue: ReadyQueue | ScheduledQueue, when: float) -> None:
         """Look at this queue again then, unless it is noted to be looked at before."""
         if trio.current_time() < queue.noted_for <= when:
             return
@@ -271,8 +289,8 @@ class Router:
         if ready.retired:
             self._scatter(ready)
         elif ready.entries or ready.hungry:
-            if now < ready.retry_at:
-                self._wake_at(ready, ready.retry_at)
+            if now < ready.closed_until:
+                self.wake_at(ready, ready.closed_until)
             else:
                 self._call_back(ready)
                 self._crew.set_to_work(ready, now)
@@ -323,7 +341,7 @@ class Router:
         except Exception:
             logger.exception("the line of %s", queue.name)
             queue.refresh_at = trio.current_time() + _ROUTE_PATIENCE
-            self._wake_at(queue, queue.refresh_at)
+            self.wake_at(queue, queue.refresh_at)
 
     async def _find(self, queue: ScheduledQueue) -> None:
         generation = self._generation
@@ -357,23 +375,32 @@ class Router:
             self._go_on(old, now)
             waiting = queue.waiting
             while waiting and queue.routes is None:
-                entry = waiting.popleft()
-                try:
-                    await self.settler.all_recipients(entry, found.outcome, None)
-                except Exception as error:
-                    logger.exception("message %s cannot be settled", entry.id.hex())
-                    self.settler.unreachable(entry, error)
-                except BaseException:
-                    waiting.appendleft(entry)
-                    raise
+                await self.settle_first(queue, found.outcome)
             return
         queue.refresh_at = now + found.lifetime
         old = queue.routes
+        if self._stopper is not None:
+            for ready in found.all():
+                self._stopper.meet_ready(ready)
         self._swap(queue, found)
+        if self._stopper is not None:
+            self._stopper.meet(queue)  # whose mail it is for shows only now
         # Whoever stands still may have waited for this answer, also where it leads elsewhere now.
         self._go_on(old, now)
         self._let_in(queue, now)
         self._go_on(found, now)
+
+    async def settle_first(self, queue: ScheduledQueue, result: outcome.Outcome) -> None:
+        """One outcome for the first of a line."""
+        entry = queue.waiting.popleft()
+        try:
+            await self.settler.all_recipients(entry, result, None)
+        except Exception as error:
+            logger.exception("message %s cannot be settled", entry.id.hex())
+            self.settler.unreachable(entry, error)
+        except BaseException:
+            queue.waiting.appendleft(entry)
+            raise
 
     def _let_in(self, queue: ScheduledQueue, now: float) -> None:
         """Move a line in as far as there is room and the queue's rate allows."""
@@ -438,7 +465,7 @@ class Router:
                         self._look_at(found, now)
                 except Exception:
                     logger.exception("queue %s; again in a minute", found.name)
-                    self._wake_at(found, now + _SWEEP)
+                    self.wake_at(found, now + _SWEEP)
             if now >= next_sweep:
                 try:
                     self._sweep(now)
@@ -462,8 +489,8 @@ class Router:
         patient = self._crew.noticed(ready)
         if ready.retired or not (ready.entries or ready.hungry):
             return
-        if now < ready.retry_at:
-            self._wake_at(ready, ready.retry_at)
+        if now < ready.closed_until:
+            self.wake_at(ready, ready.closed_until)
             return
         ready.call_back()
         if (ready.hold_cause or ready.back_off) and self._refresh_for(ready, now):
@@ -472,6 +499,20 @@ class Router:
             self._crew.help_out(ready, now)
         else:
             self._crew.set_to_work(ready, now)
+
+    # -- for the stopper -------------------------------------------------------------------------
+
+    def scheduled_queues(self) -> Sequence[ScheduledQueue]:
+        """All of them."""
+        return tuple(self._queues.values())
+
+    def place(self, entry: Queued) -> None:
+        """A message is due, or has to find its way anew."""
+        self._place(entry, trio.current_time())
+
+    def look_at(self, queue: ReadyQueue | ScheduledQueue) -> None:
+        """Something that stood in the way is gone."""
+        self.wake_at(queue, trio.current_time())
 
     def _refresh_for(self, ready: ReadyQueue, now: float) -> bool:
         """Work out what is due of the routes into a queue that stands still: perhaps the policy was
@@ -515,7 +556,7 @@ class Router:
             sessions=len(self._crew.sessions),
             scheduled_queues=len(self._queues),
             ready_queues=len(ready_queues),
-            held=tuple((ready.name, ready.hold_text) for ready in ready_queues if ready.hold_cause),
+            held=tuple(standing_still(ready_queues, self._queues.values())),
         )
 
 

@@ -146,9 +146,11 @@ class RouteFinder:
         lifetime = config.refresh_interval
         ready: list[ReadyQueue] = []
         for source, _ in entries:
-            path = await self._path(name.route, source.name, site)
+            path, providers = await self._path(name.route, source.name, site)
             lifetime = min(lifetime, path.refresh_interval)
-            ready.append(self._ready_queue(source, site, path))
+            one = self._ready_queue(source, site, path)
+            one.providers |= providers
+            ready.append(one)
         weights = tuple((source.name, weight) for source, weight in entries)
         key = (pool, weights, site.key)
         state = self._weights.get(key)
@@ -156,8 +158,9 @@ class RouteFinder:
             state = self._weights[key] = Weights(len(entries))
         return Routes(ready, [weight for _, weight in entries], state, lifetime)
 
-    async def _path(self, domain: str, source: str, site: Site) -> EgressPath:
-        """The hook's answer; shaping files that it is taken from know the hosts of the site, too."""
+    async def _path(self, domain: str, source: str, site: Site) -> tuple[EgressPath, frozenset[str]]:
+        """The hook's answer, and the providers of shaping files that the destination belongs to. Shaping
+        files that it is taken from know the hosts of the site, too."""
         with asking(asked_for(site)) as found:
             path: EgressPath | None = await self._hooks.call(
                 "get_egress_path_config", domain, source, site.name
@@ -167,7 +170,8 @@ class RouteFinder:
                 self._tell(note, site.name, "%s", note)
         if self.observe is not None:
             self.observe(source, found[-1] if found else None)
-        return path if path is not None else _DEFAULT_PATH
+        providers = frozenset(name for one in found for name in one.providers)
+        return (path if path is not None else _DEFAULT_PATH), providers
 
     async def _pool(self, name: str) -> tuple[str, list[tuple[EgressSource, int]]]:
         if name == UNSPECIFIED:

@@ -245,6 +245,7 @@ class Session:
         connection, transactions = self._connection, self._transactions
         assert connection is not None and transactions is not None
         ready, services = self._ready, self._services
+        now = trio.current_time()
         return (
             self._ended
             or services.draining
@@ -252,7 +253,8 @@ class Session:
             or transactions.stopped
             or connection.client.closing
             or transactions.delivered >= ready.path.max_deliveries_per_connection
-            or trio.current_time() >= self._stale
+            or now >= self._stale
+            or now < ready.suspended_until
             or services.spool.halted is not None
             or self._gives_way()
             or not self._credential_current(connection)

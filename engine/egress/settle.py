@@ -27,7 +27,7 @@ from . import outcome
 from .outcome import Outcome
 
 if TYPE_CHECKING:
-    from engine.model import Message
+    from engine.model import Message, QueueName
     from engine.smtp import Reply
     from engine.spool import Spool
 
@@ -97,6 +97,9 @@ class Settler:
         self._dice = dice or random.Random()
         self._capture = log.capture
         self.counters = Counters()
+        self.failed: Callable[[Queued, QueueName, Outcome, ReadyQueue], None] | None = None
+        """The router's: told of each reply that is no success, once however many recipients it is for."""
+        self._told: Outcome | None = None
         self.resident = 0
         """Octets of memory held by the envelopes and bodies of queued messages, about."""
 
@@ -183,7 +186,18 @@ class Settler:
                 self._expire(entry, message, pending, ready)
             else:
                 self._postpone(entry, due)
+        if self.failed is not None and ready is not None:
+            # Last: whatever becomes of it, the message is settled.
+            for result, _ in groups.values():
+                if result.verdict != "delivered":
+                    self._tell(entry, result, ready)
         return counted
+
+    def _tell(self, entry: Queued, result: Outcome, ready: ReadyQueue) -> None:
+        """A reply that is no success, to whoever judges it. One that a whole queue shares is told once."""
+        if self.failed is not None and result is not self._told and not result.by_rule:
+            self._told = result
+            self.failed(entry, entry.queue.name, result, ready)
 
     def put_off(self, entry: Queued, ready: ReadyQueue) -> None:
         """A message of which some recipients were tried and must be tried again, and others were not
@@ -396,6 +410,7 @@ class Settler:
         )
         reply = outcome.internal(451, "4.7.0", f"held: {error}")
         self.counters.held += 1
+        self._tell(entry, Outcome("held", reply), ready)
 
         def note(waiting: Queued) -> None:
             kind = "TransientFailure" if waiting is entry else "Delayed"
@@ -450,14 +465,27 @@ class Settler:
                 ready.put_back(waiting)
         ready.call_back()
 
+    async def suspend(self, ready: ReadyQueue) -> None:
+        """A rule keeps a ready queue standing still: a record of each message says so."""
+
+        def note(waiting: Queued) -> None:
+            self.note_stop(waiting, ready.suspended_text, ready.suspended_until, ready)
+
+        await self._look_through(ready, note, lambda waiting: True)
+
+    def note_stop(self, entry: Queued, text: str, until: float, ready: ReadyQueue | None) -> None:
+        """A record saying that a message waits because of a rule on replies. No attempt is counted."""
+        self._note(entry, "Delayed", outcome.internal(451, "4.7.0", text), ready, until)
+
     def note_held(self, ready: ReadyQueue, entry: Queued, kind: str, reply: Reply) -> None:
         """A record saying that and why a message waits."""
+        self._note(entry, kind, reply, ready, ready.retry_at)
+
+    def _note(self, entry: Queued, kind: str, reply: Reply, ready: ReadyQueue | None, due: float) -> None:
         message = entry.message
         assert message is not None
         members = [i for i in range(len(message.recipients)) if not entry.done >> i & 1]
-        self._record(
-            kind, entry, message, members, reply, "", ready, None, 0.0, ready.retry_at, entry.attempts
-        )
+        self._record(kind, entry, message, members, reply, "", ready, None, 0.0, due, entry.attempts)
 
     def unreadable(self, entry: Queued, error: MessageUnreadable) -> None:
         """A damaged message was moved to quarantine by the spool; nothing else is touched by it."""

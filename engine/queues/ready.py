@@ -5,7 +5,8 @@ path (TLS requirement and trust, AUTH identity and key source, port, limits). Tw
 one MX with different credentials have two ready queues and never share a session. What the
 receiver sees is counted across keys: connections and rates are per (source, site).
 
-A ready queue's state is one of three names:
+A ready queue's state is one of three names, and whatever it is, a rule on replies may keep it *suspended*
+(`suspended_until`):
 
 - *open*: sessions may be started;
 - *held*: something an operator must know of stands in the way (no trusted TLS, AUTH not offered,
@@ -90,6 +91,7 @@ class ReadyQueue:
         "pace",
         "path",
         "proceed",
+        "providers",
         "refill",
         "retired",
         "retry_at",
@@ -99,6 +101,8 @@ class ReadyQueue:
         "source",
         "started",
         "starting",
+        "suspended_text",
+        "suspended_until",
         "touched",
         "warm",
     )
@@ -156,12 +160,26 @@ class ReadyQueue:
         self.retry_at = float("-inf")
         self.hold_cause = ""
         self.hold_text = ""
+        self.suspended_until = float("-inf")
+        """A rule on replies said so: until then no session is started and none goes on."""
+        self.suspended_text = ""
+        self.providers: frozenset[str] = frozenset()
+        """Of shaping files, those that the destination belongs to."""
         self.give_way = 0
         """So many sessions are asked to end: another queue that counts with this one has none."""
         self.retired = False
         self.touched = 0.0
         self.noted_for = float("-inf")
         """The router's: when it will look at this queue again."""
+
+    def suspended(self, now: float) -> bool:
+        """Whether a rule on replies keeps this queue standing still now."""
+        return now < self.suspended_until
+
+    @property
+    def closed_until(self) -> float:
+        """Before this moment no session may be started."""
+        return max(self.retry_at, self.suspended_until)
 
     def room(self) -> int:
         """How many more messages fit (`max_ready`)."""
@@ -257,7 +275,7 @@ class ReadyQueue:
         """Whether one more session should be started now. The lease is the caller's business."""
         if len(self.entries) <= self.starting or self._wakers:
             return False
-        if now < self.retry_at:
+        if now < self.closed_until:
             return False
         if self.hold_cause or self.back_off:
             return self.sessions == 0

@@ -25,6 +25,7 @@ from engine.model import Message, QueueName
 
 if TYPE_CHECKING:
     from policy.egress import QueueConfig
+    from policy.shaping import Stop
 
 __all__ = ["Queued", "ScheduledQueue", "Timer"]
 
@@ -67,6 +68,8 @@ class ScheduledQueue:
         "refresh_at",
         "resolving",
         "routes",
+        "stop",
+        "stop_until",
         "waiting",
     )
 
@@ -82,6 +85,9 @@ class ScheduledQueue:
         self.idle_since = float("inf")
         self.noted_for = float("-inf")
         """The router's: when it will look at the line again."""
+        self.stop: Stop | None = None
+        """A rule on replies keeps this queue standing still, or bounces its mail, until `stop_until`."""
+        self.stop_until = float("-inf")
 
 
 class Timer:
@@ -105,6 +111,14 @@ class Timer:
     def next_due(self) -> float | None:
         """When the first one is due, None when nothing is timed."""
         return self._heap[0][0] if self._heap else None
+
+    def take_out(self, queues: set[ScheduledQueue]) -> list[Queued]:
+        """Remove and return the entries of some scheduled queues, in due order. Looks at every entry."""
+        found = sorted(one for one in self._heap if one[2].queue in queues)
+        if found:
+            self._heap = [one for one in self._heap if one[2].queue not in queues]
+            heapq.heapify(self._heap)
+        return [entry for _, _, entry in found]
 
     def pop_due(self, now: float, limit: int) -> list[Queued]:
         """At most `limit` entries that are due, in due order."""

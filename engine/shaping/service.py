@@ -19,7 +19,9 @@ import trio
 from policy.shaping import Shaper, ShapingError
 from policy.shaping.read import read
 
+from .automation import Automation
 from .remote import Client, FetchFailed, open_client
+from .state import State
 
 __all__ = ["HostsOf", "ShapingService", "Unresolved", "open_shaping"]
 
@@ -58,7 +60,16 @@ HostsOf: TypeAlias = Callable[[str], Awaitable[frozenset[str]]]
 class _Watcher:
     """See the module. `changed`: called when something new is in force."""
 
-    def __init__(self, shaper: Shaper, hosts_of: HostsOf, client: Client | None) -> None:
+    def __init__(
+        self,
+        shaper: Shaper,
+        hosts_of: HostsOf,
+        client: Client | None,
+        automation: Automation,
+        state: State | None,
+    ) -> None:
+        self._automation = automation
+        self._state = state
         self.changed: Callable[[], None] = lambda: None
         self._shaper = shaper
         self._hosts_of = hosts_of
@@ -80,6 +91,7 @@ class _Watcher:
         if self._urls:
             with trio.move_on_after(START):
                 await self.fetch()
+            await self._remember()
         await self.read(starting=True)
         with trio.move_on_after(START) as scope:
             await self.resolve(list(self._shaper.table.rollups))
@@ -90,6 +102,19 @@ class _Watcher:
                 START,
             )
         self._say()
+
+    async def _remember(self) -> None:
+        """What URLs that cannot be had said before the restart."""
+        if self._state is None:
+            return
+        for name in self._urls:
+            if name in self._remote:
+                continue
+            content = await trio.to_thread.run_sync(self._state.remote, name)
+            if content is None or (await trio.to_thread.run_sync(read, name, content)).problems:
+                continue
+            self._remote[name] = content
+            logger.warning("shaping: %s: what it said last, before the restart, is in use", name)
 
     def _say(self) -> None:
         blocks, files = self._shaper.table.blocks, self._shaper.files
@@ -140,6 +165,7 @@ class _Watcher:
             if same and len(had) == len(shaper.unread):
                 return
             shaper.use(table)
+            self._automation.reloaded(shaper)
         if not starting:
             self._say()
             self._ask.set()
@@ -190,6 +216,8 @@ class _Watcher:
             logger.info("shaping: %s can be used again", name)
         if content is not None:
             self._remote[name] = content
+            if self._state is not None:
+                await trio.to_thread.run_sync(self._state.keep_remote, name, content)
 
     # -- DNS -------------------------------------------------------------------------------------
 
@@ -254,20 +282,27 @@ class _Watcher:
 
 
 class ShapingService:
-    """All watchers. `changed` is called whenever something new is in force."""
+    """All watchers, and what their rules bring about. `changed` is called whenever something new is in
+    force."""
 
-    def __init__(self, watchers: Sequence[_Watcher]) -> None:
+    def __init__(self, watchers: Sequence[_Watcher], automation: Automation) -> None:
         self._watchers = watchers
+        self.automation = automation
 
     def tell(self, changed: Callable[[], None]) -> None:
         """Who is to be told of a change; from now on."""
+        self.automation.paths_changed = changed
         for watcher in self._watchers:
             watcher.changed = changed
 
 
 @asynccontextmanager
-async def open_shaping(shapers: Sequence[Shaper], hosts_of: HostsOf) -> AsyncIterator[ShapingService]:
+async def open_shaping(
+    shapers: Sequence[Shaper], hosts_of: HostsOf, state: State | None = None
+) -> AsyncIterator[ShapingService]:
     """Keep the shapers of a policy up to date; leaving the block ends that. With none it costs nothing.
+
+    `state`: where is kept what must outlive a restart.
 
     The start waits a few seconds for URLs and for DNS, so that the first mail meets what they say.
     """
@@ -275,14 +310,18 @@ async def open_shaping(shapers: Sequence[Shaper], hosts_of: HostsOf) -> AsyncIte
         client: Client | None = None
         if any(file.url for shaper in shapers for file in shaper.files):
             client = await stack.enter_async_context(open_client())
-        watchers = [_Watcher(shaper, hosts_of, client) for shaper in shapers]
+        automation = Automation(shapers, state)
+        watchers = [_Watcher(shaper, hosts_of, client, automation, state) for shaper in shapers]
         nursery = await stack.enter_async_context(trio.open_nursery())
         async with trio.open_nursery() as first:
             for watcher in watchers:
                 first.start_soon(watcher.start)
+        await automation.start()
+        if shapers:
+            nursery.start_soon(automation.run)
         for watcher in watchers:
             nursery.start_soon(watcher.watch_files)
             nursery.start_soon(watcher.watch_urls)
             nursery.start_soon(watcher.watch_dns)
-        yield ShapingService(watchers)
+        yield ShapingService(watchers, automation)
         nursery.cancel_scope.cancel()

@@ -75,6 +75,7 @@ def host_of(entry: MxEntry) -> Host:
     return Host(names, entry.port)
 
 
+@lru_cache(8192)
 def name_key(text: str) -> str:
     """The one spelling of a block's name: ``[192.0.2.1]``, ``[IPv6:::1]`` and ``Example.COM.`` become
     ``192.0.2.1``, ``::1`` and ``example.com``; a port stays."""

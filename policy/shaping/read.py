@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -18,24 +18,16 @@ from ..egress import PATH
 from ..errors import PolicyError, Wrong, a_type, did_you_mean
 from ..options import Kind
 from ..units import parse_limit, parse_throttle
+from .cases import Case
 from .lines import Lines, json_lines, line_of, toml_lines
-from .names import Match, name_key, plain_name
+from .names import Match, is_address, name_key, plain_name
+from .read_rules import read_case, read_rule
+from .rules import Rule
 from .settings import MAPS, UNSET, Key, Layer, Origin, Setting, put
 
-__all__ = ["AUTH", "META", "Definition", "Document", "read"]
+__all__ = ["META", "Definition", "Document", "read"]
 
 BlockKind = Literal["default", "domain", "provider"]
-
-AUTH = frozenset(
-    {
-        "smtp_auth",
-        "smtp_auth_plain_username",
-        "smtp_auth_plain_password",
-        "allow_smtp_auth_plain_without_tls",
-        "allow_smtp_auth_plain_without_valid_certificate",
-    }
-)
-"""Options that say who we are, or relax where the password may go."""
 
 _UNSET_TABLE = {"unset": True}
 
@@ -47,9 +39,9 @@ _OF_PROVIDERS = {
     "provider_source_selection_rate": _RATE,
 }
 META: dict[str, tuple[str, ...]] = {
-    "default": ("sources",),
-    "domain": ("mx_rollup", "replace_base", "sources"),
-    "provider": ("match", "replace_base", "sources", *_OF_PROVIDERS),
+    "default": ("sources", "automation", "test"),
+    "domain": ("mx_rollup", "replace_base", "sources", "automation", "test"),
+    "provider": ("match", "replace_base", "sources", "automation", "test", *_OF_PROVIDERS),
     "source": (),
     "provider source": (*_OF_PROVIDERS,),
 }
@@ -67,6 +59,7 @@ class Definition(msgspec.Struct):
     layer: Layer
     sources: dict[str, Layer]
     match: tuple[Match, ...]
+    rules: tuple[Rule, ...] = ()
 
 
 class Document(msgspec.Struct):
@@ -75,6 +68,7 @@ class Document(msgspec.Struct):
     name: str
     definitions: list[Definition]
     problems: list[PolicyError]
+    cases: list[Case] = []
 
 
 def read(name: str, content: bytes) -> Document:
@@ -97,9 +91,10 @@ class _Reader:
         self.lines: Lines = {}
         self.definitions: list[Definition] = []
         self.problems: list[PolicyError] = []
+        self.cases: list[Case] = []
 
     def document(self) -> Document:
-        return Document(self.name, self.definitions, self.problems)
+        return Document(self.name, self.definitions, self.problems, self.cases)
 
     def _problem(self, path: tuple[str, ...], text: str) -> None:
         self.problems.append(PolicyError(text, f"{self.name}:{line_of(self.lines, path)}"))
@@ -119,6 +114,8 @@ class _Reader:
         for name, table in data.items():
             if name == "provider":
                 self._providers(table)
+            elif name == "test":
+                self._cases((name,), table, "test", "")
             elif not isinstance(table, Mapping):
                 if name == "replace_base" or name in PATH.table.kinds or name in META["domain"]:
                     self._problem(
@@ -163,9 +160,59 @@ class _Reader:
                 self._sources(definition, at, value, shown)
             elif option == "match" and kind == "provider":
                 definition.match = self._match(at, value)
+            elif option == "automation":
+                definition.rules = self._rules(definition, at, value, table.get("mx_rollup") is not False)
+            elif option == "test":
+                self._cases(at, value, shown, name if kind == "domain" else "")
             else:
                 self._option(definition.layer, kind, at, value, Origin(self.name, 0, shown), key)
         self.definitions.append(definition)
+
+    def _rules(
+        self, definition: Definition, path: tuple[str, ...], value: Any, rollup: bool
+    ) -> tuple[Rule, ...]:
+        found: list[Rule] = []
+        shown = definition.origin.block
+        seen: list[Any] = []
+        for at, one in self._tables(path, value, f"[[{shown}.automation]]"):
+
+            def problem(key: str, text: str, at: tuple[str, ...] = at) -> None:
+                self._problem((*at, key), f"[{shown}] {text}")
+
+            rule = read_rule(
+                one,
+                problem,
+                self._origin(at, shown),
+                kind=definition.kind,
+                block=definition.key,
+                rollup=rollup and not is_address(definition.key),
+                number=seen.count(one),
+            )
+            seen.append(one)
+            if rule is not None:
+                found.append(rule)
+        return tuple(found)
+
+    def _cases(self, path: tuple[str, ...], value: Any, shown: str, domain: str) -> None:
+        right = "[[test]]" if shown == "test" else f"[[{shown}.test]]"
+        for at, one in self._tables(path, value, right):
+
+            def problem(key: str, text: str, at: tuple[str, ...] = at) -> None:
+                self._problem((*at, key), text)
+
+            case = read_case(one, problem, self._origin(at, shown), domain)
+            if case is not None:
+                self.cases.append(case)
+
+    def _tables(self, path: tuple[str, ...], value: Any, right: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+        """The tables of a list, with their places."""
+        if isinstance(value, (Mapping, str)) or not isinstance(value, Sequence):
+            self._problem(
+                path, f"{path[-1]}: is no list of tables but {a_type(value)}; right would be {right}"
+            )
+            return
+        for number, one in enumerate(value):
+            yield (*path, str(number)), one
 
     def _origin(self, path: tuple[str, ...], block: str, source: str = "") -> Origin:
         return Origin(self.name, line_of(self.lines, path), block, source)
@@ -281,8 +328,6 @@ def _short(value: Any) -> str:
 
 def _unknown(option: str, value: Any, kind: str) -> str:
     """What to say of an option that nobody knows in this kind of table."""
-    if option == "automation":
-        return '"automation" (rules that change settings by what peers answer) is not supported yet'
     if isinstance(value, Mapping) and kind in ("domain", "default"):
         return (
             f'"{option}" is a table, which no option is; a block name with dots stands in quotes, as in '

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-__all__ = ["MAPS", "UNSET", "Key", "Layer", "Origin", "Setting", "merged", "put"]
+__all__ = ["AUTH", "MAPS", "UNSET", "Key", "Layer", "Origin", "Setting", "merged", "put"]
 
 MAPS: Final = frozenset(
     {
@@ -28,6 +28,17 @@ MAPS: Final = frozenset(
     }
 )
 """Options that hold entries by name."""
+
+AUTH: Final = frozenset(
+    {
+        "smtp_auth",
+        "smtp_auth_plain_username",
+        "smtp_auth_plain_password",
+        "allow_smtp_auth_plain_without_tls",
+        "allow_smtp_auth_plain_without_valid_certificate",
+    }
+)
+"""Options that say who we are, or relax where the password may go."""
 
 Key: TypeAlias = tuple[str, str]
 """An option and ``""``; of a map, the name of the entry; of a provider's limit, the name of the provider."""
@@ -47,16 +58,19 @@ UNSET: Final = _Unset.UNSET
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where something stands. `block`: as its header writes it. `source`: of a ``sources`` table."""
+    """Where something stands. `block`: as its header writes it. `source`: of a ``sources`` table.
+    `rule`: of an option that a rule set, until when."""
 
     file: str
     line: int
     block: str
     source: str = ""
+    rule: str = ""
 
     def __str__(self) -> str:
         inside = f' sources."{self.source}"' if self.source else ""
-        return f"{self.file}:{self.line} [{self.block}]{inside}"
+        rule = f" {self.rule}" if self.rule else ""
+        return f"{self.file}:{self.line} [{self.block}]{inside}{rule}"
 
     @property
     def where(self) -> str:

@@ -16,8 +16,10 @@ import msgspec
 
 from ..egress import EgressPath
 from ..errors import PolicyError, a_type
+from .asked import Asked, asked_by_name
+from .orders import Orders
 from .read import Document, read
-from .table import Asked, Found, ShapingError, Sites, Table, asked_by_name, build
+from .table import Found, Overrides, ShapingError, Sites, Table, build
 
 __all__ = ["SHIPPED", "Shaper", "ShapingFile", "asking", "parse_files"]
 
@@ -117,6 +119,7 @@ class Shaper:
         allow_auth_in_default: bool,
         require_remote: bool,
         where: str,
+        shadow: bool = False,
     ) -> None:
         self.files = tuple(files)
         self.where = where
@@ -127,6 +130,9 @@ class Shaper:
         """What was read last, by name: a file that did not change is not read again."""
         self._sites: Sites = {}
         self._cache: dict[tuple[str, str, str, str], Found] = {}
+        self.orders = Orders(shadow=shadow)
+        """What the rules of the files have brought about. The engine judges replies and keeps them."""
+        self._overrides: Overrides = {}
         self.table = self.build({})
 
     def __call__(self, domain: str, egress_source: str, site_name: str) -> EgressPath:
@@ -143,7 +149,7 @@ class Shaper:
                 name, why = next(iter(self.unread.items()))
                 raise PolicyError(f"{name} has not been read yet: {why}", self.where)
             asked = asked_by_name(site_name) if question is None else question.asked
-            found = self.table.find(domain, source, asked)
+            found = self.table.find(domain, source, asked, self._overrides)
             if len(self._cache) >= _KEPT:
                 self._cache.clear()
             self._cache[key] = found
@@ -178,7 +184,13 @@ class Shaper:
         """Put a table in force."""
         table.take_sites(self._sites)
         self.table = table
+        self.use_orders()
+
+    def use_orders(self) -> bool:
+        """Orders were given or are over: whether paths may be others now."""
+        before, self._overrides = self._overrides, self.orders.overrides(self.table)
         self._cache = {}
+        return bool(before or self._overrides)
 
     def use_sites(self, sites: Sites) -> None:
         """What DNS says of the blocks with roll-up."""

@@ -16,25 +16,30 @@ from ..egress import PATH, EgressPath
 from ..errors import PolicyError, Wrong
 from ..nets import parse_mx
 from ..units import Named
-from .names import Host, Match, host_of, is_address, name_keys, plain_name
-from .read import AUTH, Definition, Document
-from .settings import MAPS, UNSET, Key, Layer, Origin, Setting, merged, put
+from .asked import Asked
+from .cases import failing
+from .names import Host, Match, host_of, is_address, name_key, name_keys, plain_name
+from .read import Definition, Document
+from .rules import Rule
+from .settings import AUTH, MAPS, UNSET, Key, Layer, Origin, Setting, merged, put
 
 __all__ = [
     "IMPLIED",
-    "Asked",
     "Block",
     "Found",
+    "Overrides",
     "ShapingError",
     "Sites",
     "Table",
     "alone",
-    "asked_by_name",
     "build",
 ]
 
 Sites: TypeAlias = Mapping[str, frozenset[str]]
 """What DNS says of rolled-up blocks: a block's key, and the hosts behind it as `Asked.hosts` names them."""
+
+Overrides: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[Key, Setting]]]
+"""What rules have set: by source and place (`Rule.place_of`), in the order in which they did."""
 
 _TOGETHER = AUTH | {"enable_tls", "tls_ca", "tls_server_name"}
 """Options in which the blocks of several smart hosts of one list must agree: whatever is said to the one
@@ -58,31 +63,6 @@ class ShapingError(PolicyError):
         self.problems = tuple(problems)
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """The site a path is asked for. `key`: tells sites apart. `smart`: the hosts are an `mx_list`."""
-
-    site_name: str
-    hosts: tuple[Host, ...] = ()
-    smart: bool = False
-    key: str = ""
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The set of hosts, as `Sites` has it: without preferences, with ports."""
-        return frozenset(host.key for host in self.hosts)
-
-
-def asked_by_name(site_name: str) -> Asked:
-    """What a site's name alone tells: the hosts of an ``mx_list:``, or one single host."""
-    smart = site_name.startswith("mx_list:")
-    texts = site_name[len("mx_list:") :].split(",") if smart else [site_name]
-    try:
-        hosts = tuple(host_of(parse_mx(text)) for text in texts)
-    except Wrong:  # several hosts, factored
-        hosts = ()
-    return Asked(site_name, hosts, smart, site_name)
-
-
 class Block(msgspec.Struct, eq=False):
     """All definitions of one block, merged. `origin`: the first."""
 
@@ -93,27 +73,32 @@ class Block(msgspec.Struct, eq=False):
     layer: Layer
     sources: dict[str, Layer]
     match: tuple[Match, ...]
+    rules: tuple[Rule, ...] = ()
 
     def take(self, later: Definition) -> None:
         """Put a later definition over this one."""
         if later.layer.replaces is not None:
             self.layer, self.sources, self.match = later.layer, dict(later.sources), later.match
+            self.rules = later.rules
             return
         self.layer = merged(self.layer, later.layer)
         for source, layer in later.sources.items():
             before = self.sources.get(source)
             self.sources[source] = layer if before is None else merged(before, layer)
         self.match += later.match
+        self.rules += later.rules
 
 
 class Found(msgspec.Struct, frozen=True):
     """A path and where it comes from. `settings`: by option (and entry), with what each overrode. `blocks`:
-    what applied, in order. `notes`: what a reader of the answer should know."""
+    what applied, in order. `notes`: what a reader of the answer should know. `providers`: those
+    that the destination belongs to."""
 
     path: EgressPath
     settings: dict[Key, Setting]
     blocks: tuple[Origin, ...]
     notes: tuple[str, ...] = ()
+    providers: frozenset[str] = frozenset()
 
 
 class Table:
@@ -139,6 +124,8 @@ class Table:
                 self.rollups[block.key] = block
             else:
                 self.named[block.key] = block
+        self.rules: dict[str, Rule] = {rule.identity: rule for block in self.blocks for rule in block.rules}
+        """All rules, by identity."""
 
     def take_sites(self, sites: Sites) -> None:
         """What DNS says of the rolled-up blocks. Without an answer a block is found by its name alone."""
@@ -161,13 +148,11 @@ class Table:
         named = tuple(host_of(parse_mx(host)) for host in hosts)
         return self.providers_of(domain, Asked("", named))
 
-    def find(self, domain: str, source: str, asked: Asked) -> Found:
-        """The path from `source` to a site, for mail to `domain`.
-
-        Raises: PolicyError naming file and line, when the blocks that apply do not make a path.
-        """
+    def _groups(
+        self, domain: str, source: str, asked: Asked, notes: list[str]
+    ) -> tuple[list[Block], list[Block], list[Block]]:
+        """`default`; the providers; the blocks of site, destination and smart hosts."""
         names = name_keys(domain)
-        notes: list[str] = []
         near: list[Block] = []
         if not asked.smart:
             near += self._by_hosts.get(asked.names, ())
@@ -177,11 +162,33 @@ class Table:
             near = _last(near, self._smart(asked, source, notes))
         elif len(asked.hosts) == 1 and is_address(asked.hosts[0].block_names()[0]):
             near = _last(near, self._named(asked.hosts[0]))
-        groups = ([self.default] if self.default else [], self.providers_of(domain, asked), near)
+        return ([self.default] if self.default else [], self.providers_of(domain, asked), near)
+
+    def rules_for(self, domain: str, asked: Asked) -> tuple[Rule, ...]:
+        """The rules that look at replies to mail for `domain` at a site, in the order of the blocks. Where
+        `replace_base` takes back what was said before, rules are, too."""
+        if not self.rules:
+            return ()
+        try:
+            _, kept = _layers(self._groups(domain, "", asked, []), "")
+        except PolicyError:
+            return ()  # no path, so there is no mail
+        return tuple(rule for block in kept for rule in block.rules)
+
+    def find(self, domain: str, source: str, asked: Asked, overrides: Overrides | None = None) -> Found:
+        """The path from `source` to a site, for mail to `domain`. `overrides`: what rules have set by now.
+
+        Raises: PolicyError naming file and line, when the blocks that apply do not make a path.
+        """
+        notes: list[str] = []
+        groups = self._groups(domain, source, asked, notes)
         layers, blocks = _layers(groups, source)
         settings: dict[Key, Setting] = {}
         for layer in layers:
             for key, setting in layer.settings.items():
+                put(settings, key, setting)
+        if overrides:
+            for key, setting in _overriding(overrides, source, domain, asked, groups):
                 put(settings, key, setting)
         for block in reversed(groups[1]):
             if block in blocks:
@@ -189,7 +196,13 @@ class Table:
                 mark = Setting(block.key, block.origin)
                 settings.setdefault(("provider_name", ""), mark)
         path = _path(settings, source, domain, blocks)
-        return Found(path, settings, tuple(block.origin for block in blocks), tuple(notes))
+        return Found(
+            path,
+            settings,
+            tuple(block.origin for block in blocks),
+            tuple(notes),
+            frozenset(block.key for block in groups[1]),
+        )
 
     def _named(self, host: Host) -> list[Block]:
         return [self.named[key] for key in host.block_names() if key in self.named]
@@ -226,6 +239,16 @@ class Table:
         for blocks in reversed(per_host):
             found = _last(found, blocks)
         return found
+
+
+def _overriding(
+    overrides: Overrides, source: str, domain: str, asked: Asked, groups: Sequence[Sequence[Block]]
+) -> list[tuple[Key, Setting]]:
+    """What rules have set for this source and destination, for the domain alone last."""
+    places = [f"provider:{block.key}" for block in groups[1]]
+    places += [f"site:{asked.key}", *(f"block:{block.key}" for block in groups[2])]
+    places.append(f"domain:{name_key(domain)}")
+    return [one for place in places for one in overrides.get((source, place), ())]
 
 
 def _belongs(match: Sequence[Match], domain: str, hosts: Sequence[Host]) -> bool:
@@ -307,6 +330,9 @@ def build(documents: Sequence[Document], *, allow_auth_in_default: bool = False)
             latest[definition.key] = rollup
         if definition.kind == "default" and not allow_auth_in_default:
             problems += _auth_in_default(definition)
+        held = rollup and not is_address(definition.key)
+        rules = tuple(msgspec.structs.replace(rule, rollup=held) for rule in definition.rules)
+        definition = msgspec.structs.replace(definition, rules=rules)
         identity = (definition.kind, definition.key, rollup)
         block = blocks.get(identity)
         if block is None:
@@ -318,6 +344,7 @@ def build(documents: Sequence[Document], *, allow_auth_in_default: bool = False)
                 definition.layer,
                 dict(definition.sources),
                 definition.match,
+                definition.rules,
             )
         else:
             block.take(definition)
@@ -333,6 +360,9 @@ def build(documents: Sequence[Document], *, allow_auth_in_default: bool = False)
     table = Table(blocks.values(), documents)
     if not problems:
         problems += _half_logins(table)
+    if not problems:
+        cases = (case for document in documents for case in document.cases)
+        problems += failing(table, cases)
     if problems:
         raise ShapingError(problems)
     return table

@@ -179,6 +179,21 @@ def test_providers_that_overlap_are_remarked(said: Said) -> None:
     assert "overlap" not in said(text.replace("mx.example.net", "notexample.net"))
 
 
+def test_what_a_later_file_takes_back_is_remarked(said: Said) -> None:
+    block = '["a.example"]\nmax_ready = 1\n'
+    Path("later.toml").write_text('["a.example"]\nreplace_base = true\n')
+    text = said(block, files='["shaping.toml", "later.toml"]')
+    assert 'later.toml:2: ["a.example"] replace_base: what shaping.toml:1 and earlier files say' in text
+    assert "replace_base" not in said(block + "replace_base = true\n", files='["shaping.toml"]')
+
+
+def test_a_test_that_fails_is_a_mistake(said: Said) -> None:
+    text = '["a.example"]\n[["a.example".test]]\nexpect = { enable_tls = "Required" }\n'
+    assert "shaping.toml:2: this test fails: enable_tls for a.example is Opportunistic" in said(
+        text, good=False
+    )
+
+
 def test_a_name_without_a_dot_is_remarked(said: Said) -> None:
     assert 'shaping.toml:1: the name of the block "example" has no dot' in said(
         "[example]\nmx_rollup = false"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 
 from engine.cli import main
 from engine.cli.explanation import tls_text
+from engine.shaping import State
 from policy import make_egress_path
 from policy.load import load_policy
+from policy.shaping import Asked, Failure
 
 POLICY = """
 import policy
@@ -121,6 +124,7 @@ def test_as_json(ask: Any) -> None:
         "line": 1,
         "block": '"192.168.1.10"',
         "source": "",
+        "rule": "",
     }
     assert [step["value"] for step in options["max_ready"]["overrode"]] == ["4096"]
     assert options["rset_timeout"]["set_by"] is None and options["rset_timeout"]["value"] == "5s"
@@ -225,3 +229,31 @@ def test_the_tls_level_in_words(options: dict[str, Any], says: str) -> None:
 def test_the_tls_level_with_a_login(options: dict[str, Any], says: str) -> None:
     auth = {"smtp_auth_plain_username": "scott", "smtp_auth_plain_password": {"key_data": "x"}}
     assert says in tls_text(make_egress_path({**auth, **options}))
+
+
+RULE = """
+[["default".automation]]
+code = 421
+action = ["Suspend", { SetConfig = { name = "max_ready", value = 3 } }]
+duration = "1 hour"
+"""
+
+
+def test_what_rules_have_set_and_brought_to_a_standstill(ask: Any, directory: Path) -> None:
+    """The running relay wrote it down; here somebody only looks."""
+    Path("shaping.toml").write_text(Path("shaping.toml").read_text() + RULE)
+    asked = ask("bob@example.com", "--json")
+    key = json.loads(asked)["roads"][0]["key"]
+    shaper = load_policy("mail.py").hooks.shapers[0]
+    failure = Failure("example.com", "unspecified", Asked("", (), True, key), 421, line="421 busy")
+    shaper.orders.judge(shaper.table, failure, time.time())
+    State("spool").keep_orders(list(shaper.orders))
+    before = {path: path.read_bytes() for path in directory.glob("spool.shaping/*")}
+    text = ask("bob@example.com")
+    assert re.search(r'max_ready +3 +shaping.toml:8 \["default"\] automation, until 20\d\d-.* UTC', text), (
+        text
+    )
+    assert re.search(
+        r'note +suspended until .* UTC by shaping.toml:8 \["default"\] Suspend, because', text
+    ), text
+    assert {path: path.read_bytes() for path in directory.glob("spool.shaping/*")} == before

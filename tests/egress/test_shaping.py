@@ -19,7 +19,7 @@ import trio
 import policy
 from engine.app import _tuned_collector, hosts_of
 from engine.egress.resolve import Resolver
-from engine.shaping import ShapingService, open_shaping, remote, service
+from engine.shaping import ShapingService, State, open_shaping, remote, service
 from policy.shaping import Shaper
 from tests.support.certificates import Authority
 from tests.support.fakedns import SERVFAIL, StaticDns, Zones
@@ -310,6 +310,33 @@ async def test_before_a_url_was_read_mail_waits_and_then_it_goes_out(bench: Any)
             here.status, here.content = 200, BLOCK.format(3).encode()
             await until(lambda: not shaper.unread)
             assert max_ready(shaper) == 3
+
+
+async def test_what_a_url_said_last_survives_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = State(tmp_path / "spool")
+    resolver = Resolver(StaticDns({}))
+    with web() as here:
+        here.content = BLOCK.format(3).encode()
+        shaper = policy.shaping.load([here.url])
+        async with open_shaping([shaper], hosts_of(resolver), state):
+            assert max_ready(shaper) == 3
+        here.status = 503
+        shaper = policy.shaping.load([here.url])
+        async with open_shaping([shaper], hosts_of(resolver), state):
+            assert max_ready(shaper) == 3
+        assert any("before the restart, is in use" in r.getMessage() for r in caplog.records)
+        (kept,) = (tmp_path / "spool.shaping").iterdir()
+        assert kept.stat().st_mode & 0o077 == 0
+        kept.write_bytes(kept.read_bytes().replace(b"= 3", b"= 4"))
+        shaper = policy.shaping.load([here.url])
+        async with open_shaping([shaper], hosts_of(resolver), state):
+            assert shaper.unread, "damaged: as if there were nothing"
+        here.status, here.content = 200, BLOCK.format(5).encode()
+        shaper = policy.shaping.load([here.url])
+        async with open_shaping([shaper], hosts_of(resolver), state):
+            assert max_ready(shaper) == 5
 
 
 async def test_a_url_may_be_taken_for_empty() -> None:

@@ -12,9 +12,10 @@ import policy
 from policy.egress import EgressPath
 from policy.keysource import VaultKey
 from policy.shaping import SHIPPED, Asked, Shaper, Table, asking
+from policy.shaping.asked import asked_by_name
 from policy.shaping.names import Host
 from policy.shaping.read import read
-from policy.shaping.table import Found, asked_by_name, build
+from policy.shaping.table import Found, build
 
 
 def table(*texts: str, **options: Any) -> Table:

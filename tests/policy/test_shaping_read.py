@@ -48,7 +48,6 @@ def problems(text: str, name: str = "a.toml") -> list[str]:
             'enable_tls = "Required"',
             'a.toml:1: "enable_tls" stands outside of every block; right would be ["default"]',
         ),
-        ('["a.example"]\n[["a.example".automation]]\nregex = "x"', 'a.toml:2: ["a.example"] "automation"'),
         (
             '["a.example"]\nenable_dane = true',
             'a.toml:2: ["a.example"] option "enable_dane" (DANE) is not supported yet',

@@ -20,6 +20,7 @@ from engine.log import Log, Record
 from engine.model import Message, QueueName, new_message_id
 from engine.queues.limits import LocalLimits
 from engine.queues.ready import ReadyQueue
+from engine.shaping import Automation
 from engine.spool import MemorySpool
 from policy.hooks import EVENTS, HookTable, on, registering
 from tests.support.fakedns import StaticDns
@@ -159,7 +160,11 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(
-    hooks: HookSet, *, resolver: Resolver | None = None, spool: MemorySpool | None = None
+    hooks: HookSet,
+    *,
+    resolver: Resolver | None = None,
+    spool: MemorySpool | None = None,
+    automation: Automation | None = None,
 ) -> AsyncIterator[Bench]:
     """A running router with these hooks. Hooks whose name is no event are key sources. What lies in the
     spool is restored."""
@@ -182,6 +187,7 @@ async def open_bench(
             resolver=resolver or Resolver(StaticDns({})),
             limits=LocalLimits(),
             hostname="relay.example",
+            automation=automation,
         ) as router,
     ):
         async for batch in spool.recover():

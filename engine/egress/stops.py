@@ -1,0 +1,216 @@
+"""What rules on replies bring to a standstill, or bounce: put on the queues, and taken off again.
+
+A *suspended* ready queue starts no session, and those at work end after their message; where the pool has
+another source, mail takes that. A *stopped* scheduled queue keeps its mail in its line, and what was in a
+ready queue goes back there; a *bounced* one gives everything back that is not in a session's hands.
+Waiting is no attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from policy.shaping import Failure
+
+from . import outcome
+from .outcome import INTERNAL, Outcome
+from .site import asked_for
+
+if TYPE_CHECKING:
+    from engine.model import QueueName
+    from engine.queues.ready import ReadyQueue
+    from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+    from engine.shaping import Automation
+
+    from .router import Router
+    from .routes import RouteFinder
+
+__all__ = ["Stopper", "standing_still"]
+
+logger = logging.getLogger("posthorn.egress")
+
+
+class Stopper:
+    """See the module. Part of one router."""
+
+    def __init__(
+        self,
+        router: Router,
+        nursery: trio.Nursery,
+        finder: RouteFinder,
+        timer: Timer,
+        automation: Automation,
+    ) -> None:
+        self._router = router
+        self._nursery = nursery
+        self._finder = finder
+        self._timer = timer
+        self._automation = automation
+        self._bouncing: set[ScheduledQueue] = set()
+        automation.stops_changed = self.renew
+        router.settler.failed = self._failed
+
+    def _failed(self, entry: Queued, name: QueueName, result: Outcome, ready: ReadyQueue) -> None:
+        reply = result.reply
+        self._automation.failed(
+            Failure(
+                domain=name.route,
+                source=ready.source.name,
+                asked=asked_for(ready.site),
+                code=reply.code,
+                enhanced=reply.enhanced,
+                line=reply.line,
+                command=result.command,
+                internal=reply.text.startswith(INTERNAL),
+                tenant=name.tenant,
+                campaign=name.campaign,
+            )
+        )
+
+    # -- putting on and taking off ---------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Orders were given, extended, or are over. Never waits."""
+        router = self._router
+        if router.services.draining:
+            return
+        for ready in self._finder.ready_queues():
+            self.meet_ready(ready)
+        bounced: set[ScheduledQueue] = set()
+        for queue in router.scheduled_queues():
+            self.meet(queue)
+            if queue.stop is not None and queue.stop.bounce and queue.count:
+                bounced.add(queue)
+        if bounced:
+            self._bounce_all(bounced)
+
+    def meet_ready(self, ready: ReadyQueue) -> None:
+        """Look up what holds for a ready queue."""
+        stop = self._automation.of_ready(ready.source.name, ready.site.key, ready.providers)
+        now = trio.current_time()
+        if stop is None:
+            if ready.suspended(now):
+                ready.suspended_until, ready.suspended_text = float("-inf"), ""
+                self._router.look_at(ready)
+            return
+        new = not ready.suspended(now)
+        ready.suspended_until = self._automation.monotonic(stop.until)
+        ready.suspended_text = stop.text
+        if not new or not ready.suspended(now):
+            return
+        ready.wake_all()  # whoever is idle says goodbye
+        self._router.wake_at(ready, ready.suspended_until)
+        if ready.entries:
+            self._start(self._empty, ready)
+
+    async def _empty(self, ready: ReadyQueue) -> None:
+        """What waits here leaves by another source, where there is one; of the others a record says so."""
+        now = trio.current_time()
+        ways: dict[ScheduledQueue, bool] = {}
+        for entry in list(ready.entries):
+            queue = entry.queue
+            if queue not in ways:
+                routes = queue.routes
+                ways[queue] = routes is not None and any(not one.suspended(now) for one in routes.all())
+        for queue, other in ways.items():
+            if other:
+                for entry in ready.take_out(queue):
+                    self._router.place(entry)
+        if ready.entries:
+            await self._router.settler.suspend(ready)
+
+    def meet(self, queue: ScheduledQueue) -> None:
+        """Look up what holds for a scheduled queue."""
+        name, routes = queue.name, queue.routes
+        ready: Iterable[ReadyQueue] = routes.all() if routes is not None else ()
+        providers = {provider for one in ready for provider in one.providers}
+        stop = self._automation.of_queue(name.route, name.tenant, name.campaign, providers)
+        before, queue.stop = queue.stop, stop
+        if stop is None:
+            queue.stop_until = float("-inf")
+            if before is not None:
+                self._router.look_at(queue)
+            return
+        queue.stop_until = self._automation.monotonic(stop.until)
+        if before is None or before.bounce != stop.bounce:
+            for one in ready:
+                for entry in one.take_out(queue):
+                    self._router.place(entry)
+                one.call_back()
+        if stop.bounce:
+            self._bounce(queue)
+
+    # -- what is placed meanwhile ----------------------------------------------------------------
+
+    def holds(self, entry: Queued, queue: ScheduledQueue, now: float) -> bool:
+        """A message is due in a queue with a stop: whether it waits in the line (or is bounced)."""
+        stop = queue.stop
+        if stop is None or now >= queue.stop_until:
+            return False
+        queue.waiting.append(entry)
+        if stop.bounce:
+            self._bounce(queue)
+            return True
+        if entry.message is not None:
+            self._router.settler.note_stop(entry, stop.text, queue.stop_until, None)
+            self._router.settler.drop(entry)
+        self._router.wake_at(queue, queue.stop_until)
+        return True
+
+    # -- bouncing --------------------------------------------------------------------------------
+
+    def _bounce_all(self, queues: set[ScheduledQueue]) -> None:
+        """Also what would be due later."""
+        if any(queue.count > len(queue.waiting) for queue in queues):
+            for entry in self._timer.take_out(queues):
+                entry.queue.waiting.append(entry)
+        for queue in queues:
+            self._bounce(queue)
+
+    def _bounce(self, queue: ScheduledQueue) -> None:
+        if queue.waiting and queue not in self._bouncing:
+            self._bouncing.add(queue)
+            self._start(self._bounce_line, queue)
+
+    async def _bounce_line(self, queue: ScheduledQueue) -> None:
+        try:
+            while queue.waiting:
+                stop = queue.stop
+                if stop is None or not stop.bounce or trio.current_time() >= queue.stop_until:
+                    break
+                reply = outcome.internal(551, "5.7.1", stop.text)
+                await self._router.settle_first(queue, Outcome("permanent", reply, by_rule=True))
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._bouncing.discard(queue)
+        if queue.waiting:
+            self._router.look_at(queue)
+
+    def _start(self, function: Callable[[Any], Awaitable[object]], argument: object) -> None:
+        self._nursery.start_soon(self._guarded, function, argument)
+
+    async def _guarded(self, function: Callable[[Any], Awaitable[object]], argument: object) -> None:
+        """The router's barrier: a defect met here ends only this."""
+        try:
+            await function(argument)
+        except Exception:
+            logger.exception("carrying out a rule on replies")
+
+
+def standing_still(
+    ready_queues: Iterable[ReadyQueue], queues: Iterable[ScheduledQueue]
+) -> Iterator[tuple[str, str]]:
+    """The queues in which mail waits for something that is no retry, and what for."""
+    now = trio.current_time()
+    for ready in ready_queues:
+        if ready.suspended(now):
+            yield ready.name, ready.suspended_text
+        elif ready.hold_cause:
+            yield ready.name, ready.hold_text
+    for queue in queues:
+        if queue.stop is not None and now < queue.stop_until:
+            yield str(queue.name), queue.stop.text
