@@ -112,7 +112,7 @@ class RouteFinder:
         self._hooks = hooks
         self._resolver = resolver
         self._limits = limits
-        self._ready: dict[tuple[EgressSource, str], list[ReadyQueue]] = {}
+        self._ready: dict[tuple[EgressSource, str, EgressPath], ReadyQueue] = {}
         self._users: dict[ReadyQueue, int] = {}
         self._by_lease: dict[str, set[ReadyQueue]] = {}
         self._weights: dict[tuple[str, tuple[tuple[str, int], ...], str], Weights] = {}
@@ -212,15 +212,14 @@ class RouteFinder:
         return await self._resolver.site_for(name.route, route=name.routing_domain is not None)
 
     def _ready_queue(self, source: EgressSource, site: Site, path: EgressPath) -> ReadyQueue:
-        same = self._ready.setdefault((source, site.key), [])
-        for ready in same:
-            if ready.path == path:
-                return ready
-        ready = ReadyQueue(source, site, path, self._limits)
+        key = (source, site.key, path)
+        found = self._ready.get(key)
+        if found is not None:
+            return found
+        ready = self._ready[key] = ReadyQueue(source, site, path, self._limits)
         self._warn(ready.name, path)
         ready.refill = self.refill
         ready.proceed = self.proceed
-        same.append(ready)
         self._users[ready] = 0
         self._by_lease.setdefault(ready.lease.name, set()).add(ready)
         return ready
@@ -261,11 +260,7 @@ class RouteFinder:
 
     def _drop(self, ready: ReadyQueue) -> None:
         del self._users[ready]
-        key = (ready.source, ready.site.key)
-        same = self._ready[key]
-        same.remove(ready)
-        if not same:
-            del self._ready[key]
+        del self._ready[ready.source, ready.site.key, ready.path]
         sharers = self._by_lease[ready.lease.name]
         sharers.discard(ready)
         if not sharers:
