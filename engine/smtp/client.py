@@ -49,6 +49,10 @@ _NOT_MIME = Reply(554, "5.6.3", "The message is 8-bit and the next hop does not 
 _NOT_SENT = Reply(553, "5.1.3", "An address holds control characters")
 _NOT_UTF8 = Reply(554, "5.6.7", "An address is not ASCII and the next hop does not take SMTPUTF8")
 
+_LINE = 510
+"""Octets of a command line without its CR LF. An initial response must not make AUTH longer; it then waits
+for an empty challenge (RFC 4954 4, RFC 5321 4.5.3.1.4)."""
+
 _CACHED_REPLIES = 64
 
 _CLOSING = -2
@@ -116,6 +120,7 @@ class ClientSession:
     __slots__ = (
         "_ehlo",
         "_expected",
+        "_initial",
         "_left",
         "_mechanism",
         "_out",
@@ -141,6 +146,8 @@ class ClientSession:
         self._waiting: deque[ClientEvent] = deque()
         self._left: deque[tuple[str, Transaction, int]] | None = None
         self._mechanism: ClientMechanism | None = None
+        self._initial: bytes | None = None
+        """An initial response that has not been sent yet."""
         self._rounds = 0
         self._replies: dict[tuple[int, int, bytes], Reply] | None = None
         self.capabilities = NONE
@@ -214,9 +221,14 @@ class ClientSession:
         self._rounds = 0
         initial = mechanism.initial()
         line = b"AUTH " + mechanism.name.encode()
+        self._initial = None
         if initial is not None:
             self._hide(initial)
-            line += b" " + (base64.b64encode(initial) or b"=")
+            argument = b" " + (base64.b64encode(initial) or b"=")
+            if len(line) + len(argument) <= _LINE:
+                line += argument
+            else:
+                self._initial = initial
         self._say("AUTH", line + b"\r\n")
 
     def rset(self) -> None:
@@ -500,6 +512,11 @@ class ClientSession:
             raise RemoteProtocolError("an AUTH challenge that is not base64") from None
         if self._rounds > SASL_ROUNDS:
             raise RemoteProtocolError("AUTH does not come to an end")
+        if self._initial is not None:
+            # It asks for what did not fit into the command, whatever it says besides.
+            initial, self._initial = self._initial, None
+            self.auth_response(initial)
+            return None
         if mechanism.slow:
             return AuthChallenge(challenge)
         self.auth_response(mechanism.respond(challenge))
@@ -527,9 +544,10 @@ class ClientSession:
         why = mechanism.failure
         if why and self.mask is not None:
             why = self.mask(why)
-        if reply.is_positive and (reply.code != 235 or not mechanism.finished):
+        unsaid = self._initial is not None
+        if reply.is_positive and (reply.code != 235 or unsaid or not mechanism.finished):
             raise RemoteProtocolError(f"{reply.code} to AUTH before it was finished" + (why and f": {why}"))
-        return AuthDone(reply, reply.is_positive, why, mechanism.exposed)
+        return AuthDone(reply, reply.is_positive, why, mechanism.exposed and not unsaid)
 
     def hear_early(self, data: bytes) -> None:
         """Octets that came before the message was complete. A refusal ends the transaction with it

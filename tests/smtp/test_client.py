@@ -195,6 +195,38 @@ def test_auth_plain() -> None:
     assert isinstance(done, AuthDone) and done.ok
 
 
+@pytest.mark.parametrize("excess", [0, 1])
+def test_an_initial_response_that_makes_the_line_too_long_waits_for_a_challenge(excess: int) -> None:
+    """RFC 4954 4: access tokens are often longer than a command line may be."""
+    session = greeted("AUTH XOAUTH2")
+    token = "t" * (347 + excess)
+    session.auth(client_mechanism("XOAUTH2", "scott", Secret(token)))
+    response = base64.b64encode(f"user=scott\1auth=Bearer {token}\1\1".encode())
+    command = sent(session)
+    if not excess:
+        assert command == b"AUTH XOAUTH2 " + response + b"\r\n" and 508 <= len(command) <= 512
+    else:
+        assert command == b"AUTH XOAUTH2\r\n"
+        assert events(session, b"334 \r\n") == []
+        assert sent(session) == response + b"\r\n"
+    (done,) = events(session, b"235 2.7.0 welcome\r\n")
+    assert isinstance(done, AuthDone) and done.ok
+
+
+def test_success_before_a_long_initial_response_was_said_is_refused() -> None:
+    session = greeted("AUTH XOAUTH2")
+    session.auth(client_mechanism("XOAUTH2", "scott", Secret("t" * 2000)))
+    with pytest.raises(RemoteProtocolError, match="before it was finished"):
+        events(session, b"235 2.7.0 welcome\r\n")
+
+
+def test_a_refusal_before_it_was_said_is_no_verdict_on_it() -> None:
+    session = greeted("AUTH XOAUTH2")
+    session.auth(client_mechanism("XOAUTH2", "scott", Secret("t" * 2000)))
+    (done,) = events(session, b"504 5.5.4 not today\r\n")
+    assert isinstance(done, AuthDone) and not done.ok and not done.exposed
+
+
 def test_auth_login_whatever_the_prompts_say() -> None:
     session = login("LOGIN")
     assert sent(session) == b"AUTH LOGIN\r\n"
