@@ -18,7 +18,7 @@ import hashlib
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -137,6 +137,46 @@ class Stream:
             except OSError as error:
                 raise ConnectionLost(_reason(error)) from None
 
+    async def send_unless_heard(self, data: bytes | memoryview, limit: int = 65536) -> bytes | None:
+        """Send all of `data`, and listen while it does not go out.
+
+        Returns: None when all of it was sent; else what the peer said meanwhile, at most `limit` octets
+        (``b""``: it closed), and a part of `data` was not sent. Raises ConnectionLost, not before what had
+        come was looked at.
+        """
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+                continue
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                pass
+            except ssl.SSLWantReadError:
+                await self._wait_readable()
+                continue
+            except OSError as error:
+                # The kernel tells an error once; what came before it can still be read.
+                with contextlib.suppress(OSError):
+                    if last_words := self._sock.recv(limit):
+                        return last_words
+                raise ConnectionLost(_reason(error)) from None
+            heard = await self.room_or_heard(limit)
+            if heard is not None:
+                return heard
+        return None
+
+    async def room_or_heard(self, limit: int = 65536) -> bytes | None:
+        """Wait until something can be sent, or the peer said something, which is returned.
+
+        TLS: records that hold no application data are no words of the peer's.
+        """
+        while True:
+            heard = self.receive_nowait(limit)
+            if heard is not None:
+                return heard
+            if await self._wait_either():
+                return None
+
     async def send_parts(self, parts: Sequence[bytes]) -> None:
         """Send several buffers in order, in as few system calls as possible, copying none (plain)."""
         if len(parts) == 1:
@@ -239,6 +279,22 @@ class Stream:
             await wait_readable(self._sock)
         except (trio.ClosedResourceError, ValueError, OSError) as error:
             raise ConnectionLost(f"connection closed: {error}") from None
+
+    async def _wait_either(self) -> bool:
+        """Wait until something can be read or sent; whether it can be sent."""
+        ready: list[object] = []
+
+        async def wait(one: Callable[[socket.socket], Awaitable[None]]) -> None:
+            # A socket that was closed meanwhile is met by whoever uses it next.
+            with contextlib.suppress(trio.ClosedResourceError, ValueError, OSError):
+                await one(self._sock)
+            ready.append(one)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, wait_readable)
+            nursery.start_soon(wait, wait_writable)
+        return wait_writable in ready
 
     async def _wait_writable(self) -> None:
         try:

@@ -312,24 +312,29 @@ class Transactions:
                 view = memoryview(part)
                 for start in range(0, len(view), _SLICE):
                     scope.deadline = min(trio.current_time() + limit, self._until)
-                    if self._refused_early():
+                    if self._refused_early(stream.receive_nowait(_READ)):
                         return
-                    await stream.send_all(view[start : start + _SLICE])
+                    rest = view[start : start + _SLICE]
+                    if self._refused_early(await stream.send_unless_heard(rest, _READ)):
+                        return
+            # Where the dot cannot go out the peer may refuse what it has, too.
+            if self._refused_early(await stream.room_or_heard(_READ)):
+                return
             parts = parts[-1:]
         scope.deadline = trio.current_time() + limit
-        if self._refused_early():
+        if self._refused_early(stream.receive_nowait(_READ)):
             return
         work.dot_sent = True
         await stream.send_parts(parts)
 
-    def _refused_early(self) -> bool:
-        connection = self._connection
-        early = connection.stream.receive_nowait(_READ)
+    def _refused_early(self, early: bytes | None) -> bool:
+        """Whether the peer said something (None: it did not); then the transaction is over."""
         if early is None:
             return False
+        client = self._connection.client
         if not early:
-            raise ConnectionLost("the peer closed the connection", stage=connection.client.stage)
-        connection.client.hear_early(early)
+            raise ConnectionLost("the peer closed the connection", stage=client.stage)
+        client.hear_early(early)
         return True
 
     # -- the end of a transaction ----------------------------------------------------------------

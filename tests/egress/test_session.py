@@ -15,7 +15,7 @@ from engine.spool import Handle, MemorySpool, MemoryStore
 from tests.egress.dialing import NAME
 from tests.support.bench import AUTH, to
 from tests.support.certificates import Authority
-from tests.support.peer import Wire, open_peer
+from tests.support.peer import PLAIN, Wire, open_peer
 
 LARGE = b"Subject: large\r\n\r\n" + (b"y" * 78 + b"\r\n") * 150_000
 """12 megabytes: more than the buffers of a connection on loopback take."""
@@ -41,27 +41,31 @@ async def test_the_record_says_how_the_message_left(bench: Any) -> None:
             assert record.command == "." and record.delivery_protocol == "ESMTP" and record.session_id
 
 
-DEAF = {
-    "closes": "Transactions._send_body does not look for a reply when sending fails",
-    "stops": "Transactions._send_body hears nothing while a slice does not go out",
-}
-
-
-@pytest.mark.parametrize(
-    "after",
-    [pytest.param(after, marks=pytest.mark.xfail(strict=True, reason=why)) for after, why in DEAF.items()],
-)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("after", ["closes", "stops"])
 async def test_a_refusal_in_the_middle_of_a_message_is_heard_from_a_peer_that_reads_no_more(
-    after: str, bench: Any, clock: MockClock
+    after: str, tls: bool, bench: Any, clock: MockClock
 ) -> None:
+    context = Authority().server_context(NAME)
+
     async def script(wire: Wire) -> None:
-        await wire.up_to_data()
+        if tls:
+            await wire.greet("STARTTLS", *PLAIN)
+            await wire.line()
+            await wire.say("220 go")
+            await wire.start_tls(context)
+            await wire.line()
+            await wire.say("250-peer.example", "250 PIPELINING")
+            await wire.envelope()
+        else:
+            await wire.up_to_data()
         await wire.more()
         await wire.say("552 5.3.4 too big")
         if after == "stops":
             await trio.sleep_forever()
 
-    async with open_peer(script) as peer, bench(to(peer, queue={"retry_interval": "1h"})) as b:
+    options = {"enable_tls": "RequiredInsecure"} if tls else {}
+    async with open_peer(script) as peer, bench(to(peer, queue={"retry_interval": "1h"}, **options)) as b:
         await b.submit(body=LARGE)
         record = await b.first(seconds=1000)
         assert (record.type, record.code, record.content) == ("Bounce", 552, "too big")

@@ -1,0 +1,105 @@
+"""engine/net.py: what a stream does while the other side does not read."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from engine.errors import ConnectionLost
+from engine.net import Stream
+from tests.support.certificates import Authority
+
+NAME = "mx.example"
+MUCH = b"x" * 8_000_000
+"""More than the buffers of a connection on loopback take."""
+
+
+@asynccontextmanager
+async def pair() -> AsyncIterator[tuple[Stream, socket.socket]]:
+    """A stream and the socket at its other end, by TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    stream = Stream(ours, ours.getpeername(), ours.getsockname())
+    try:
+        with theirs:
+            yield stream, theirs
+    finally:
+        stream.close()
+
+
+async def test_a_peer_that_speaks_instead_of_reading_is_heard() -> None:
+    async with pair() as (stream, peer), trio.open_nursery() as nursery:
+
+        async def speak() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            peer.sendall(b"552 too big\r\n")
+
+        nursery.start_soon(speak)
+        with trio.fail_after(5):
+            assert await stream.send_unless_heard(MUCH) == b"552 too big\r\n"
+
+
+async def test_what_was_said_before_a_reset_is_heard() -> None:
+    async with pair() as (stream, peer):
+        await stream.send_all(b"unread, so that closing is a reset")
+        peer.sendall(b"421 gone\r\n")
+        peer.close()
+        await trio.sleep(0.01)
+        assert await stream.send_unless_heard(b"more") == b"421 gone\r\n"
+        with pytest.raises(ConnectionLost):
+            await stream.send_unless_heard(b"more")
+
+
+async def test_a_peer_that_reads_gets_everything() -> None:
+    async with pair() as (stream, peer), trio.open_nursery() as nursery:
+        got = 0
+
+        async def read() -> None:
+            nonlocal got
+            while got < len(MUCH):
+                got += len(await trio.to_thread.run_sync(peer.recv, 65536))
+
+        nursery.start_soon(read)
+        with trio.fail_after(10):
+            assert await stream.send_unless_heard(MUCH) is None
+            assert await stream.room_or_heard() is None
+    assert got == len(MUCH)
+
+
+async def test_records_of_tls_that_hold_no_data_are_not_words() -> None:
+    """Session tickets arrive behind the handshake, as soon as the peer likes."""
+    authority = Authority()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    async with pair() as (stream, peer):
+        with authority.server_context(NAME).wrap_socket(
+            peer, server_side=True, do_handshake_on_connect=False
+        ) as tls:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, tls.do_handshake)
+                await stream.start_tls(context, server_hostname=NAME)
+            await trio.sleep(0.01)
+            with trio.move_on_after(0.2) as scope:
+                await stream.send_unless_heard(MUCH)
+            assert scope.cancelled_caught, "the tickets passed for words, or the buffers took all of it"
+            tls.sendall(b"552 too big\r\n")
+            with trio.fail_after(5):
+                assert await stream.room_or_heard() == b"552 too big\r\n"
+
+
+async def test_a_stream_that_is_closed_meanwhile_wakes_who_waits() -> None:
+    async with pair() as (stream, _), trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(ConnectionLost):
+                await stream.send_unless_heard(MUCH)
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.close()
