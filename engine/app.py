@@ -39,11 +39,13 @@ from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
 from engine.keys import KeyRing, open_keys
 from engine.log import Log, open_log
+from engine.memory import Memory, available_memory
 from engine.queues.limits import LocalLimits
 from engine.shaping import HostsOf, State, Unresolved, open_shaping
 from engine.signals import Signals
 from engine.spool import Spool, claim_spool, open_spool
 from engine.watchdog import open_watchdog
+from policy.runtime import MemoryDeclaration
 
 if TYPE_CHECKING:
     from policy.load import LoadedPolicy
@@ -55,6 +57,10 @@ logger = logging.getLogger("posthorn")
 
 DRAIN_INGRESS = 10.0
 """Seconds a transaction under way has after the first SIGTERM (reliability O9)."""
+
+_RESIDENT = 256 << 20
+"""Octets at most of queued messages that stay in memory besides the spool; of a small memory a quarter. More
+makes nothing faster: what is delivered at once is a few megabytes."""
 
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Queued messages are freed by reference count; the collector only has to find cycles, rarely."""
@@ -101,6 +107,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
         raise ConfigError(policy.no_spool())
     hooks = Hooks(policy.hooks)
     hostname = _hostname(declarations)
+    memory = memory_limit(declarations)
     begun = time.monotonic()
     async with (
         _watched(hooks),
@@ -131,6 +138,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 limits=LocalLimits(),
                 hostname=hostname,
                 automation=shaping.automation if policy.hooks.shapers else None,
+                resident_limit=min(_RESIDENT, memory // 4),
             ) as router,
         ):
             shaping.tell(router.reconsider)
@@ -154,6 +162,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 log=log,
                 keys=keys,
                 hostname=hostname,
+                memory=Memory(unfinished_limit(memory, declarations)),
             ) as listeners:
                 resolver.own = own_hosts(declarations, listeners.addresses)
                 yield Engine(log, spool, keys, router, listeners)
@@ -178,6 +187,17 @@ def hosts_of(resolver: Resolver) -> HostsOf:
         return asked_for(site).names
 
     return ask
+
+
+def memory_limit(declarations: Declarations) -> int:
+    """Octets of memory to plan with (reliability O1)."""
+    return (declarations.memory or MemoryDeclaration()).limit.of(available_memory())
+
+
+def unfinished_limit(memory: int, declarations: Declarations) -> int:
+    """Octets of `memory` for messages that are being received: a quarter, and two of the greatest fit."""
+    greatest = max((listener.max_message_size for listener in declarations.listeners), default=0)
+    return max(memory // 4, 2 * greatest)
 
 
 def _hostname(declarations: Declarations) -> str:

@@ -189,6 +189,12 @@ class SpoolOptions(TypedDict, total=False):
     min_free_inodes: _Floor
 
 
+class MemoryOptions(TypedDict, total=False):
+    """Of `configure_memory`."""
+
+    limit: _Floor
+
+
 class LogOptions(TypedDict, total=False):
     """Of `configure_local_logs`."""
 

@@ -9,7 +9,7 @@ from typing import Literal, Never, Unpack
 
 import msgspec
 
-from .arguments import ListenerOptions, LogOptions, SpoolOptions
+from .arguments import ListenerOptions, LogOptions, MemoryOptions, SpoolOptions
 from .errors import PolicyError, Wrong, a_type, caller
 from .ingress import LISTENER, ListenerDeclaration
 from .kinds import Count, Directory, Free, Level, LogDirectory, Names, Size, Text, Timeout
@@ -19,8 +19,10 @@ from .units import Floor
 __all__ = [
     "Declarations",
     "LogDeclaration",
+    "MemoryDeclaration",
     "SpoolDeclaration",
     "configure_local_logs",
+    "configure_memory",
     "define_spool",
     "recording",
     "start_esmtp_listener",
@@ -57,9 +59,16 @@ class LogDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     headers: Names = ()
 
 
-class Declarations(msgspec.Struct):
-    """Everything `init` declared."""
+class MemoryDeclaration(msgspec.Struct, frozen=True, kw_only=True):
+    """`limit`: the memory that the engine plans with, a share of what its cgroup or machine has."""
 
+    limit: Free = Floor(60.0)
+
+
+class Declarations(msgspec.Struct):
+    """Everything `init` declared. `memory` None: the default."""
+
+    memory: MemoryDeclaration | None = None
     spool: SpoolDeclaration | None = None
     logs: list[LogDeclaration] = []
     listeners: list[ListenerDeclaration] = []
@@ -70,6 +79,14 @@ def _check_spool(spool: SpoolDeclaration) -> None:
         raise Wrong("segment_size is below 1MiB")
 
 
+def _check_memory(memory: MemoryDeclaration) -> None:
+    if memory.limit.percent is not None and memory.limit.percent < 1:
+        raise Wrong("limit is below 1%")
+    if memory.limit.amount is not None and memory.limit.amount < 64 << 20:
+        raise Wrong("limit is below 64MiB")
+
+
+_MEMORY = Constructor("configure_memory", MemoryDeclaration, check=_check_memory)
 _SPOOL = Constructor(
     "define_spool",
     SpoolDeclaration,
@@ -126,6 +143,18 @@ def define_spool(*positional: Never, **options: Unpack[SpoolOptions]) -> None:
             caller(),
         )
     declarations.spool = _SPOOL(None, options)
+
+
+def configure_memory(*positional: Never, **options: Unpack[MemoryOptions]) -> None:
+    """How much memory messages may take. Once, in `init`. Raises: PolicyError."""
+    declarations = _open("configure_memory", positional, 'limit="60%"')
+    if declarations.memory is not None:
+        raise PolicyError(
+            f"configure_memory: called a second time (the first set a limit of {declarations.memory.limit}); "
+            "call it once",
+            caller(),
+        )
+    declarations.memory = _MEMORY(None, options)
 
 
 def configure_local_logs(*positional: Never, **options: Unpack[LogOptions]) -> None:

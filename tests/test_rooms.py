@@ -32,6 +32,7 @@ ROWS = {
     "engine.hooks": 4,
     "engine.watchdog": 5,
     "engine.signals": 0,
+    "engine.memory": 3,
     "engine.model": 3,
     "engine.net": 3,
     "engine.mail": 3,

@@ -300,6 +300,10 @@ class DataReader:
         self._content = bytearray()
         return content
 
+    def abandon(self) -> None:
+        self.over = True
+        self._content = bytearray()
+
     def _add(self, piece: bytes) -> None:
         """Take more content, dots already removed."""
         text = self._last + piece

@@ -30,7 +30,7 @@ class DataReader:
 
     @property
     def over(self) -> bool:
-        """The content is longer than `limit`."""
+        """The content is longer than `limit`, or was abandoned."""
 
     @property
     def long_line(self) -> bool:
@@ -71,6 +71,9 @@ class DataReader:
         All of them until the end of data is found, none after it; what follows the end is the
         client's next command. Raises: ValueError when `start` is not an offset of `data`.
         """
+
+    def abandon(self) -> None:
+        """Keep nothing, neither what has come nor what comes: the message can only be refused."""
 
     def take(self) -> bytes:
         """The content, with the CR LF before the final dot; b"" when it was not kept or was taken.

@@ -135,6 +135,10 @@ cdef class DataReader:
         Py_XDECREF(store)
         return content
 
+    def abandon(self):
+        self.over = True
+        self.drop()
+
     cdef bint is_long(self) noexcept:
         return 0 < self.line_limit < self.longest_line
 

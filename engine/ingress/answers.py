@@ -121,7 +121,12 @@ class Answers:
         if self._messages >= service.declaration.max_messages_per_connection:
             self._session.refuse(ENOUGH, close=True)
             return None
-        if service.spool.trouble is not None or not service.spool.room_for(event.size):
+        size = event.size
+        if (
+            service.spool.trouble is not None
+            or not service.spool.room_for(size)
+            or not service.memory.has_room(size)
+        ):
             self._session.refuse(NO_STORAGE)
             return None
         ask = service.on_mail

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engine.hooks import Hooks
     from engine.keys import KeyRing
     from engine.log import Log
+    from engine.memory import Memory
     from engine.spool import Spool
     from policy.ingress import ListenerDeclaration
 
@@ -199,11 +200,13 @@ async def open_listeners(
     log: Log,
     keys: KeyRing,
     hostname: str,
+    memory: Memory,
 ) -> AsyncIterator[Listeners]:
     """Bind all listeners, then accept on them; owner of the accept loops and the inbound sessions.
 
     Call `Listeners.drain` before leaving for a graceful end; leaving the block cancels what is
-    left (a commit under way is finished first). `hostname` serves listeners that declare none.
+    left (a commit under way is finished first). `hostname` serves listeners that declare none; `memory`
+    is that of messages under way, for all of them.
 
     Raises: ConfigError naming the address that cannot be listened on, or the mechanism that no hook
     serves, and why.
@@ -232,6 +235,7 @@ async def open_listeners(
                 keys=keys,
                 mechanisms=mechanisms,
                 guesses=guesses,
+                memory=memory,
             )
             listeners.add(listener, service)
         async with trio.open_nursery() as nursery:

@@ -11,7 +11,6 @@ import msgspec
 from engine.smtp import ServerConfig
 
 from .accept import Acceptor, Enqueue
-from .guesses import Guesses
 from .logins import Users
 from .tls import ServerTls
 
@@ -19,8 +18,11 @@ if TYPE_CHECKING:
     from engine.hooks import Hooks
     from engine.keys import KeyRing
     from engine.log import Log
+    from engine.memory import Memory
     from engine.spool import Spool
     from policy.ingress import ListenerDeclaration
+
+    from .guesses import Guesses
 
 __all__ = ["Ask", "Counters", "Service"]
 
@@ -70,7 +72,7 @@ def _nonce() -> str:
 
 class Service:
     """One listener's settings and services. `address`: what hooks are told as `listener`. `mechanisms`: of
-    AUTH, see `logins.offered`. `guesses`: shared by all listeners."""
+    AUTH, see `logins.offered`. `guesses`, `memory`: shared by all listeners."""
 
     def __init__(
         self,
@@ -84,7 +86,8 @@ class Service:
         log: Log,
         keys: KeyRing,
         mechanisms: tuple[str, ...] = (),
-        guesses: Guesses | None = None,
+        guesses: Guesses,
+        memory: Memory,
     ) -> None:
         self.declaration = declaration
         self.hostname = declaration.hostname or hostname
@@ -108,7 +111,8 @@ class Service:
         self.on_ehlo = Ask(hooks, "smtp_server_ehlo")
         plain, store = Ask(hooks, "smtp_server_auth_plain"), Ask(hooks, "smtp_server_auth")
         self.users = Users(plain, store)
-        self.guesses = guesses or Guesses()
+        self.guesses = guesses
+        self.memory = memory
         self.on_mail = Ask(hooks, "smtp_server_mail_from")
         self.on_rcpt = Ask(hooks, "smtp_server_rcpt_to")
         self.on_domain = Ask(hooks, "get_listener_domain")

@@ -35,7 +35,7 @@ from engine.smtp import (
     StartTls,
 )
 
-from .answers import DEFECT, Answers
+from .answers import DEFECT, NO_STORAGE, Answers
 from .connection import Connection
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class InboundSession:
         "_data_octets",
         "_draining",
         "_heard",
+        "_holding",
         "_owed",
         "_patience",
         "_said",
@@ -131,6 +132,7 @@ class InboundSession:
         self._data_begun = 0.0
         self._data_octets = 0
         self._unread = b""
+        self._holding = False  # octets of a message are counted in the memory of all sessions
         self._draining = False
         self._stopped = False
         self._owed: float | None = None  # since when the reply to a final dot stands in the output
@@ -164,6 +166,7 @@ class InboundSession:
                 pass
             except Exception:
                 logger.exception("session with %s: no proper end", self._connection.peer_text)
+            self._service.memory.give_back(self)
             self._stream.close()
 
     def drain(self) -> None:
@@ -213,6 +216,7 @@ class InboundSession:
         answers = self._answers
         next_event = session.next_event
         hooks = self._service.hooks
+        memory = self._service.memory
         turns = 0
         while True:
             while (event := next_event()) is not None:
@@ -273,6 +277,9 @@ class InboundSession:
                 turns = 0
                 await trio.lowlevel.cancel_shielded_checkpoint()
             in_data = session.in_data
+            if self._holding and not in_data:
+                self._holding = False
+                memory.give_back(self)
             limit = _READ if in_data else _READ_COMMANDS
             data = stream.receive_nowait(limit)
             while data is None:
@@ -285,6 +292,10 @@ class InboundSession:
                 return
             turns += _DATA_TURNS if in_data else len(data) // _COMMANDS_TURN
             self._data_octets += len(data)
+            if in_data and not session.abandoned:
+                self._holding = True
+                if not memory.take(self, len(data)):
+                    await self._wait_for_memory()
             session.receive_data(data)
             now = trio.current_time()
             late = now >= self._scope.deadline
@@ -339,6 +350,22 @@ class InboundSession:
         self._stop_clock()
         await self._service.log.wait_room()
         self._arm(trio.current_time())
+
+    async def _wait_for_memory(self) -> None:
+        """Too much of too many messages is here: read no more of this one now (reliability S37)."""
+        begun = trio.current_time()
+        self._stop_clock()
+        await self._service.memory.room()
+        self._data_begun += trio.current_time() - begun  # it was not the client who was slow
+        self._arm(trio.current_time())
+
+    def give_up(self) -> bool:
+        """Let go of the message that is being received, for others. Its end is answered 452 4.3.1."""
+        if not self._session.abandon(NO_STORAGE):
+            return False
+        self._holding = False
+        self._service.memory.give_back(self)
+        return True
 
     async def _say_goodbye(self) -> None:
         """Send what is still to be said. Shielded: a 250 whose message is ours must get out if it

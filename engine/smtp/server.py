@@ -83,6 +83,7 @@ class ServerSession:
     """See the module. One object per connection."""
 
     __slots__ = (
+        "_abandoned",
         "_awaiting",
         "_config",
         "_content",
@@ -115,6 +116,7 @@ class ServerSession:
         self._out: list[bytes] = []
         self._awaiting: ServerEvent | None = None
         self._content: _fast.DataReader | None = None
+        self._abandoned: Reply | None = None
         self._line = b""
         self._exchange: ServerExchange | None = None
         self._ready: ServerEvent | None = None
@@ -171,6 +173,11 @@ class ServerSession:
     def in_data(self) -> bool:
         """Whether message content is being received."""
         return self._content is not None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the content that is being received will be refused in any case; see `abandon`."""
+        return self._abandoned is not None
 
     @property
     def extensions(self) -> list[str]:
@@ -396,7 +403,11 @@ class ServerSession:
         self._content = None
         self._line = b"DATA"
         config = self._config
-        fault = content_fault(content, config.text_line_limit, bare_lines=config.bare_lines)
+        if self._abandoned is not None:
+            fault: Reply | None = self._abandoned
+            self._abandoned = None
+        else:
+            fault = content_fault(content, config.text_line_limit, bare_lines=config.bare_lines)
         data = content.take()
         header_end = content.header_end
         if fault is None and (content.bare_cr or content.bare_lf):
@@ -515,6 +526,16 @@ class ServerSession:
             return False
         self._out.append(parting)
         self._exchange, self._state = exchange, SASL
+        return True
+
+    def abandon(self, reply: Reply) -> bool:
+        """Keep nothing of the content that is being received, and refuse it so when its end has come.
+        Returns: whether content is being received."""
+        content = self._content
+        if content is None or content.done:
+            return False
+        content.abandon()
+        self._abandoned = reply
         return True
 
     def tls_established(self, binding: Binding | None = None) -> None:

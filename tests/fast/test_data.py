@@ -236,6 +236,23 @@ def test_twins_agree(octets: bytes, places: list[float], limit: int, line_limit:
 
 
 @MANY
+@given(wire(), cuts(), st.integers(0, 10))
+def test_twins_agree_on_what_is_abandoned(octets: bytes, places: list[float], when: int) -> None:
+    octets += END
+    readers = [Compiled.DataReader(1000), reference.DataReader(1000)]
+    kept = reference.DataReader(1000)
+    for number, chunk in enumerate(cut(octets, places)):
+        if number == when:
+            for reader in readers:
+                reader.abandon()
+        assert len({reader.feed(chunk) for reader in (*readers, kept)}) == 1, "the end is where it was"
+        assert findings(readers[0]) == findings(readers[1])
+    assert kept.done
+    contents = [reader.take() for reader in readers]
+    assert contents[0] == contents[1] == (b"" if readers[0].over else kept.take())
+
+
+@MANY
 @given(wire(), cuts())
 def test_round_trip(content: bytes, places: list[float]) -> None:
     """What `stuff` made comes back octet for octet, and is found to be what `scan` says."""

@@ -13,6 +13,7 @@ from engine.errors import SecretUnavailable
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
 from engine.log import Capture, Record
+from engine.memory import Memory
 from engine.model import Message
 from policy.hooks import HookTable, on, registering
 from policy.ingress import LISTENER
@@ -87,6 +88,7 @@ class Relay:
         self.listeners = listeners
         self.spool = spool
         self.log = log
+        self.memory = Memory(1 << 30)
         self.queued: list[tuple[Message, bytes]] = []
 
     def enqueue(self, message: Message, body: bytes, handle: object) -> None:
@@ -239,4 +241,5 @@ def _listeners(declaration: Any, relay: Relay, hooks: Hooks, keys: Any) -> Any:
         log=relay.log,  # type: ignore[arg-type]
         keys=keys,
         hostname="fallback.example",
+        memory=relay.memory,
     )

@@ -11,8 +11,10 @@ import trio
 import engine.hooks
 import policy
 from engine.errors import ConnectionLost
+from engine.ingress.guesses import Guesses
 from engine.ingress.service import Service
 from engine.ingress.smtp import InboundSession
+from engine.memory import Memory
 from policy.ingress import LISTENER
 from tests.ingress.peer import BODY, ENVELOPE, FakeLog, FakeSpool, NoKeys, make_hooks, open_relay
 
@@ -59,6 +61,8 @@ def _session(stream: Any, hooks: dict[str, Callable[..., Any]], options: dict[st
         enqueue=lambda *args: None,
         log=FakeLog(),  # type: ignore[arg-type]
         keys=NoKeys(),  # type: ignore[arg-type]
+        guesses=Guesses(),
+        memory=Memory(1 << 30),
     )
     return InboundSession(stream, service)
 

@@ -98,7 +98,10 @@ def test_every_option_of_the_four_has_its_heading(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["define_spool", "configure_local_logs", "start_esmtp_listener"])
+INIT = ["define_spool", "configure_memory", "configure_local_logs", "start_esmtp_listener"]
+
+
+@pytest.mark.parametrize("name", INIT)
 def test_every_option_of_init_is_in_its_table(name: str) -> None:
     constructor = CONSTRUCTORS[name]
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| .+ \|$", sections(POLICY, "###")[name], re.MULTILINE)

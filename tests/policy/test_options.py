@@ -28,6 +28,7 @@ TYPED = {
     "make_listener_domain": arguments.ListenerDomainOptions,
     "start_esmtp_listener": arguments.ListenerOptions,
     "define_spool": arguments.SpoolOptions,
+    "configure_memory": arguments.MemoryOptions,
     "configure_local_logs": arguments.LogOptions,
 }
 

@@ -40,6 +40,10 @@ def test_declarations() -> None:
     ("calls", "says"),
     [
         ([(policy.define_spool, {})], 'option "path" is missing'),
+        ([(policy.configure_memory, {"limit": "1GiB"}), (policy.configure_memory, {})], "call it once"),
+        ([(policy.configure_memory, {"limit": "0%"})], "limit is below 1%"),
+        ([(policy.configure_memory, {"limit": "60% or 63MiB"})], "limit is below 64MiB"),
+        ([(policy.configure_memory, {"limit": "most"})], "configure_memory"),
         ([(policy.define_spool, {"path": "a"}), (policy.define_spool, {"path": "b"})], "call it once"),
         ([(policy.define_spool, {"path": "a", "kind": "RocksDB"})], 'right would be "LocalDisk"'),
         ([(policy.define_spool, {"path": "a", "flush": False})], "a 250 always means"),

@@ -303,3 +303,19 @@ def test_the_session_does_what_the_table_says(state: str, verb: bytes) -> None:
 def test_events_in_order() -> None:
     driver = run(GOOD + b"x\r\n.\r\n")
     assert [type(event) for event in driver.events] == [Hello, Mail, Rcpt, Data, BodyReceived]
+
+
+@pytest.mark.parametrize("how", ["whole", "octets", "random"])
+def test_a_message_that_is_abandoned_is_refused_at_its_true_end(how: str) -> None:
+    driver = Driver()
+    driver.feed(b"EHLO x.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n")
+    assert not driver.session.abandon(Reply(452, "4.3.1", "no memory")), "there is nothing to abandon"
+    driver.feed(b"DATA\r\nSubject: x\r\n\r\nfirst\r\n")
+    assert driver.session.abandon(Reply(452, "4.3.1", "no memory")) and driver.session.abandoned
+    driver.output = b""
+    for piece in pieces(b"QUIT\r\n.\rx\r\n" + b"y" * 3000 + b"\r\n.\r\nMAIL FROM:<e@f.example>\r\n", how):
+        driver.feed(piece)
+    assert driver.output == b"452 4.3.1 no memory\r\n250 2.1.0 OK\r\n"
+    assert driver.bodies == [] and not driver.session.abandoned
+    driver.feed(b"RCPT TO:<c@d.example>\r\nDATA\r\nSubject: y\r\n\r\n.\r\n")
+    assert driver.bodies == [b"Subject: y\r\n\r\n"], "only that one was abandoned"
