@@ -86,6 +86,7 @@ class _Asked(msgspec.Struct, frozen=True):
     identity: Identity | None
     ca_pem: bytes | None
     route: bool
+    pace: Callable[[], float] | None
 
 
 class Dialer:
@@ -135,7 +136,7 @@ class Dialer:
         ca_pem: bytes | None = None
         if path.tls_ca is not None and path.enable_tls in ("Required", "Opportunistic"):
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
-        asked = _Asked(path, source_address, ehlo_domain, identity, ca_pem, route)
+        asked = _Asked(path, source_address, ehlo_domain, identity, ca_pem, route, pace)
         troubles: list[str] = []
         held: HeldError | None = None
         for number, candidate in enumerate(candidates):
@@ -175,7 +176,8 @@ class Dialer:
             return await self._one(candidate, asked)
         except TlsError as error:
             opportunistic = path.enable_tls in ("Opportunistic", "OpportunisticInsecure")
-            if opportunistic and identity is None and self._remember_broken(candidate, path):
+            again = opportunistic and identity is None and self._remember_broken(candidate, path)
+            if again and await _may_connect(asked.pace, path.idle_timeout):
                 logger.info(
                     "%s[%s]: %s; trying again in clear text, as the path allows",
                     candidate.name,
@@ -197,6 +199,8 @@ class Dialer:
             newer = await self.identity(path, fresh=True)
             if newer is None or newer.credential is None or newer.credential.version == before.version:
                 raise
+            if not await _may_connect(asked.pace, path.idle_timeout):
+                raise  # the new one is for the next session
             return await self._one(candidate, msgspec.structs.replace(asked, identity=newer))
 
     def _remember_broken(self, candidate: Candidate, path: EgressPath) -> bool:

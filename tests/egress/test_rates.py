@@ -15,8 +15,8 @@ from trio.testing import MockClock
 
 import policy
 from engine.queues.limits import Rate
-from tests.support.bench import to
-from tests.support.peer import DROP, FakePeer, Wire, open_peer
+from tests.support.bench import AUTH, login, to
+from tests.support.peer import DROP, PLAIN, FakePeer, Wire, open_peer
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -53,6 +53,57 @@ async def test_connections_that_come_to_nothing_count(trouble: str, bench: Any, 
             await trio.sleep(50)
             assert one.connections + two.connections + three.connections == 1
             assert "max_connection_rate" in b.log.records[0].content
+
+
+async def test_a_second_try_in_clear_counts(bench: Any, clock: MockClock) -> None:
+    """After a handshake that failed the same host is met once more: that is a connection like any other."""
+
+    async def script(wire: Wire) -> None:
+        await wire.greet("STARTTLS", *PLAIN)
+        await wire.line()
+        await wire.say("220 go")
+        await wire.more()
+        await wire.say("500 what?")
+
+    async with open_peer(script) as peer:
+        path = {
+            "enable_tls": "Opportunistic",
+            "opportunistic_tls_reconnect_on_failed_handshake": True,
+            "max_connection_rate": "1/min",
+            "idle_timeout": 5,
+        }
+        async with bench(to(peer, **path)) as b:
+            await b.submit()
+            await trio.sleep(50)
+            assert peer.connections == 1
+            await trio.sleep(60)
+            assert peer.connections == 2 and min(gaps(peer.times)) >= 60
+
+
+async def test_a_second_try_with_a_rotated_secret_counts(bench: Any, clock: MockClock) -> None:
+    secrets = ["old", "new"]
+
+    def secret() -> str:
+        return secrets[0]
+
+    async with open_peer(capabilities=[*PLAIN, "AUTH PLAIN"]) as peer:
+
+        def judge(line: str) -> str:
+            return "235 ok" if login(line) == ("scott", "new") else "535 no"
+
+        peer.replies["AUTH"] = judge
+        path = {
+            **AUTH,
+            "smtp_auth_plain_password": {"event_name": "secret", "event_args": []},
+            "max_connection_rate": "1/min",
+            "idle_timeout": 5,
+        }
+        async with bench({**to(peer, **path), "secret": secret}) as b:
+            await b.submit()
+            await b.first()
+            del secrets[0]
+            await trio.sleep(200)
+            assert b.recorded("Delivery") and min(gaps(peer.times)) >= 60
 
 
 @pytest.mark.parametrize("idle", [0.01, 30])
