@@ -20,6 +20,7 @@ import trio
 
 from engine.errors import (
     AuthNotOffered,
+    ConnectionLost,
     LoginRefused,
     NetworkError,
     RemoteProtocolError,
@@ -93,6 +94,9 @@ async def log_in(
         host=candidate.name,
         port=candidate.port,
     )
+    if connection.stream.receive_nowait(1) is not None:
+        # Nobody kept it waiting: it always does so, perhaps, and that must not be tried without a pause.
+        raise ConnectionLost("the peer closed or spoke before AUTH", stage="AUTH")
     async with logins.turn(identity.key(candidate), path.hold_interval):
         if connection.stream.receive_nowait(1) is not None:
             raise TurnLost("the peer closed or spoke before our turn to log in came", stage="AUTH")

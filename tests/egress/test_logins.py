@@ -282,3 +282,20 @@ async def test_endless_challenges_end(bench: Any, clock: MockClock) -> None:
         await b.submit()
         await b.records("TransientFailure")
         assert len(peer.commands) < 12
+
+
+@pytest.mark.parametrize("last", [[], ["421 4.3.2 busy"]], ids=["closes", "421"])
+async def test_a_peer_that_leaves_before_auth_is_not_met_again_at_once(
+    last: list[str], bench: Any, clock: MockClock
+) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.say("220 peer.example ESMTP")
+        await wire.line()
+        await wire.say("250-peer.example", "250 AUTH PLAIN")
+        await wire.say(*last)
+
+    async with open_peer(script) as peer, bench(to(peer, **AUTH)) as b:
+        await b.submit()
+        await trio.sleep(50)
+        assert 1 <= peer.connections <= 6, "1, 2, 4, 8 ... seconds, and the schedule of the message"
+        assert b.log.records and {record.type for record in b.log.records} == {"TransientFailure"}
