@@ -14,25 +14,39 @@ from urllib.parse import urlsplit
 import msgspec
 
 from .errors import PolicyError, Wrong, a_type, caller, did_you_mean
+from .keyterms import TERMS, Terms, read_terms
+from .keytext import segments, text, url
 from .secret import Secret
 
 __all__ = [
+    "AppRoleLogin",
     "CallbackKey",
+    "CommandKey",
+    "CredentialKey",
     "EnvKey",
     "FileKey",
+    "JwtLogin",
     "KeyRef",
     "LiteralKey",
     "OAuth2Key",
+    "TokenLogin",
     "VaultKey",
+    "VaultLogin",
     "parse_key",
     "read_key",
     "safe_segment",
 ]
 
 FORMS = (
-    'a path, {"key_data": ...}, {"file": path}, {"env": name}, {"vault_mount": ..., "vault_path": ...} '
-    'or {"event_name": ..., "event_args": [...]}'
+    'a path, {"key_data": ...}, {"file": path}, {"env": name}, {"credential": name}, {"exec": [...]}, '
+    '{"vault_mount": ..., "vault_path": ...} or {"event_name": ..., "event_args": [...]}'
 )
+
+
+class _Termed(msgspec.Struct, frozen=True, kw_only=True):
+    """A reference whose value is read from elsewhere and may not be there: it says what then."""
+
+    terms: Terms = Terms()
 
 
 class LiteralKey(msgspec.Struct, frozen=True, tag="literal"):
@@ -49,7 +63,7 @@ class LiteralKey(msgspec.Struct, frozen=True, tag="literal"):
         return "LiteralKey(***)"
 
 
-class FileKey(msgspec.Struct, frozen=True, tag="file"):
+class FileKey(_Termed, frozen=True, tag="file"):
     """The content of a file."""
 
     path: str
@@ -60,7 +74,7 @@ class FileKey(msgspec.Struct, frozen=True, tag="file"):
         return f"file:{self.path}"
 
 
-class EnvKey(msgspec.Struct, frozen=True, tag="env"):
+class EnvKey(_Termed, frozen=True, tag="env"):
     """The value of an environment variable."""
 
     variable: str
@@ -71,11 +85,63 @@ class EnvKey(msgspec.Struct, frozen=True, tag="env"):
         return f"env:{self.variable}"
 
 
-class VaultKey(msgspec.Struct, frozen=True, tag="vault"):
+class CredentialKey(_Termed, frozen=True, tag="credential"):
+    """A credential of the service, a file in the directory that systemd made for it (systemd.exec(5))."""
+
+    credential: str
+
+    @property
+    def name(self) -> str:
+        """What records and errors call this key."""
+        return f"credential:{self.credential}"
+
+
+class CommandKey(_Termed, frozen=True, tag="exec"):
+    """What a program writes to its standard output. `argv`: its absolute path and its arguments, without a
+    shell. `environment`: names of variables it gets besides HOME, LANG and a plain PATH."""
+
+    argv: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What records and errors call this key. Arguments are no secret: every user's ``ps`` shows them."""
+        line = " ".join(self.argv)
+        return f"exec:{line if len(line) <= 80 else line[:77] + '...'}"
+
+
+class TokenLogin(msgspec.Struct, frozen=True, tag="token"):
+    """A Vault token from a key source, a file for example that an agent writes."""
+
+    token: KeyRef
+
+
+class AppRoleLogin(msgspec.Struct, frozen=True, tag="approle"):
+    """Vault's auth method AppRole. Without `secret_id` for a role that asks for none."""
+
+    role_id: KeyRef
+    secret_id: KeyRef | None
+    mount: str
+
+
+class JwtLogin(msgspec.Struct, frozen=True, tag="jwt"):
+    """Vault's auth methods JWT and Kubernetes: a signed token is shown, the one of the service account for
+    example. `role` None: the mount's default role."""
+
+    role: str | None
+    jwt: KeyRef
+    mount: str
+
+
+VaultLogin: TypeAlias = TokenLogin | AppRoleLogin | JwtLogin
+
+
+class VaultKey(_Termed, frozen=True, tag="vault"):
     """Field `key` of the secret at `path` of HashiCorp Vault's (or OpenBao's) KV engine `mount`.
 
     None means: `address`, `token`, `namespace`, `ca` from the environment (VAULT_ADDR, VAULT_TOKEN,
-    VAULT_NAMESPACE, VAULT_CACERT); `kv_version` found out from the server. `ca`: path of a PEM file.
+    VAULT_NAMESPACE, VAULT_CACERT); `kv_version` found out from the server; the newest `version` of the
+    secret. `ca`: path of a PEM file. `auth`: how to come by a token, instead of `token`.
     """
 
     mount: str
@@ -86,14 +152,17 @@ class VaultKey(msgspec.Struct, frozen=True, tag="vault"):
     kv_version: int | None = None
     namespace: str | None = None
     ca: str | None = None
+    auth: VaultLogin | None = None
+    version: int | None = None
 
     @property
     def name(self) -> str:
         """What records and errors call this key."""
-        return f"vault:{self.mount}/{self.path}#{self.key}"
+        pinned = "" if self.version is None else f"@{self.version}"
+        return f"vault:{self.mount}/{self.path}#{self.key}{pinned}"
 
 
-class CallbackKey(msgspec.Struct, frozen=True, tag="callback"):
+class CallbackKey(_Termed, frozen=True, tag="callback"):
     """What the hook registered with ``policy.on(event_name, keysource=True)`` answers."""
 
     event_name: str
@@ -132,7 +201,9 @@ class OAuth2Key(msgspec.Struct, frozen=True, tag="oauth2"):
         return f"oauth2:{self.client_id}@{urlsplit(self.endpoint).hostname}"
 
 
-KeyRef: TypeAlias = LiteralKey | FileKey | EnvKey | VaultKey | CallbackKey | OAuth2Key
+KeyRef: TypeAlias = (
+    LiteralKey | FileKey | EnvKey | CredentialKey | CommandKey | VaultKey | CallbackKey | OAuth2Key
+)
 
 
 def parse_key(value: Any, where: str = "key source") -> KeyRef:
@@ -196,41 +267,19 @@ def _read(value: Any) -> KeyRef:
         raise Wrong(str(wrong), complete=True) from None
 
 
-def safe_segment(text: str) -> str:
-    """`text`, if it can stand as one segment of a Vault path; for parts that come from mail.
+def safe_segment(part: str) -> str:
+    """`part`, if it can stand as one segment of a Vault path; for parts that come from mail.
 
     Raises: PolicyError for ``/``, ``..``, ``%``, ``?``, ``#``, a control character, or an empty text.
     """
     try:
-        if not isinstance(text, str):
-            raise Wrong(f"is no text but {a_type(text)}")
-        if "/" in text:
+        if not isinstance(part, str):
+            raise Wrong(f"is no text but {a_type(part)}")
+        if "/" in part:
             raise Wrong('holds "/"')
-        return _segments(text, "text")
+        return segments(part, "text")
     except Wrong as wrong:
         raise PolicyError(f"safe_segment: not one path segment: {wrong}", caller()) from None
-
-
-def _text(given: Mapping[str, Any], key: str) -> str:
-    """A non-empty string without control characters. The error names the key only."""
-    value = given[key]
-    if not isinstance(value, str):
-        raise Wrong(f'"{key}" is text, not {a_type(value)}')
-    if not value:
-        raise Wrong(f'"{key}" is empty')
-    if not value.isprintable():
-        raise Wrong(f'"{key}" holds a control character')
-    return value
-
-
-def _segments(text: str, key: str) -> str:
-    """A path whose every segment stays where it is put (reliability: no traversal, no query)."""
-    for segment in text.split("/"):
-        if not segment:
-            raise Wrong(f'"{key}" has an empty segment (a "/" too many)')
-        if segment in (".", "..") or not segment.isprintable() or any(c in "%?#\\" for c in segment):
-            raise Wrong(f'"{key}" has a segment with "..", "%", "?", "#", "\\" or a control character')
-    return text
 
 
 def _literal(given: Mapping[str, Any]) -> KeyRef:
@@ -248,57 +297,135 @@ def _literal(given: Mapping[str, Any]) -> KeyRef:
 
 
 def _file(given: Mapping[str, Any]) -> KeyRef:
-    return FileKey(_text(given, "file"))
+    return FileKey(text(given, "file"), terms=read_terms(given))
 
 
 def _env(given: Mapping[str, Any]) -> KeyRef:
-    variable = _text(given, "env")
+    variable = text(given, "env")
     if "=" in variable:
         raise Wrong('"env" is the name of an environment variable, without "="')
-    return EnvKey(variable)
+    return EnvKey(variable, terms=read_terms(given))
+
+
+def _credential(given: Mapping[str, Any]) -> KeyRef:
+    name = text(given, "credential")
+    if "/" in name or name in (".", ".."):
+        raise Wrong('"credential" is the name of one credential, without "/"')
+    return CredentialKey(name, terms=read_terms(given))
+
+
+def _command(given: Mapping[str, Any]) -> KeyRef:
+    argv = _words(given, "exec")
+    if not argv or not argv[0].startswith("/"):
+        raise Wrong('"exec" is a list that begins with the absolute path of a program')
+    environment = _words(given, "exec_env")
+    if any("=" in each or not each for each in environment):
+        raise Wrong('"exec_env" is a list of names of environment variables')
+    return CommandKey(argv, environment, terms=read_terms(given))
+
+
+def _words(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = given.get(key, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise Wrong(f'"{key}" is a list of texts')
+    if any("\0" in each for each in value):
+        raise Wrong(f'"{key}" holds a NUL')
+    return tuple(value)
 
 
 def _vault(given: Mapping[str, Any]) -> KeyRef:
     if "vault_path" not in given:
         raise Wrong('"vault_path" is missing')
     address = token = namespace = ca = None
+    auth: VaultLogin | None = None
     if given.get("vault_address") is not None:
-        address = _url(_text(given, "vault_address"), "vault_address", "https://vault.example.com:8200")
+        address = url(text(given, "vault_address"), "vault_address", "https://vault.example.com:8200")
     if given.get("vault_token") is not None:
         token = given["vault_token"]
-        if not isinstance(token, Secret):
-            token = Secret(_text(given, "vault_token"))
+        if isinstance(token, Mapping | KeyRef):
+            token, auth = None, TokenLogin(_nested("vault_token", token))
+        elif not isinstance(token, Secret):
+            token = Secret(text(given, "vault_token"))
+    if given.get("vault_auth") is not None:
+        if given.get("vault_token") is not None:
+            raise Wrong('"vault_token" and "vault_auth" are two ways to log in')
+        auth = _vault_auth(given["vault_auth"])
     if given.get("vault_namespace") is not None:
-        namespace = _segments(_text(given, "vault_namespace").strip("/"), "vault_namespace")
+        namespace = segments(text(given, "vault_namespace").strip("/"), "vault_namespace")
     if given.get("vault_ca") is not None:
-        ca = _text(given, "vault_ca")
+        ca = text(given, "vault_ca")
     version = given.get("kv_version")
     if version is not None and (type(version) is not int or version not in (1, 2)):
         raise Wrong('"kv_version" is 1 or 2, or left out')
+    pinned = given.get("vault_version")
+    if pinned is not None and (type(pinned) is not int or not 1 <= pinned < 1 << 31):
+        raise Wrong('"vault_version" is the number of a version of the secret, 1 or more')
+    if pinned is not None and version == 1:
+        raise Wrong('"vault_version" needs KV version 2: version 1 keeps no older values')
     return VaultKey(
-        mount=_segments(_text(given, "vault_mount"), "vault_mount"),
-        path=_segments(_text(given, "vault_path"), "vault_path"),
-        key=_text(given, "vault_key") if "vault_key" in given else "key",
+        mount=segments(text(given, "vault_mount"), "vault_mount"),
+        path=segments(text(given, "vault_path"), "vault_path"),
+        key=text(given, "vault_key") if "vault_key" in given else "key",
         address=address,
         token=token,
         kv_version=version,
         namespace=namespace,
         ca=ca,
+        auth=auth,
+        version=pinned,
+        terms=read_terms(given),
     )
 
 
-def _url(address: str, key: str, like: str) -> str:
-    try:
-        parts = urlsplit(address)
-        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:
-        sound = False
-    if not sound:
-        raise Wrong(f'"{key}" is no URL like {like}')
-    if parts.username is not None or parts.query or parts.fragment:
-        hint = '; a token goes into "vault_token"' if key == "vault_address" else ""
-        raise Wrong(f'"{key}" holds a user, a query or a fragment{hint}')
-    return address.rstrip("/") if key == "vault_address" else address
+_AUTH: dict[str, tuple[str, ...]] = {
+    "approle": ("role_id", "secret_id", "mount"),
+    "jwt": ("role", "jwt", "mount"),
+    "kubernetes": ("role", "jwt", "mount"),
+}
+"""Method -> the keys beside "method"."""
+_SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+
+def _vault_auth(given: Any) -> VaultLogin:
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise Wrong(f'"vault_auth" is a mapping with "method", not {a_type(given)}')
+    method = given.get("method")
+    if not isinstance(method, str) or method not in _AUTH:
+        hint = did_you_mean(method, _AUTH) if isinstance(method, str) else ""
+        raise Wrong(f'"method" of "vault_auth" is "approle", "jwt" or "kubernetes"{hint}')
+    for key in given:
+        if key != "method" and key not in _AUTH[method]:
+            hint = did_you_mean(key, _AUTH[method]) or "; known are " + ", ".join(
+                f'"{known}"' for known in _AUTH[method]
+            )
+            raise Wrong(f'unknown key "{key}" beside method "{method}"{hint}')
+    mount = segments(text(given, "mount"), "mount") if "mount" in given else method
+    if method == "approle":
+        if given.get("role_id") is None:
+            raise Wrong('"role_id" is missing beside method "approle"')
+        secret_id = given.get("secret_id")
+        return AppRoleLogin(
+            role_id=_nested("role_id", given["role_id"]),
+            secret_id=None if secret_id is None else _nested("secret_id", secret_id),
+            mount=mount,
+        )
+    if method == "kubernetes" and given.get("role") is None:
+        raise Wrong('"role" is missing beside method "kubernetes"')
+    if method == "jwt" and given.get("jwt") is None:
+        raise Wrong('"jwt" is missing beside method "jwt"')
+    return JwtLogin(
+        role=text(given, "role") if given.get("role") is not None else None,
+        jwt=_nested("jwt", given.get("jwt", _SERVICE_ACCOUNT)),
+        mount=mount,
+    )
+
+
+def _nested(key: str, value: Any) -> KeyRef:
+    """A reference that another one needs; never one that needs a third."""
+    found = _read(value)
+    if isinstance(found, VaultKey | OAuth2Key):
+        raise Wrong(f'"{key}" itself needs a login; right would be a file, a credential or the like')
+    return found
 
 
 def _oauth2(given: Mapping[str, Any]) -> KeyRef:
@@ -313,12 +440,12 @@ def _oauth2(given: Mapping[str, Any]) -> KeyRef:
     if nested["client_secret"] is None and nested["refresh_token"] is None:
         raise Wrong('"client_secret" or "refresh_token" is missing')
     return OAuth2Key(
-        endpoint=_url(_text(given, "token_endpoint"), "token_endpoint", "https://login.example.com/token"),
-        client_id=_text(given, "client_id"),
+        endpoint=url(text(given, "token_endpoint"), "token_endpoint", "https://login.example.com/token"),
+        client_id=text(given, "client_id"),
         client_secret=nested["client_secret"],
         refresh_token=nested["refresh_token"],
-        scope=_text(given, "scope") if given.get("scope") is not None else None,
-        ca=_text(given, "ca") if given.get("ca") is not None else None,
+        scope=text(given, "scope") if given.get("scope") is not None else None,
+        ca=text(given, "ca") if given.get("ca") is not None else None,
     )
 
 
@@ -327,18 +454,20 @@ def _callback(given: Mapping[str, Any]) -> KeyRef:
     if not isinstance(arguments, (list, tuple)):
         raise Wrong(f'"event_args" is a list, not {a_type(arguments)}')
     try:
-        text = Secret(msgspec.json.encode(arguments, order="deterministic"))
-        msgspec.json.decode(text.reveal())
+        encoded = Secret(msgspec.json.encode(arguments, order="deterministic"))
+        msgspec.json.decode(encoded.reveal())
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
         raise Wrong('"event_args" holds something other than JSON values') from None
-    return CallbackKey(_text(given, "event_name"), text)
+    return CallbackKey(text(given, "event_name"), encoded, terms=read_terms(given))
 
 
 _Make = Callable[[Mapping[str, Any]], KeyRef]
 _FORMS: tuple[tuple[str, tuple[str, ...], _Make], ...] = (
     ("key_data", ("key_data",), _literal),
-    ("file", ("file",), _file),
-    ("env", ("env",), _env),
+    ("file", ("file", *TERMS), _file),
+    ("env", ("env", *TERMS), _env),
+    ("credential", ("credential", *TERMS), _credential),
+    ("exec", ("exec", "exec_env", *TERMS), _command),
     (
         "vault_mount",
         (
@@ -350,10 +479,13 @@ _FORMS: tuple[tuple[str, tuple[str, ...], _Make], ...] = (
             "kv_version",
             "vault_namespace",
             "vault_ca",
+            "vault_auth",
+            "vault_version",
+            *TERMS,
         ),
         _vault,
     ),
-    ("event_name", ("event_name", "event_args"), _callback),
+    ("event_name", ("event_name", "event_args", *TERMS), _callback),
     (
         "token_endpoint",
         ("token_endpoint", "client_id", "client_secret", "refresh_token", "scope", "ca"),

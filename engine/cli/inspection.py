@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from engine.app import hosts_of, own_hosts
 from engine.cli.asked import AskedHooks
 from engine.cli.shaping_review import review
@@ -27,7 +29,15 @@ from policy import Reject
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, QueueConfig
 from policy.errors import did_you_mean
 from policy.hooks import EVENTS
-from policy.keysource import CallbackKey, FileKey, KeyRef, LiteralKey, OAuth2Key
+from policy.keysource import (
+    CallbackKey,
+    CommandKey,
+    FileKey,
+    KeyRef,
+    LiteralKey,
+    OAuth2Key,
+    VaultKey,
+)
 from policy.secret import Secret
 from policy.shaping import asked_by_name, asking
 
@@ -182,6 +192,17 @@ class Inspection:
         self.keys.setdefault(key, where)
         if isinstance(key, CallbackKey):
             return self._callback(where, key.event_name)
+        if isinstance(key, VaultKey) and key.auth is not None:
+            parts = msgspec.structs.asdict(key.auth)
+            usable = [
+                self.look_at_key(f"{where}: {name}", part)
+                for name, part in parts.items()
+                if isinstance(part, KeyRef)
+            ]
+            return all(usable)
+        if isinstance(key, CommandKey) and not os.access(key.argv[0], os.X_OK):
+            self.problem(f"{where}: exec: {key.argv[0]} is no program that can be run")
+            return False
         if isinstance(key, OAuth2Key):
             nested = {"client_secret": key.client_secret, "refresh_token": key.refresh_token}
             found = [

@@ -11,18 +11,29 @@ Passwords, certificates, private keys and CA bundles all come this way.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import trio
 
-from policy.keysource import CallbackKey, EnvKey, FileKey, KeyRef, LiteralKey, OAuth2Key, VaultKey
+from policy.keysource import (
+    CallbackKey,
+    CommandKey,
+    CredentialKey,
+    EnvKey,
+    FileKey,
+    KeyRef,
+    LiteralKey,
+    OAuth2Key,
+    VaultKey,
+)
 
 from .callback import CallbackSource, KeyHooks
-from .local import EnvSource, FileSource, LiteralSource
-from .oauth2 import Fetch, OAuth2Source
-from .ring import MAX_STALE, TTL, WAIT, Credential, KeyRing, KeyStatistics
-from .source import Dated, KeySource, SourceFailure
+from .command import CommandSource
+from .local import CredentialSource, EnvSource, FileSource, LiteralSource
+from .oauth2 import OAuth2Source
+from .ring import STALE_FOR, TTL, WAIT, KeyRing, KeyStatistics
+from .source import Credential, Dated, Fetch, KeySource, SourceFailure
 from .vault import VaultSource
 
 __all__ = [
@@ -40,11 +51,14 @@ __all__ = [
 
 def key_sources(hooks: KeyHooks | None = None, fetch: Fetch | None = None) -> dict[type, KeySource]:
     """Every kind of reference and what reads it. `fetch`: reads a reference that another one names."""
+    files = FileSource()
     return {
         LiteralKey: LiteralSource(),
-        FileKey: FileSource(),
+        FileKey: files,
         EnvKey: EnvSource(),
-        VaultKey: VaultSource(),
+        CredentialKey: CredentialSource(files),
+        CommandKey: CommandSource(),
+        VaultKey: VaultSource(fetch),
         CallbackKey: CallbackSource(hooks),
         OAuth2Key: OAuth2Source(fetch),
     }
@@ -56,21 +70,25 @@ async def open_keys(
     *,
     sources: Mapping[type, KeySource] | None = None,
     ttl: float = TTL,
-    max_stale: float = MAX_STALE,
+    stale_for: float = STALE_FOR,
     wait: float = WAIT,
     rng: random.Random | None = None,
 ) -> AsyncIterator[KeyRing]:
-    """A ring, and the owner of its reading tasks; leaving the block cancels them.
+    """A ring, and the owner of the tasks that read and renew; leaving the block cancels them.
 
-    `hooks`: those of the policy, for callback sources. Times in seconds: `ttl` until a value is refreshed,
-    `max_stale` how long an old one serves while its source is out, `wait` how long anybody waits for a read.
+    `hooks`: those of the policy, for callback sources. Times in seconds, for references that say nothing
+    else: `ttl` until a value is refreshed, `stale_for` how long after that an old one serves while its
+    source is out; and `wait`, how long anybody waits for a read.
     """
     async with trio.open_nursery() as nursery:
 
-        def fetch(ref: KeyRef) -> Awaitable[Credential]:
-            return ring.fetch(ref)
+        async def fetch(ref: KeyRef, *, fresh: bool = False) -> Credential:
+            return await ring.fetch(ref, fresh=fresh)
 
         kinds = sources if sources is not None else key_sources(hooks, fetch)
-        ring = KeyRing(nursery, kinds, ttl=ttl, max_stale=max_stale, wait=wait, rng=rng)
+        ring = KeyRing(nursery, kinds, ttl=ttl, stale_for=stale_for, wait=wait, rng=rng)
+        for source in kinds.values():
+            if isinstance(source, VaultSource):
+                nursery.start_soon(source.keep_tokens)
         yield ring
         nursery.cancel_scope.cancel()

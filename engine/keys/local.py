@@ -1,4 +1,4 @@
-"""Key sources of this machine: literal, file, environment."""
+"""Key sources of this machine: literal, file, environment, systemd credential."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections import OrderedDict
 import msgspec
 import trio
 
-from policy.keysource import EnvKey, FileKey, LiteralKey
+from policy.keysource import CredentialKey, EnvKey, FileKey, LiteralKey
 from policy.secret import Secret
 
 from .source import MAX_SECRET, SourceFailure
 
-__all__ = ["EnvSource", "FileSource", "LiteralSource"]
+__all__ = ["CredentialSource", "EnvSource", "FileSource", "LiteralSource"]
 
 logger = logging.getLogger("posthorn.keys")
 
@@ -96,6 +96,24 @@ class FileSource:
         return seen.secret
 
 
+class CredentialSource:
+    """`CredentialKey`: a file of the directory that systemd names in the environment."""
+
+    fresh_for: float | None = FileSource.fresh_for
+
+    def __init__(self, files: FileSource) -> None:
+        self._files = files
+
+    async def read(self, ref: CredentialKey) -> Secret:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise SourceFailure(
+                "the environment's CREDENTIALS_DIRECTORY is not set: not started by systemd, or no "
+                "LoadCredential= in the unit"
+            )
+        return await self._files.read(FileKey(os.path.join(directory, ref.credential)))
+
+
 def _only_certificates(secret: Secret) -> bool:
     """Certificates are public; a PEM file of nothing else need not be hidden."""
     content = secret.reveal()
@@ -134,7 +152,7 @@ def _read_file(path: str, seen: _Seen | None) -> tuple[_Seen, int]:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise SourceFailure(reason, definite=missing) from None
+        raise SourceFailure(reason, definite=missing, denied=isinstance(error, PermissionError)) from None
     content = content[:-2] if content.endswith(b"\r\n") else content.removesuffix(b"\n")
     if not content:
         raise SourceFailure("the file is empty")

@@ -20,7 +20,6 @@ import base64
 import re
 import ssl
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote_plus, urlencode, urlsplit
 
@@ -33,13 +32,9 @@ from policy.keysource import KeyRef, OAuth2Key
 from policy.secret import Secret
 
 from .address import is_loopback
-from .ring import Credential
-from .source import Dated, SourceFailure
+from .source import Credential, Dated, Fetch, SourceFailure
 
-__all__ = ["Fetch", "OAuth2Source"]
-
-Fetch = Callable[[KeyRef], Awaitable[Credential]]
-"""How the secrets that a reference names are read: the ring's `fetch`."""
+__all__ = ["OAuth2Source"]
 
 _SECONDS = 4.5
 """For one request; just under what a delivery waits."""

@@ -3,13 +3,16 @@
 A delivery asks `KeyRing.fetch` and never waits longer than `wait`; the code that runs per message asks
 `KeyRing.cached` and never waits at all. How long a value is used (reliability V3):
 
-| age of the value   | what happens                                                                      |
-|--------------------|-----------------------------------------------------------------------------------|
-| up to `ttl`        | used                                                                              |
-| up to `max_stale`  | used, while it is read again in the background; an outage changes nothing         |
-| older              | `SecretUnavailable`                                                               |
+| age of the value           | what happens                                                              |
+|----------------------------|---------------------------------------------------------------------------|
+| up to `ttl`                | used                                                                      |
+| up to `ttl` + `stale_for`  | used, while it is read again in the background; an outage changes nothing |
+| older                      | `SecretUnavailable`                                                       |
 
-(A value that has a life of its own, a token, says itself how long it is fresh and how long it lasts.)
+Each reference may say its own (`policy.keyterms.Terms`). With `on_outage` "hold" nothing is used past its
+`ttl`, and it is read again when three quarters of that are over; with `on_denied` "hold" a source that says
+"you may not" ends the use of the old value at once. A value that has a life of its own, a token, says itself
+how long it is fresh and how long it lasts.
 
 A definite "there is no such value" ends the use of an old value too, once it was heard three times over at
 least a minute. A failing source is asked at growing intervals, never twice within a second per secret, and
@@ -31,16 +34,17 @@ import trio
 
 from engine.errors import SecretUnavailable
 from policy.keysource import KeyRef
+from policy.keyterms import Terms
 from policy.secret import Secret
 
-from .source import MAX_SECRET, Dated, KeySource, SourceFailure
+from .source import MAX_SECRET, Credential, Dated, KeySource, SourceFailure
 
-__all__ = ["Credential", "KeyRing", "KeyStatistics"]
+__all__ = ["KeyRing", "KeyStatistics"]
 
 logger = logging.getLogger("posthorn.keys")
 
 TTL = 300.0
-MAX_STALE = 86400.0
+STALE_FOR = 86400.0
 WAIT = 5.0
 LEAST_INTERVAL = 1.0
 """Seconds between two reads of one secret, whatever is asked (reliability V6)."""
@@ -49,19 +53,6 @@ LONGEST_RETRY_AFTER = 300.0
 GONE_TIMES = 3
 GONE_SECONDS = 60.0
 CAPACITY = 10_000
-
-
-class Credential(msgspec.Struct, frozen=True):
-    """A secret with what identifies this version of it.
-
-    `version` is a fingerprint that is good for comparing within this process and for nothing else (keyed
-    with a random key of the process). `fetched` is the monotonic time (`trio.current_time`) of the last
-    successful read.
-    """
-
-    secret: Secret
-    version: str
-    fetched: float
 
 
 class KeyStatistics(msgspec.Struct, frozen=True):
@@ -117,7 +108,7 @@ class KeyRing:
         sources: Mapping[type, KeySource],
         *,
         ttl: float = TTL,
-        max_stale: float = MAX_STALE,
+        stale_for: float = STALE_FOR,
         wait: float = WAIT,
         capacity: int = CAPACITY,
         rng: random.Random | None = None,
@@ -125,7 +116,7 @@ class KeyRing:
         self._nursery = nursery
         self._sources = sources
         self._ttl = ttl
-        self._max_stale = max_stale
+        self._stale_for = stale_for
         self._wait = wait
         self._capacity = capacity
         self._rng = rng if rng is not None else random.Random()
@@ -172,8 +163,7 @@ class KeyRing:
             return credential
         reason = entry.failure or f"no answer in {self._wait:g} s"
         if entry.credential is not None:
-            old = now - entry.credential.fetched >= self._max_stale
-            reason += f"; the last value {f'is older than {self._max_stale:g} s' if old else 'has expired'}"
+            reason += f"; the last value is {now - entry.credential.fetched:.0f} s old and not used any more"
         raise SecretUnavailable(f"{ref.name}: {reason}") from None
 
     def invalidate(self, ref: KeyRef) -> None:
@@ -234,10 +224,10 @@ class KeyRing:
             secret = answer.secret if isinstance(answer, Dated) else answer
             if not 0 < len(secret.reveal()) <= MAX_SECRET:
                 raise SourceFailure(f"the value is empty or larger than {MAX_SECRET} octets")
-            fresh_for, lasts = source.fresh_for, self._max_stale
             if isinstance(answer, Dated):
-                fresh_for, lasts = answer.fresh_for, answer.lasts
-            self._succeeded(ref, entry, secret, fresh_for, lasts)
+                self._succeeded(ref, entry, secret, answer.fresh_for, answer.lasts)
+            else:
+                self._succeeded(ref, entry, secret, *self._life(_terms(ref), source.fresh_for))
         except SourceFailure as failure:
             self._failed(ref, entry, failure)
         except Exception as error:
@@ -247,9 +237,16 @@ class KeyRing:
             entry.flight = None
             flight.set()
 
-    def _succeeded(
-        self, ref: KeyRef, entry: _Entry, secret: Secret, fresh_for: float | None, lasts: float
-    ) -> None:
+    def _life(self, terms: Terms, fresh_for: float | None) -> tuple[float, float]:
+        """Seconds until a value is read again, and until it is not used any more."""
+        ttl = terms.ttl if terms.ttl is not None else fresh_for if fresh_for is not None else self._ttl
+        if terms.on_outage == "hold" and math.isfinite(ttl):
+            return ttl * self._rng.uniform(0.7, 0.75), ttl
+        lasts = ttl + (self._stale_for if terms.stale_for is None else terms.stale_for)
+        # Spread, so that secrets fetched together are not refreshed together.
+        return (ttl if fresh_for is not None else ttl * self._rng.uniform(0.9, 1.0)), lasts
+
+    def _succeeded(self, ref: KeyRef, entry: _Entry, secret: Secret, fresh_for: float, lasts: float) -> None:
         now = trio.current_time()
         digest = hashlib.blake2b(secret.reveal(), key=self._fingerprint_key, digest_size=4)
         version = digest.hexdigest()
@@ -258,9 +255,7 @@ class KeyRing:
         elif entry.credential is not None and entry.credential.version != version:
             logger.info("%s has a new value", ref.name)
         entry.credential = Credential(secret, version, now)
-        # Spread, so that secrets fetched together are not refreshed together.
-        lifetime = self._ttl * self._rng.uniform(0.9, 1.0) if fresh_for is None else fresh_for
-        entry.fresh_until = now + lifetime
+        entry.fresh_until = now + fresh_for
         entry.usable_until = now + lasts
         entry.failure = ""
         entry.failures = entry.gone = 0
@@ -269,7 +264,10 @@ class KeyRing:
     def _failed(self, ref: KeyRef, entry: _Entry, failure: SourceFailure) -> None:
         now = trio.current_time()
         self._failures += 1
-        if failure.reason != entry.failure:
+        if failure.denied and entry.credential is not None and _terms(ref).on_denied == "hold":
+            entry.credential = None
+            logger.warning("%s: %s; the last value is not used any more", ref.name, failure.reason)
+        elif failure.reason != entry.failure:
             if self._usable(entry, now) is not None:
                 logger.warning("%s: %s; the last value stays in use", ref.name, failure.reason)
             else:  # whoever asked is told, and says what it means for the mail
@@ -288,3 +286,12 @@ class KeyRing:
             if entry.gone >= GONE_TIMES and now - entry.gone_since >= GONE_SECONDS:
                 logger.warning("%s is gone; its last value is not used any more", ref.name)
                 entry.credential = None
+
+
+def _terms(ref: KeyRef) -> Terms:
+    """What the reference says; those that have a life of their own, or none, say nothing."""
+    terms: Terms = getattr(ref, "terms", _DEFAULT)
+    return terms
+
+
+_DEFAULT = Terms()

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from policy.keysource import KeyRef
 from policy.secret import Secret
 
-__all__ = ["MAX_SECRET", "Dated", "KeySource", "SourceFailure"]
+__all__ = ["MAX_SECRET", "Credential", "Dated", "Fetch", "KeySource", "SourceFailure"]
 
 MAX_SECRET = 1 << 20
 """Octets a secret may have; enough for any PEM bundle."""
@@ -20,18 +21,45 @@ class SourceFailure(Exception):
 
     `definite`: the source answered, and the answer is that there is no such value. Anything else (an
     outage, a refusal) says nothing about the value, so an older one stays in use (reliability V3).
+    `denied`: it answered that we may not have it; the reference's `on_denied` decides.
     `retry_after`: seconds the source asked to be left alone.
     """
 
-    def __init__(self, reason: str, *, definite: bool = False, retry_after: float = 0.0) -> None:
+    def __init__(
+        self, reason: str, *, definite: bool = False, denied: bool = False, retry_after: float = 0.0
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.definite = definite
+        self.denied = denied
         self.retry_after = retry_after
 
     def bare(self) -> SourceFailure:
         """The same again, without the frames and causes that this one has collected: they hold values."""
-        return SourceFailure(self.reason, definite=self.definite, retry_after=self.retry_after)
+        return SourceFailure(
+            self.reason, definite=self.definite, denied=self.denied, retry_after=self.retry_after
+        )
+
+
+class Credential(msgspec.Struct, frozen=True):
+    """A secret with what identifies this version of it.
+
+    `version` is a fingerprint that is good for comparing within this process and for nothing else (keyed
+    with a random key of the process). `fetched` is the monotonic time (`trio.current_time`) of the last
+    successful read.
+    """
+
+    secret: Secret
+    version: str
+    fetched: float
+
+
+class Fetch(Protocol):
+    """How a source reads the secrets that its references name: the ring's `fetch`."""
+
+    async def __call__(self, ref: KeyRef, *, fresh: bool = False) -> Credential:
+        """Raises: SecretUnavailable."""
+        ...
 
 
 class Dated(msgspec.Struct, frozen=True):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.keys import key_sources, local, vault
-from policy.keysource import VaultKey, read_key
+from engine.keys import key_sources, local, ring, vault, vaultlogin, vaultserver
+from policy.keysource import _AUTH, VaultKey, read_key
+from policy.keyterms import TERMS, Terms
 from policy.load import load_policy
 
 PAGE = Path(__file__).parents[2] / "docs" / "keysources.md"
@@ -30,15 +31,25 @@ def test_policies_load_and_only_the_destination_meant_gets_the_password(block: s
 
 
 def test_there_is_a_block_for_each_form() -> None:
-    assert len(BLOCKS) == 7
-    for mark in ('password="/', "CREDENTIALS", '"env"', '"vault_mount"', '"event_name"', '"key_data"'):
+    assert len(BLOCKS) == 10
+    for mark in (
+        'password="/',
+        '"credential"',
+        '"exec"',
+        '"env"',
+        '"vault_mount"',
+        '"vault_auth"',
+        '"event_name"',
+        '"key_data"',
+        '"ttl"',
+    ):
         assert any(mark in block for block in BLOCKS)
 
 
 def test_every_form_of_the_table_with_its_name() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (?:`([^`]+)`|the same) \|$", TEXT, re.MULTILINE)
     forms = [(eval(form), name) for form, name in rows if form[0] in '{"']
-    assert len(forms) == 7
+    assert len(forms) == 9
     kinds = set()
     for value, name in forms:
         ref = read_key(value)
@@ -49,16 +60,37 @@ def test_every_form_of_the_table_with_its_name() -> None:
 
 def test_every_vault_key_is_in_its_table() -> None:
     table = re.findall(r"^\| `(vault_\w+|kv_version)` \|", TEXT, re.MULTILINE)
-    fields = {name if name == "kv_version" else f"vault_{name}" for name in VaultKey.__struct_fields__}
+    names = set(VaultKey.__struct_fields__) - {"terms"}
+    fields = {name if name == "kv_version" else f"vault_{name}" for name in names}
     assert set(table) == fields
 
 
+def test_every_term_is_in_its_table_with_its_default() -> None:
+    section = TEXT.partition("## How long a secret serves")[2].partition("\n## ")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", section, re.MULTILINE))
+    assert tuple(table) == TERMS
+    for name in ("on_outage", "on_denied"):
+        assert table[name] == f"`{getattr(Terms(), name)}`"
+    assert table["ttl"].startswith(f"{ring.TTL / 60:g} minutes;")
+    assert f"credentials {local.FileSource.fresh_for:g} second" in table["ttl"]
+    assert table["stale_for"] == f"{ring.STALE_FOR / 3600:g} hours"
+
+
+def test_every_way_to_log_in_is_in_its_table() -> None:
+    section = TEXT.partition("### Logging in")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|$", section, re.MULTILINE)
+    rows = [row for row in rows if row[0] != "method"]
+    assert {method for method, _ in rows} == set(_AUTH)
+    for method, text in rows:
+        assert {*re.findall(r"`(\w+)`", text), "mount"} == set(_AUTH[method])
+
+
 def test_the_reasons_are_those_of_the_code() -> None:
-    code = inspect.getsource(vault) + inspect.getsource(local)
+    code = "".join(map(inspect.getsource, (vault, vaultlogin, vaultserver, local)))
     section = TEXT.partition("### What Vault's answers mean")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     reasons = [each for row in rows for each in row.split("`, `")]
     assert len(reasons) > 10
     for reason in reasons:
-        words = re.split(r"HOST|\.\.\.|\(\d+|sealed|\"key\"|:", reason.strip("`"))[0].strip()
+        words = re.split(r"HOST| is deleted|\.\.\.|\(\d+|sealed|\"key\"|:", reason.strip("`"))[0].strip()
         assert words in code, reason

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from engine.keys.local import EnvSource, FileSource, LiteralSource
+from engine.keys.local import CredentialSource, EnvSource, FileSource, LiteralSource
 from engine.keys.source import MAX_SECRET, SourceFailure
-from policy.keysource import EnvKey, FileKey, LiteralKey
+from policy.keysource import CredentialKey, EnvKey, FileKey, LiteralKey
 from policy.secret import Secret
 from tests.contract.key_source import CANARY, KeySourceContract, Subject, everything
 
@@ -50,6 +50,39 @@ class TestFile(KeySourceContract):
         path.write_text(CANARY)
         path.chmod(0o600)
         return Subject(FileSource(), FileKey(str(path)), put)
+
+
+class TestCredential(KeySourceContract):
+    @pytest.fixture
+    def subject(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
+        path = tmp_path / "relay"
+
+        async def put(value: str | None) -> None:
+            if value is None:
+                path.unlink()
+            else:
+                path.write_text(value)
+
+        path.write_text(CANARY)
+        path.chmod(0o600)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        return Subject(CredentialSource(FileSource()), CredentialKey("relay"), put)
+
+
+async def test_no_directory_of_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(SourceFailure, match="CREDENTIALS_DIRECTORY is not set") as caught:
+        await CredentialSource(FileSource()).read(CredentialKey("relay"))
+    assert not caught.value.definite
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read every file")
+async def test_a_file_one_may_not_read_is_denied(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(CANARY)
+    (tmp_path / "x").chmod(0)
+    with pytest.raises(SourceFailure) as caught:
+        await FileSource().read(FileKey(str(tmp_path / "x")))
+    assert caught.value.denied and not caught.value.definite
 
 
 @pytest.mark.parametrize(

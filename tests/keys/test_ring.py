@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from trio.testing import MockClock, assert_checkpoints
 from engine.errors import SecretUnavailable
 from engine.keys import Credential, KeyRing, SourceFailure, open_keys
 from policy.keysource import FileKey, LiteralKey
+from policy.keyterms import Terms
 from policy.secret import Secret
 from tests.contract.key_source import CANARY, assert_no_canary
 
@@ -178,8 +179,8 @@ async def test_an_outage_of_an_hour_changes_nothing_and_of_a_day_does(autojump_c
         for _ in range(60):
             await trio.sleep(60)
             assert await outcome(keys) == CANARY
-        await trio.sleep(23 * 3600)
-        assert "the server is down; the last value is older" in await outcome(keys)
+        await trio.sleep(23 * 3600 + 300)
+        assert "is down; the last value is 86700 s old and not used any more" in await outcome(keys)
         source.value = "new"
         await trio.sleep(60)
         assert await outcome(keys) == "new"
@@ -364,14 +365,14 @@ async def test_a_failure_that_whoever_asks_is_told_of_is_not_said_twice(
 ) -> None:
     source = FakeSource()
     source.value = DOWN
-    async with ring(source, max_stale=500) as keys:
+    async with ring(source, ttl=300, stale_for=200) as keys:
         with caplog.at_level(logging.INFO, "posthorn.keys"):
             for _ in range(3):
                 assert await outcome(keys) == "fake:one: the server is down"
                 await trio.sleep(40)
             source.value = CANARY
             assert await outcome(keys) == CANARY
-            await trio.sleep(600)  # older than `max_stale`: nothing is in use that could stay so
+            await trio.sleep(600)  # older than `ttl` and `stale_for`: nothing is in use that could stay so
             source.value = GONE
             assert "nothing there" in await outcome(keys)
     assert [record.message for record in caplog.records] == ["fake:one can be read again"]
@@ -428,3 +429,91 @@ async def test_the_reason_names_the_reference_and_not_the_value() -> None:
             await keys.fetch(FileKey("/none/x"))
     assert str(caught.value) == "file:/none/x: No such file or directory"
     assert caught.value.cause == "secret-unavailable"
+
+
+# What a reference says itself
+
+
+class TermedRef(msgspec.Struct, frozen=True):
+    terms: Terms
+    name: str = "fake:termed"
+
+
+@asynccontextmanager
+async def termed(source: FakeSource, **terms: Any) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Gives what a delivery would get, the value or the reason there is none."""
+    ref: Any = TermedRef(Terms(**terms))
+    async with open_keys(sources={TermedRef: source}) as keys:  # type: ignore[arg-type]
+
+        async def say() -> str:
+            try:
+                return (await keys.fetch(ref)).secret.reveal().decode()
+            except SecretUnavailable as error:
+                return str(error)
+
+        yield say
+
+
+async def test_the_ttl_of_a_reference(autojump_clock: MockClock) -> None:
+    source = FakeSource()
+    async with termed(source, ttl=20.0) as say:
+        for _ in range(10):
+            await say()
+            await trio.sleep(10)
+    assert [round(gap) for gap in gaps_of(source)] == [20] * 4
+
+
+async def test_stale_for_counts_from_the_end_of_the_ttl(autojump_clock: MockClock) -> None:
+    source = FakeSource()
+    async with termed(source, ttl=100.0, stale_for=50.0) as say:
+        assert await say() == CANARY
+        source.value = DOWN
+        await trio.sleep(149)
+        assert await say() == CANARY
+        await trio.sleep(2)
+        assert (await say()).endswith("is down; the last value is 151 s old and not used any more")
+
+
+async def test_on_outage_hold_uses_nothing_past_its_ttl_and_reads_again_before(
+    autojump_clock: MockClock,
+) -> None:
+    source = FakeSource()
+    async with termed(source, ttl=100.0, on_outage="hold") as say:
+        assert await say() == CANARY
+        await trio.sleep(80)
+        source.value = "new"
+        assert await say() == CANARY  # and is read again meanwhile
+        await trio.sleep(2)
+        assert await say() == "new"
+        source.value = DOWN
+        await trio.sleep(90)
+        assert "the server is down" not in await say()
+        await trio.sleep(10)
+        assert "the server is down" in await say()
+        source.value = "back"
+        await trio.sleep(60)
+        assert await say() == "back"
+
+
+@pytest.mark.parametrize("on_denied", ["stale", "hold"])
+async def test_on_denied(on_denied: str, autojump_clock: MockClock) -> None:
+    source = FakeSource()
+    async with termed(source, ttl=100.0, on_denied=on_denied) as say:
+        await say()
+        source.value = SourceFailure("permission denied", denied=True)
+        await trio.sleep(101)
+        await say()
+        await trio.sleep(0.1)
+        assert (await say() == CANARY) is (on_denied == "stale")
+        source.value = DOWN
+        await trio.sleep(60)
+        assert (await say() == CANARY) is (on_denied == "stale")
+        source.value = "new"
+        await trio.sleep(60)
+        await say()
+        await trio.sleep(1)
+        assert await say() == "new"
+
+
+def gaps_of(source: FakeSource) -> list[float]:
+    return [later - before for before, later in zip(source.reads, source.reads[1:], strict=False)]

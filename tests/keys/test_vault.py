@@ -456,12 +456,13 @@ async def test_a_hanging_server_does_not_use_up_the_threads_of_another(openbao: 
             nursery.cancel_scope.cancel()
 
 
-async def test_2000_messages_for_100_credentials_are_100_reads() -> None:
+async def test_10000_messages_for_100_credentials_are_100_reads() -> None:
     answer = code(200, b'{"data": {"data": {"key": "tiger"}}}')
     with misbehaving(answer) as (address, asked):
         token = Secret(TOKEN_CANARY)
         refs = [VaultKey("secret", f"p{i}", address=address, token=token, kv_version=2) for i in range(100)]
         async with open_keys() as keys, trio.open_nursery() as nursery:
-            for i in range(2_000):
+            for i in range(10_000):
                 nursery.start_soon(keys.fetch, refs[i % 100])
-    assert len(asked) == 100
+    assert len([path for path, _ in asked if path.startswith("/v1/secret/data/")]) == 100
+    assert len(asked) <= 101  # and one look at the token

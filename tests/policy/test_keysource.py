@@ -11,16 +11,21 @@ import pytest
 
 import policy
 from policy.keysource import (
+    AppRoleLogin,
     CallbackKey,
+    CredentialKey,
     EnvKey,
     FileKey,
+    JwtLogin,
     KeyRef,
     LiteralKey,
+    TokenLogin,
     VaultKey,
     parse_key,
     read_key,
     safe_segment,
 )
+from policy.keyterms import Terms
 from policy.secret import Secret
 from tests.contract.key_source import everything
 
@@ -72,6 +77,51 @@ ENDLESS.append(ENDLESS)
             "callback:ask",
         ),
         ({"event_name": "ask"}, CallbackKey("ask"), "callback:ask"),
+        ({"credential": "relay"}, CredentialKey("relay"), "credential:relay"),
+        (
+            {"env": "PASSWORD", "ttl": "1m", "stale_for": 30, "on_denied": "hold"},
+            EnvKey("PASSWORD", terms=Terms(ttl=60.0, stale_for=30.0, on_denied="hold")),
+            "env:PASSWORD",
+        ),
+        (
+            {"file": "/x", "ttl": "2s", "on_outage": "hold"},
+            FileKey("/x", terms=Terms(ttl=2.0, on_outage="hold")),
+            "file:/x",
+        ),
+        (
+            {
+                "vault_mount": "s",
+                "vault_path": "p",
+                "vault_token": {"file": "/run/token"},
+                "vault_version": 3,
+            },
+            VaultKey("s", "p", auth=TokenLogin(FileKey("/run/token")), version=3),
+            "vault:s/p#key@3",
+        ),
+        (
+            {
+                "vault_mount": "s",
+                "vault_path": "p",
+                "vault_auth": {"method": "approle", "role_id": "/r", "secret_id": {"credential": "s"}},
+            },
+            VaultKey("s", "p", auth=AppRoleLogin(FileKey("/r"), CredentialKey("s"), "approle")),
+            "vault:s/p#key",
+        ),
+        (
+            {
+                "vault_mount": "s",
+                "vault_path": "p",
+                "vault_auth": {"method": "kubernetes", "role": "mail", "mount": "k8s/a"},
+            },
+            VaultKey(
+                "s",
+                "p",
+                auth=JwtLogin(
+                    "mail", FileKey("/var/run/secrets/kubernetes.io/serviceaccount/token"), "k8s/a"
+                ),
+            ),
+            "vault:s/p#key",
+        ),
     ],
 )
 def test_forms(value: Any, expected: KeyRef, name: str) -> None:
@@ -80,6 +130,56 @@ def test_forms(value: Any, expected: KeyRef, name: str) -> None:
     assert ref.name == name
     assert parse_key(ref) is ref
     assert hash(ref) == hash(parse_key(value))
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"ttl": 0}, '"ttl" is a duration from 1 s to 400 days'),
+        ({"ttl": "soon"}, '"ttl" is no duration'),
+        ({"ttl": True}, '"ttl" is a duration like 300 or "5m", not a bool'),
+        ({"stale_for": -1}, '"stale_for" is no duration'),
+        ({"stale_for": "3 years"}, '"stale_for" is '),
+        ({"on_outage": "hodl"}, '"on_outage" is "stale" or "hold"; did you mean "hold"?'),
+        ({"on_denied": 1}, '"on_denied" is "stale" or "hold"'),
+        ({"on_outage": "hold", "stale_for": 5}, '"on_outage" is "hold": none does'),
+        ({"on_outrage": "hold"}, 'did you mean "on_outage"?'),
+    ],
+)
+def test_terms_that_cannot_be(extra: dict[str, Any], says: str) -> None:
+    for form in ({"file": "/x"}, {"env": "X"}, {"vault_mount": "s", "vault_path": "p"}, {"event_name": "e"}):
+        with pytest.raises(policy.PolicyError) as caught:
+            parse_key({**form, **extra})
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [{"key_data": "x"}, {"token_endpoint": "https://x/", "client_id": "c"}])
+def test_what_has_a_life_of_its_own_takes_no_terms(form: dict[str, Any]) -> None:
+    with pytest.raises(policy.PolicyError, match='unknown key "ttl"'):
+        parse_key({**form, "ttl": 5})
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"vault_auth": "approle"}, '"vault_auth" is a mapping with "method"'),
+        ({"vault_auth": {"method": "aprole"}}, 'did you mean "approle"?'),
+        ({"vault_auth": {"method": "approle"}}, '"role_id" is missing'),
+        ({"vault_auth": {"method": "jwt", "role": "x"}}, '"jwt" is missing'),
+        ({"vault_auth": {"method": "kubernetes"}}, '"role" is missing'),
+        ({"vault_auth": {"method": "kubernetes", "role_id": "x"}}, 'unknown key "role_id"'),
+        ({"vault_auth": {"method": "jwt", "jwt": {"vault_mount": "a", "vault_path": "b"}}}, "needs a login"),
+        ({"vault_auth": {"method": "jwt", "jwt": "/x"}, "vault_token": "t"}, "two ways to log in"),
+        ({"vault_version": 0}, '"vault_version" is the number'),
+        ({"vault_version": True}, '"vault_version" is the number'),
+        ({"vault_version": 2, "kv_version": 1}, "needs KV version 2"),
+        ({"vault_token": {"file": ""}}, '"file" is empty'),
+    ],
+)
+def test_logins_that_cannot_be(extra: dict[str, Any], says: str) -> None:
+    with pytest.raises(policy.PolicyError) as caught:
+        parse_key({"vault_mount": "s", "vault_path": "p", **extra})
+    assert says in str(caught.value)
 
 
 def test_none_means_left_out_in_vault_options() -> None:
