@@ -349,6 +349,7 @@ def test_there_are_examples() -> None:
 def test_no_example_gives_everybody_a_password(said: Said, block: str) -> None:
     if '@policy.on("init")' not in block:
         block = f"{INIT}\n{block}"
+    block = block.replace("/usr/bin/pass", "/bin/cat")  # one that is on every machine
     assert "both get credentials" not in said(block, good=True)
     for domain in ("relay.example", "partner.example", "legacy.example"):
         assert "ok" in said(block, good=True, domain=[domain])
