@@ -14,6 +14,11 @@ from weakref import WeakValueDictionary
 
 __all__ = ["Lease", "Limits", "LocalLimits", "Rate", "acquire_all", "take_all"]
 
+_LINE = 1.0
+"""Seconds over which those who are refused are spread."""
+_FEW = 8
+"""Of these, so many come for one event."""
+
 _SWEEP_ABOVE = 10_000
 """Idle throttles are swept once the table holds this many."""
 
@@ -21,12 +26,15 @@ _SWEEP_ABOVE = 10_000
 class Rate:
     """One throttle: at most `burst` events at once and one each `interval` seconds after that."""
 
-    __slots__ = ("_arrival", "_interval", "_slack")
+    __slots__ = ("_arrival", "_interval", "_promised", "_slack", "_told", "_told_at")
 
     def __init__(self, interval: float, burst: int) -> None:
         self._interval = interval
         self._slack = (burst - 1) * interval
         self._arrival = float("-inf")
+        self._promised = float("-inf")
+        self._told = 0
+        self._told_at = float("-inf")
 
     def wait(self, now: float) -> float:
         """Seconds until one event would conform; 0 when it would now. Takes nothing."""
@@ -35,12 +43,25 @@ class Rate:
     def take(self, now: float) -> float:
         """Count one event. Returns 0 when it conforms; else the seconds to wait, nothing counted.
 
+        Not more than `_FEW` are told the moment of the next event; who comes after them is told a turn
+        behind, or a thousand queues that share a rate would wake for every single event and all but one in
+        vain. So one who does not come costs nothing, and nobody waits `_LINE` longer than need be.
+
         Time going backwards is harmless: it can only lengthen a wait that was promised before.
         """
         arrival = self._arrival
         wait = arrival - self._slack - now
         if wait > 1e-9:
-            return wait
+            if arrival != self._told_at:
+                self._told_at, self._told = arrival, 0
+            self._told += 1
+            if self._told <= _FEW:
+                return wait
+            turn = self._promised - now + self._interval / _FEW
+            if not wait <= turn <= wait + _LINE:
+                turn = wait
+            self._promised = now + turn
+            return turn
         self._arrival = (arrival if arrival > now else now) + self._interval
         return 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import heapq
 
 import pytest
 from hypothesis import given
@@ -130,3 +131,25 @@ def test_taking_together_is_never_more_than_each_alone_allows(
         passed += take_all(together, now) == 0.0
     for interval, burst in rates:
         assert passed <= burst + now / (interval + 0.01) + 1e-6
+
+
+def test_of_many_who_share_a_rate_few_wake_for_each_event() -> None:
+    """Each comes when it was told to; all together for every event they would ask a million times."""
+    rate, asked, taken = Rate(0.01, 1), 0, 0
+    waiting = [(0.0, n) for n in range(1000)]
+    while waiting[0][0] < 10.0:
+        now, who = heapq.heappop(waiting)
+        asked += 1
+        wait = rate.take(now)
+        taken += not wait
+        heapq.heappush(waiting, (now + (wait or 1e-6), who))
+    assert 995 <= taken <= 1001, "and the rate is used up all the same"
+    assert asked < 40 * 1000, "not 1,000 for each"
+
+
+def test_one_who_does_not_come_costs_little() -> None:
+    rate = Rate(1.0, 1)
+    assert rate.take(0.0) == 0.0
+    turns = [rate.take(0.0) for _ in range(60)]
+    assert turns[:8] == [1.0] * 8 and turns[12] > 1.0 and all(1.0 <= turn <= 2.0 for turn in turns)
+    assert rate.take(1.0) == 0.0
