@@ -70,7 +70,7 @@ class Crew:
     def set_to_work(self, ready: ReadyQueue, now: float) -> None:
         """Wake or start as many sessions as the backlog deserves."""
         if now < ready.suspended_until:
-            self._wake_at(ready, ready.suspended_until)
+            self._wake_at(ready, ready.next_look(now))
             return
         if now < ready.retry_at:
             # A new connection must wait; one that is open need not, unless the site itself is in trouble.

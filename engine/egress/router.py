@@ -290,7 +290,7 @@ class Router:
             self._scatter(ready)
         elif ready.entries or ready.hungry:
             if now < ready.closed_until:
-                self.wake_at(ready, ready.closed_until)
+                self.wake_at(ready, ready.next_look(now))
             else:
                 self._call_back(ready)
                 self._crew.set_to_work(ready, now)
@@ -404,6 +404,8 @@ class Router:
 
     def _let_in(self, queue: ScheduledQueue, now: float) -> None:
         """Move a line in as far as there is room and the queue's rate allows."""
+        if self._stopper is not None and self._stopper.stays(queue, now):
+            return
         routes: Routes | None = queue.routes
         waiting = queue.waiting
         if routes is None and waiting:
@@ -489,8 +491,10 @@ class Router:
         patient = self._crew.noticed(ready)
         if ready.retired or not (ready.entries or ready.hungry):
             return
-        if now < ready.closed_until:
-            self.wake_at(ready, ready.closed_until)
+        if self._stopper is not None and self._stopper.waits(ready, now):
+            return
+        if now < ready.retry_at:
+            self.wake_at(ready, ready.retry_at)
             return
         ready.call_back()
         if (ready.hold_cause or ready.back_off) and self._refresh_for(ready, now):

@@ -465,6 +465,22 @@ class Settler:
                 ready.put_back(waiting)
         ready.call_back()
 
+    def too_old(self, entry: Queued) -> bool:
+        """Whether a message's last moment is past, as far as that is known without reading it."""
+        return self._left(entry, entry.queue.config or _DEFAULTS) <= 0.0
+
+    async def expire(self, entry: Queued) -> None:
+        """Give up a message that got too old where no session saw it."""
+        try:
+            if not await self.loaded(entry):
+                return
+        except SpoolError as error:
+            self.unreachable(entry, error)
+            return
+        message = entry.message
+        assert message is not None
+        self._expire(entry, message, ((1 << len(message.recipients)) - 1) & ~entry.done, None)
+
     async def suspend(self, ready: ReadyQueue) -> None:
         """A rule keeps a ready queue standing still: a record of each message says so."""
 

@@ -9,11 +9,13 @@ Waiting is no attempt.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from engine.queues.ready import SUSPENDED_LOOK
 from policy.shaping import Failure
 
 from . import outcome
@@ -103,7 +105,7 @@ class Stopper:
         if not new or not ready.suspended(now):
             return
         ready.wake_all()  # whoever is idle says goodbye
-        self._router.wake_at(ready, ready.suspended_until)
+        self._router.wake_at(ready, ready.next_look(now))
         if ready.entries:
             self._start(self._empty, ready)
 
@@ -158,8 +160,46 @@ class Stopper:
         if entry.message is not None:
             self._router.settler.note_stop(entry, stop.text, queue.stop_until, None)
             self._router.settler.drop(entry)
-        self._router.wake_at(queue, queue.stop_until)
+        self._router.wake_at(queue, min(queue.stop_until, now + SUSPENDED_LOOK))
         return True
+
+    # -- what gets too old meanwhile -------------------------------------------------------------
+
+    def waits(self, ready: ReadyQueue, now: float) -> bool:
+        """Whether a ready queue is suspended; then its mail is looked at for its age, and again later."""
+        if not ready.suspended(now):
+            return False
+        self._router.wake_at(ready, ready.next_look(now))
+        if ready.entries:
+            self._start(self._router.settler.expire_waiting, ready)
+        return True
+
+    def stays(self, queue: ScheduledQueue, now: float) -> bool:
+        """The same for the line of a scheduled queue that is stopped."""
+        if queue.stop is None or now >= queue.stop_until:
+            return False
+        self._router.wake_at(queue, min(queue.stop_until, now + SUSPENDED_LOOK))
+        if queue.stop.bounce:
+            self._bounce(queue)
+        elif queue.waiting:
+            self._start(self._expire_line, queue)
+        return True
+
+    async def _expire_line(self, queue: ScheduledQueue) -> None:
+        settler = self._router.settler
+        old = deque(entry for entry in queue.waiting if settler.too_old(entry))
+        if not old:
+            return
+        gone = {id(entry) for entry in old}
+        kept = [entry for entry in queue.waiting if id(entry) not in gone]
+        queue.waiting.clear()
+        queue.waiting.extend(kept)
+        try:
+            while old:
+                await settler.expire(old[0])
+                old.popleft()
+        finally:
+            queue.waiting.extendleft(reversed(old))
 
     # -- bouncing --------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from policy.egress import EgressPath, EgressSource
     from policy.units import Throttle
 
-__all__ = ["ReadyQueue", "wanted_sessions"]
+__all__ = ["SUSPENDED_LOOK", "ReadyQueue", "wanted_sessions"]
 
 _PATIENCE = 0.01
 """Seconds of backlog a working session may have before another one is woken: enough for a run of
@@ -43,6 +43,9 @@ messages at loopback speed, nothing next to the delay of a real network. A guess
 
 _COLD = 4
 """Sessions that a cold queue may start at once."""
+
+SUSPENDED_LOOK = 60.0
+"""Seconds between two looks at mail that stands still, whether it got too old."""
 
 _BACK_OFF_FIRST = 1.0
 _BACK_OFF_LAST = 300.0
@@ -180,6 +183,10 @@ class ReadyQueue:
     def closed_until(self) -> float:
         """Before this moment no session may be started."""
         return max(self.retry_at, self.suspended_until)
+
+    def next_look(self, now: float) -> float:
+        """When a queue that stands still is looked at again: for a start, or for mail that got too old."""
+        return max(self.retry_at, min(self.suspended_until, now + SUSPENDED_LOOK))
 
     def room(self) -> int:
         """How many more messages fit (`max_ready`)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from engine.shaping import State, automation, service
 from tests.support.automated import BLOCK, open_automated, rule
@@ -148,6 +149,25 @@ async def test_a_bounced_queue_gives_back_what_waits_what_is_due_later_and_what_
         assert b.router.statistics().queued == 0
 
 
+@pytest.mark.parametrize("action", ["Suspend", "SuspendTenant"])
+async def test_what_gets_too_old_meanwhile_is_given_up(
+    action: str, file: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "LOOK", 86400.0)
+    file.write_text(BLOCK + rule("code = 450", f'"{action}"', "1 day"))
+    async with open_peer() as peer, open_automated(file, peer, max_age=600) as (b, _, _shaper):
+        peer.replies["MAIL"] = ["450 4.2.1 slow", "250 ok"]
+        await b.submit("one@example.com", tenant="t")
+        await b.until(lambda: b.router.statistics().held)
+        begun = clock.current_time()
+        for n in range(3):
+            await b.submit(f"u{n}@example.com", tenant="t")
+        expired = await b.records("Expiration", 4, seconds=2000)
+        assert 590 < clock.current_time() - begun < 800
+        assert {one.num_attempts for one in expired if one.recipient != "one@example.com"} == {0}
+        assert b.router.statistics().queued == 0 and not peer.arrived
+
+
 async def test_set_config_is_in_force_at_once_and_ends(file: Path) -> None:
     action = '{ SetConfig = { name = "max_deliveries_per_connection", value = 1 } }'
     file.write_text(BLOCK + rule("code = 450", action, "1s"))
@@ -259,3 +279,14 @@ async def test_a_damaged_state_is_said_and_the_start_goes_on(
             await b.submit("two@example.com")
             await b.records("Delivery")
     assert any(f"{kept} is damaged; it counts as missing" in r.getMessage() for r in caplog.records)
+
+
+async def test_a_reply_that_a_whole_queue_shares_counts_once(file: Path) -> None:
+    text = 'regex = "failed to connect"\nmatch_internal = true\ntrigger = { Threshold = "3/h" }'
+    file.write_text(BLOCK + "consecutive_connection_failures_before_delay = 1\n" + rule(text))
+    async with open_peer() as peer, open_automated(file, peer) as (b, running, _):
+        peer.replies["connect"] = "554 go away"
+        await b.submit_many(5)
+        await b.records("TransientFailure", 5)
+        await trio.sleep(0.1)
+        assert running.automation.counters.matches < 3 and not b.router.statistics().held

@@ -32,6 +32,7 @@ async def open_automated(
     pool: int = 0,
     state: State | None = None,
     retry: float = 60,
+    max_age: float = 86400,
     automation: str = "enforce",
 ) -> AsyncIterator[tuple[Bench, ShapingService, Shaper]]:
     """`pool`: so many sources, ip-0, ip-1 ... with equal weights; 0: none by name."""
@@ -40,6 +41,7 @@ async def open_automated(
     config = policy.make_queue_config(
         protocol={"smtp": {"mx_list": hosts}},
         retry_interval=retry,
+        max_age=max_age,
         **({"egress_pool": "pool"} if pool else {}),
     )
     entries = [{"name": f"ip-{n}", "weight": 1} for n in range(pool)]
