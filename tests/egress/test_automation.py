@@ -283,7 +283,9 @@ async def test_a_damaged_state_is_said_and_the_start_goes_on(
 
 async def test_a_reply_that_a_whole_queue_shares_counts_once(file: Path) -> None:
     text = 'regex = "failed to connect"\nmatch_internal = true\ntrigger = { Threshold = "3/h" }'
-    file.write_text(BLOCK + "consecutive_connection_failures_before_delay = 1\n" + rule(text))
+    file.write_text(
+        BLOCK + "consecutive_connection_failures_before_delay = 1\nconnection_limit = 1\n" + rule(text)
+    )
     async with open_peer() as peer, open_automated(file, peer) as (b, running, _):
         peer.replies["connect"] = "554 go away"
         await b.submit_many(5)
