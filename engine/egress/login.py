@@ -94,11 +94,11 @@ async def log_in(
         host=candidate.name,
         port=candidate.port,
     )
-    if connection.stream.receive_nowait(1) is not None:
-        # Nobody kept it waiting: it always does so, perhaps, and that must not be tried without a pause.
-        raise ConnectionLost("the peer closed or spoke before AUTH", stage="AUTH")
-    async with logins.turn(identity.key(candidate), path.hold_interval):
+    async with logins.turn(identity.key(candidate), path.hold_interval) as waited:
         if connection.stream.receive_nowait(1) is not None:
+            if not waited:
+                # Nobody kept it waiting: it always does so, perhaps, and is not to be tried without a pause.
+                raise ConnectionLost("the peer closed or spoke before AUTH", stage="AUTH")
             raise TurnLost("the peer closed or spoke before our turn to log in came", stage="AUTH")
         while True:
             name = names.pop(0)

@@ -48,17 +48,19 @@ class Logins:
             self._check(state)
 
     @asynccontextmanager
-    async def turn(self, key: LoginKey, interval: float) -> AsyncIterator[None]:
-        """Wait for the turn to try. A LoginRefused that leaves the block is remembered for `interval`
-        seconds and raised for everybody else meanwhile, who then say nothing to the peer."""
+    async def turn(self, key: LoginKey, interval: float) -> AsyncIterator[bool]:
+        """Wait for the turn to try; gives whether others had it first. A LoginRefused that leaves the
+        block is remembered for `interval` seconds and raised for everybody else meanwhile, who then
+        say nothing to the peer."""
         state = self._states.get(key)
         if state is None:
             self._tidy()
             state = self._states[key] = _State()
+        waited = state.lock.locked()
         async with state.lock:
             self._check(state)
             try:
-                yield
+                yield waited
             except LoginRefused as error:
                 state.until = trio.current_time() + interval
                 state.text = error.reason
