@@ -362,16 +362,20 @@ class Settler:
         self.keep(entry, message, body)
         return True
 
-    async def all_recipients(self, entry: Queued, result: Outcome, ready: ReadyQueue | None) -> None:
-        """One outcome for every recipient that has none yet."""
+    async def _message_of(self, entry: Queued) -> Message | None:
+        """A message to be settled; None when it cannot be had, which is settled then."""
         try:
-            if not await self.loaded(entry):
-                return
+            return entry.message if await self.loaded(entry) else None
         except SpoolError as error:
             self.unreachable(entry, error)
+            return None
+
+    async def all_recipients(self, entry: Queued, result: Outcome, ready: ReadyQueue | None) -> None:
+        """One outcome for every recipient that has none yet."""
+        message = await self._message_of(entry)
+        if message is None:
             return
-        assert entry.message is not None
-        indices = [i for i in range(len(entry.message.recipients)) if not entry.done >> i & 1]
+        indices = [i for i in range(len(message.recipients)) if not entry.done >> i & 1]
         self.settle(entry, indices, [result] * len(indices), ready, None)
 
     async def whole_queue(self, ready: ReadyQueue, result: Outcome) -> None:
@@ -471,15 +475,9 @@ class Settler:
 
     async def expire(self, entry: Queued) -> None:
         """Give up a message that got too old where no session saw it."""
-        try:
-            if not await self.loaded(entry):
-                return
-        except SpoolError as error:
-            self.unreachable(entry, error)
-            return
-        message = entry.message
-        assert message is not None
-        self._expire(entry, message, ((1 << len(message.recipients)) - 1) & ~entry.done, None)
+        message = await self._message_of(entry)
+        if message is not None:
+            self._expire(entry, message, ((1 << len(message.recipients)) - 1) & ~entry.done, None)
 
     async def suspend(self, ready: ReadyQueue) -> None:
         """A rule keeps a ready queue standing still: a record of each message says so."""

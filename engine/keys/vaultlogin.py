@@ -36,6 +36,8 @@ logger = logging.getLogger("posthorn.keys")
 
 _KEPT = 100
 _RENEW_AT = 2 / 3
+_SOONEST = 1.0
+"""Seconds between two renewals at least, however short a life the server grants."""
 _SHORTENED = 0.5
 """A renewal that grants less than this part of the first life came to the token's maximum."""
 _LONGEST_REFUSED = 300.0
@@ -117,6 +119,7 @@ class Session:
         self._again_pause = 0.0
         self._next_again = -math.inf
         self._warned = ""
+        self._scope = trio.CancelScope()
 
     async def token(self) -> Token | SourceFailure:
         """The one to use now; logs in when there is none."""
@@ -150,16 +153,21 @@ class Session:
             self._adopt(msgspec.structs.replace(token, renew_at=trio.current_time()))
 
     async def keep(self) -> None:
-        """Renew in time, until cancelled."""
-        while True:
-            token, news = self._token, self._news
-            if token is None or trio.current_time() < token.renew_at:
-                with trio.move_on_at(math.inf if token is None else token.renew_at):
-                    await news.wait()
-            else:
-                async with self._lock:
-                    if self._token is token:
-                        await self._prolong(token)
+        """Renew in time, until cancelled or closed. To be called once."""
+        with self._scope:
+            while True:
+                token, news = self._token, self._news
+                if token is None or trio.current_time() < token.renew_at:
+                    with trio.move_on_at(math.inf if token is None else token.renew_at):
+                        await news.wait()
+                else:
+                    async with self._lock:
+                        if self._token is token:
+                            await self._prolong(token)
+
+    def close(self) -> None:
+        """Nobody needs its token any more."""
+        self._scope.cancel()
 
     def _adopt(self, token: Token) -> Token:
         self._token = token
@@ -301,7 +309,6 @@ class Sessions:
         self._fetch = fetch
         self._seconds = seconds
         self._sessions: OrderedDict[tuple[Place, VaultLogin], Session] = OrderedDict()
-        self._scopes: dict[Session, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
 
     def get(self, place: Place, login: VaultLogin, limiter: trio.CapacityLimiter) -> Session:
@@ -311,11 +318,9 @@ class Sessions:
             session = Session(place, login, self._fetch, limiter, self._seconds)
             self._sessions[place, login] = session
             if self._nursery is not None:
-                self._nursery.start_soon(self._keep, session)
+                self._nursery.start_soon(session.keep)
             if len(self._sessions) > _KEPT:
-                _, oldest = self._sessions.popitem(last=False)
-                if oldest in self._scopes:
-                    self._scopes[oldest].cancel()
+                self._sessions.popitem(last=False)[1].close()
         self._sessions.move_to_end((place, login))
         return session
 
@@ -324,19 +329,11 @@ class Sessions:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for session in self._sessions.values():
-                nursery.start_soon(self._keep, session)
+                nursery.start_soon(session.keep)
             try:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-
-    async def _keep(self, session: Session) -> None:
-        with trio.CancelScope() as scope:
-            self._scopes[session] = scope
-            try:
-                await session.keep()
-            finally:
-                del self._scopes[session]
 
 
 def _dated(secret: Secret, grant: _Grant) -> Token:
@@ -345,7 +342,7 @@ def _dated(secret: Secret, grant: _Grant) -> Token:
         secret=secret,
         life=grant.life,
         expires=now + grant.life,
-        renew_at=math.inf if grant.limited else now + grant.life * _RENEW_AT,
+        renew_at=math.inf if grant.limited else now + max(_SOONEST, grant.life * _RENEW_AT),
         renewable=grant.renewable,
         once=grant.limited,
     )
@@ -359,6 +356,10 @@ def _attempt(
         return _grant(server, path, fields, login)
     except SourceFailure as failure:
         return failure.bare()
+    except Exception as error:
+        # A fault met in a renewal must not end the task that renews, and with it the engine. No text: it
+        # might hold the token.
+        return SourceFailure(f"internal error ({type(error).__name__})")
     finally:
         server.close()
 

@@ -24,6 +24,9 @@ logger = logging.getLogger("posthorn.shaping")
 
 CALM = 0.2
 """Seconds between two times that orders are put in force: a storm of replies must not become one of ours."""
+SHARE = 20.0
+"""Or so many times what putting them in force took: among very many queues it takes long, and must not take
+more than a twentieth of all time."""
 WRITE = 2.0
 """Seconds between two times that orders are written down."""
 _LINES = 30
@@ -198,11 +201,13 @@ class Automation:
                 with trio.move_on_at(deadline):
                     await self._changed.wait()
                 self._changed = trio.Event()
+                begun = trio.current_time()
                 self._put_in_force()
+                spent = trio.current_time() - begun
                 if self._unwritten and trio.current_time() >= next_write:
                     await self._write()
                     next_write = trio.current_time() + WRITE
-                await trio.sleep(CALM)
+                await trio.sleep(max(CALM, SHARE * spent))
         finally:
             if self._unwritten:
                 with trio.CancelScope(shield=True):

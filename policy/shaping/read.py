@@ -16,6 +16,7 @@ import msgspec
 
 from ..egress import PATH
 from ..errors import PolicyError, Wrong, a_type, did_you_mean
+from ..keysource import runs_program
 from ..options import Kind
 from ..units import parse_limit, parse_throttle
 from .cases import Case
@@ -88,6 +89,7 @@ def read(name: str, content: bytes) -> Document:
 class _Reader:
     def __init__(self, name: str) -> None:
         self.name = name
+        self._remote = "://" in name
         self.lines: Lines = {}
         self.definitions: list[Definition] = []
         self.problems: list[PolicyError] = []
@@ -287,7 +289,15 @@ class _Reader:
     def _value(self, spec: Kind, path: tuple[str, ...], value: Any, what: str) -> tuple[Any] | None:
         """The value as the option wants it, or None after noting what is wrong with `what`."""
         try:
-            return (spec.read(value),)
+            found = spec.read(value)
+            if self._remote and runs_program(found):
+                # Whoever may change what the URL says is not thereby somebody who runs programs here.
+                raise Wrong(
+                    "what a URL says cannot run a program (exec) on this machine; right would be a file, a "
+                    "credential or Vault, or the option in a file of this machine",
+                    complete=True,
+                )
+            return (found,)
         except Wrong as wrong:
             shown = "" if spec.secret else f"={_short(value)}"
             right = "" if wrong.complete else f"; right would be {spec.right}"

@@ -292,3 +292,24 @@ async def test_a_reply_that_a_whole_queue_shares_counts_once(file: Path) -> None
         await b.records("TransientFailure", 5)
         await trio.sleep(0.1)
         assert running.automation.counters.matches < 3 and not b.router.statistics().held
+
+
+async def test_putting_orders_in_force_among_very_many_queues_leaves_the_loop_its_time(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = automation.Automation([])
+    begun: list[float] = []
+
+    def slow() -> None:
+        begun.append(trio.current_time())
+        clock.jump(1.0)
+
+    monkeypatch.setattr(judge, "_put_in_force", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(judge.run)
+        with trio.move_on_after(60):
+            while True:
+                judge._changed.set()
+                await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    assert 2 <= len(begun) <= 4

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from engine.errors import SecretUnavailable
-from engine.keys import KeyRing, open_keys
+from engine.keys import KeyRing, open_keys, vaultlogin
 from engine.keys.source import SourceFailure
 from engine.keys.vault import VaultSource
 from policy.keysource import KeyRef, read_key
@@ -399,6 +399,41 @@ async def test_a_missing_part_of_the_login_is_named(tmp_path: Path, caplog: pyte
             with pytest.raises(SecretUnavailable, match=r"jwt: file:.*: No such file"):
                 await keys.fetch(kubernetes(address, tmp_path / "none"))
     assert not seen.logins
+
+
+@pytest.mark.parametrize("life", [0.001, -1])
+async def test_a_life_too_short_to_be_renewed_in_time_does_not_spin(life: float, jwt: Path) -> None:
+    with counting() as (address, seen):
+        seen.login = lambda: (200, {"auth": {"client_token": "t", "lease_duration": life}})
+        async with open_keys() as keys:
+            await keys.fetch(kubernetes(address, jwt))
+            await trio.sleep(0.5)
+    assert len(seen.logins) == 1
+
+
+async def test_a_fault_of_a_renewal_ends_nothing_but_that(
+    jwt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        tried.append(None)
+        raise RuntimeError("e30.e30.c2ln")
+
+    tried: list[None] = []
+    with counting() as (address, seen):
+        seen.login = lambda: (
+            200,
+            {"auth": {"client_token": "t", "lease_duration": 1.2, "renewable": True}},
+        )
+        async with open_keys() as keys:
+            await keys.fetch(kubernetes(address, jwt))
+            monkeypatch.setattr(vaultlogin, "_grant", broken)
+            with trio.fail_after(5):
+                while not tried:
+                    await trio.sleep(0.05)
+            await trio.sleep(0.2)
+            assert (await keys.fetch(kubernetes(address, jwt))).secret.reveal() == b"tiger"
+    assert "is not renewed" in caplog.text and "internal error (RuntimeError)" in caplog.text
+    assert "e30" not in caplog.text
 
 
 def test_secrets_of_a_login_are_not_shown() -> None:

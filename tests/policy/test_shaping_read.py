@@ -143,3 +143,27 @@ def test_windows_line_ends_and_a_byte_order_mark_are_fine() -> None:
 
 def test_an_option_that_is_not_built_may_stand_where_it_asks_for_nothing() -> None:
     assert problems('["a.example"]\nenable_dane = false\n') == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'smtp_auth_plain_username = "u"\nsmtp_auth_plain_password = {exec = ["/bin/id"]}',
+        'smtp_auth = {username = "u", password = {exec = ["/bin/id"]}}',
+        'smtp_auth = {username = "u", oauth2 = {token_endpoint = "https://t.example/", client_id = "c", '
+        'client_secret = {exec = ["/bin/id"]}}}',
+        'smtp_auth = {username = "u", password = {vault_mount = "m", vault_path = "p", '
+        'vault_auth = {method = "approle", role_id = {exec = ["/bin/id"]}}}}',
+        'smtp_auth = {username = "u", password = {vault_mount = "m", vault_path = "p", '
+        'vault_token = {exec = ["/bin/id"]}}}',
+        'tls_ca = {exec = ["/bin/id"]}',
+    ],
+    ids=["plain", "smtp_auth", "oauth2", "approle", "vault token", "tls_ca"],
+)
+@pytest.mark.parametrize("table", ['["a.example"]', '["a.example".sources."s"]'], ids=["block", "source"])
+def test_what_a_url_says_runs_no_program(table: str, lines: str) -> None:
+    text = f"{table}\n{lines}\n"
+    assert not any("program" in one for one in problems(text)), "in a file of this machine it may"
+    (said,) = problems(text, "https://shaping.example/s.toml")
+    assert "cannot run a program (exec)" in said and said.startswith("https://shaping.example/s.toml:")
+    assert "/bin/id" not in said
