@@ -3,6 +3,8 @@ the account, whatever queues, sources, hosts and refreshes want to log in (relia
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -286,8 +288,18 @@ async def test_endless_challenges_end(bench: Any, clock: MockClock) -> None:
 
 @pytest.mark.parametrize("last", [[], ["421 4.3.2 busy"]], ids=["closes", "421"])
 async def test_a_peer_that_leaves_before_auth_is_not_met_again_at_once(
-    last: list[str], bench: Any, clock: MockClock
+    last: list[str], bench: Any, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    turn = Logins.turn
+
+    @asynccontextmanager
+    async def after_its_last_words(self: Logins, *args: Any) -> AsyncIterator[bool]:
+        async with turn(self, *args) as waited:
+            await wait_all_tasks_blocked()
+            yield waited
+
+    monkeypatch.setattr(Logins, "turn", after_its_last_words)
+
     async def script(wire: Wire) -> None:
         await wire.say("220 peer.example ESMTP")
         await wire.line()
