@@ -5,14 +5,12 @@ which never waits: a scheduled queue knows its routes, or its messages wait in i
 task works them out (configuration hook, pool and sources, DNS, path hook). Routes are worked out
 again every `refresh_interval`; until the new ones are there the old ones serve.
 
-This file owns two kinds of tasks, each behind a barrier: the timer, and the workers that find routes.
-The third, the outgoing sessions, is `crew`'s.
+This file owns two kinds of tasks, each behind a barrier: the timer (`timetable`), and the workers that
+find routes. The third, the outgoing sessions, is `crew`'s.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import random
 import time
@@ -26,7 +24,7 @@ import trio
 from engine.errors import HookError, ResolveError
 from engine.queues.limits import Limits
 from engine.queues.ready import ReadyQueue
-from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+from engine.queues.scheduled import Queued, ScheduledQueue
 
 from . import outcome
 from .crew import Crew
@@ -35,6 +33,7 @@ from .resolve import Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
 from .settle import Settler
 from .stops import Stopper, standing_still
+from .timetable import Timetable
 from .work import Services, selection_rate
 
 if TYPE_CHECKING:
@@ -49,9 +48,6 @@ __all__ = ["Router", "RouterStatistics", "open_router"]
 
 logger = logging.getLogger("posthorn.egress")
 
-_RUN = 256
-"""Messages taken from the timer in one go, between two checkpoints."""
-
 _CALL_BACK = 32
 """Messages one scheduled queue may move into a ready queue before the next one's turn."""
 
@@ -60,9 +56,6 @@ _ROUTE_PATIENCE = 60.0
 
 _RECONSIDERED = 16
 """Queues whose routes are begun to be worked out again between two checkpoints."""
-
-_SWEEP = 60.0
-"""Seconds between two sweeps for idle queues."""
 
 _READY_IDLE = 600.0
 """Seconds an empty ready queue without sessions is kept."""
@@ -100,11 +93,9 @@ class Router:
         automation: Automation | None = None,
     ) -> None:
         self._nursery = nursery
-        self._timer = Timer()
-        self._timer_wake = trio.Event()
+        self._timetable = Timetable()
+        self._later = self._timetable.later
         self._queues: dict[QueueName, ScheduledQueue] = {}
-        self._wakes: list[tuple[float, int, ReadyQueue | ScheduledQueue]] = []
-        self._serial = itertools.count()
         self._limits = limits
         self._log = log
         self._resolver = resolver
@@ -128,7 +119,9 @@ class Router:
             nursery, self.services, limits, self._finder, wake_at=self.wake_at, over=self._session_over
         )
         self._stopper = (
-            Stopper(self, nursery, self._finder, self._timer, automation) if automation is not None else None
+            Stopper(self, nursery, self._finder, self._timetable.timer, automation)
+            if automation is not None
+            else None
         )
         self._finder.proceed = lambda ready: self._crew.set_to_work(ready, trio.current_time())
 
@@ -170,10 +163,6 @@ class Router:
             if self._stopper is not None:
                 self._stopper.meet(queue)
         return queue
-
-    def _later(self, entry: Queued) -> None:
-        if self._timer.add(entry):
-            self._timer_wake.set()
 
     def _forget(self, entry: Queued) -> None:
         queue = entry.queue
@@ -275,13 +264,8 @@ class Router:
                 hungry[queue] = None
 
     def wake_at(self, queue: ReadyQueue | ScheduledQueue, when: float) -> None:
-        """Look at this queue again then, unless it is noted to be looked at before."""
-        if trio.current_time() < queue.noted_for <= when:
-            return
-        queue.noted_for = when
-        heapq.heappush(self._wakes, (when, next(self._serial), queue))
-        if self._wakes[0][2] is queue:
-            self._timer_wake.set()
+        """See `Timetable.wake_at`."""
+        self._timetable.wake_at(queue, when)
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -445,46 +429,10 @@ class Router:
             self._place(entry, now)
 
     async def run(self) -> None:
-        """The timer: places what is due, starts held and backed-off queues again, sweeps."""
-        next_sweep = trio.current_time() + _SWEEP
-        while True:
-            now = trio.current_time()
-            for entry in self._timer.pop_due(now, _RUN):
-                try:
-                    self._place(entry, now)
-                except Exception:
-                    logger.exception("message %s cannot be placed; again in a minute", entry.id.hex())
-                    entry.due = now + _SWEEP
-                    self._later(entry)
-            wakes = self._wakes
-            while wakes and wakes[0][0] <= now:
-                found = heapq.heappop(wakes)[2]
-                found.noted_for = float("-inf")
-                try:
-                    if isinstance(found, ScheduledQueue):
-                        self._let_in(found, now)
-                    else:
-                        self._look_at(found, now)
-                except Exception:
-                    logger.exception("queue %s; again in a minute", found.name)
-                    self.wake_at(found, now + _SWEEP)
-            if now >= next_sweep:
-                try:
-                    self._sweep(now)
-                except Exception:
-                    logger.exception("sweeping queues")
-                next_sweep = now + _SWEEP
-            due = self._timer.next_due()
-            until = next_sweep if due is None else min(due, next_sweep)
-            if wakes:
-                until = min(until, wakes[0][0])
-            if until <= now:
-                await trio.lowlevel.checkpoint()
-                continue
-            if self._timer_wake.is_set():
-                self._timer_wake = trio.Event()
-            with trio.move_on_at(until):
-                await self._timer_wake.wait()
+        """Places what is due, starts held and backed-off queues again, sweeps; until cancelled."""
+        await self._timetable.run(
+            place=self._place, let_in=self._let_in, look_at=self._look_at, sweep=self._sweep
+        )
 
     def _look_at(self, ready: ReadyQueue, now: float) -> None:
         """A moment noted for this queue has come: the end of a wait, or a backlog left to others."""
@@ -554,7 +502,7 @@ class Router:
         ready_queues: Sequence[ReadyQueue] = self._finder.ready_queues()
         return RouterStatistics(
             queued=self._count,
-            timed=len(self._timer),
+            timed=len(self._timetable.timer),
             waiting=sum(len(queue.waiting) for queue in self._queues.values()),
             ready=sum(len(ready.entries) for ready in ready_queues),
             sessions=len(self._crew.sessions),

@@ -2,7 +2,8 @@
 
 from .address import NULL, Address, AddressError, parse_path_full, route_domain
 from .auth import MECHANISMS, Mechanism, client_mechanism, server_mechanism
-from .client import Capabilities, ClientSession
+from .capabilities import Capabilities
+from .client import ClientSession
 from .events import (
     Auth,
     AuthChallenge,
@@ -31,7 +32,8 @@ from .masking import Masker
 from .reply import Reply
 from .sasl import Binding, ClientMechanism, Context, Credentials, Known, Lookup, SaslError
 from .scram import password_fits
-from .server import ServerConfig, ServerSession
+from .server import ServerSession
+from .serverconfig import ServerConfig
 
 __all__ = [
     "MECHANISMS",

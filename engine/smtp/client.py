@@ -15,12 +15,12 @@ import base64
 from collections import deque
 from collections.abc import Sequence
 
-import msgspec
-
 from engine import _fast
 from engine.errors import LocalProtocolError, RemoteProtocolError
 
+from . import compose
 from .auth import decode_base64
+from .capabilities import NONE, capabilities_from
 from .events import (
     AuthChallenge,
     AuthDone,
@@ -40,14 +40,10 @@ from .reply import Reply, enhanced_text
 from .sasl import ClientMechanism, SaslError
 from .state import CLIENT
 
-__all__ = ["Capabilities", "ClientSession"]
+__all__ = ["ClientSession"]
 
 SASL_ROUNDS = 8
 """Challenges before we give up (reliability C43)."""
-
-_NOT_MIME = Reply(554, "5.6.3", "The message is 8-bit and the next hop does not take 8BITMIME")
-_NOT_SENT = Reply(553, "5.1.3", "An address holds control characters")
-_NOT_UTF8 = Reply(554, "5.6.7", "An address is not ASCII and the next hop does not take SMTPUTF8")
 
 _LINE = 510
 """Octets of a command line without its CR LF. An initial response must not make AUTH longer; it then waits
@@ -57,61 +53,6 @@ _CACHED_REPLIES = 64
 
 _CLOSING = -2
 """Marks a RSET that ends a transaction of which nothing was accepted."""
-
-
-class Capabilities(msgspec.Struct, frozen=True, gc=False):
-    """What the peer's latest EHLO reply offers. `size` None: SIZE not offered; 0: no stated limit."""
-
-    pipelining: bool = False
-    size: int | None = None
-    eight_bit_mime: bool = False
-    smtputf8: bool = False
-    starttls: bool = False
-    enhanced: bool = False
-    auth: frozenset[str] = frozenset()
-    names: frozenset[str] = frozenset()
-
-
-NONE = Capabilities()
-
-
-def _capabilities(text: str) -> Capabilities:
-    names: set[str] = set()
-    auth: set[str] = set()
-    size: int | None = None
-    for line in text.split("\n")[1:]:
-        word, _, rest = line.strip().partition(" ")
-        name, equals, legacy = word.upper().partition("=")
-        if name == "AUTH":
-            # "AUTH=LOGIN PLAIN" is the form of servers older than RFC 4954.
-            auth.update(rest.upper().split())
-            if equals and legacy:
-                auth.add(legacy)
-        elif name == "SIZE":
-            digits = rest.strip()
-            size = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else 0
-        names.add(name)
-    return Capabilities(
-        pipelining="PIPELINING" in names,
-        size=size,
-        eight_bit_mime="8BITMIME" in names,
-        smtputf8="SMTPUTF8" in names,
-        starttls="STARTTLS" in names,
-        enhanced="ENHANCEDSTATUSCODES" in names,
-        auth=frozenset(auth),
-        names=frozenset(names),
-    )
-
-
-def _argument(text: str) -> bytes:
-    """A command argument; control characters never reach the wire (reliability C32)."""
-    if _controls(text):
-        raise LocalProtocolError("a command argument holds control characters")
-    return text.encode()
-
-
-def _controls(text: str) -> bool:
-    return not text.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)
 
 
 class ClientSession:
@@ -137,7 +78,7 @@ class ClientSession:
     )
 
     def __init__(self, ehlo_domain: str, *, pipelining: bool = True) -> None:
-        self._ehlo = _argument(ehlo_domain)
+        self._ehlo = compose.argument(ehlo_domain)
         if b" " in self._ehlo or not self._ehlo:
             raise LocalProtocolError("the EHLO domain must be one word")
         self._reader = _fast.ReplyReader()
@@ -242,18 +183,7 @@ class ClientSession:
 
     def obstacle(self, tx: Transaction, *, check_8bit: bool = True) -> Reply | None:
         """Why the peer cannot take this message at all, or None. Ask before `mail`."""
-        offered = self.capabilities
-        if offered.size and tx.size > offered.size:
-            text = f"The message has {tx.size} octets, the next hop takes {offered.size}"
-            return Reply(552, "5.3.4", text)
-        if _controls(tx.sender) or any(map(_controls, tx.recipients)):
-            return _NOT_SENT
-        if check_8bit:
-            if tx.body_8bit and not offered.eight_bit_mime:
-                return _NOT_MIME
-            if not offered.smtputf8 and _needs_utf8(tx):
-                return _NOT_UTF8
-        return None
+        return compose.obstacle(tx, self.capabilities, check_8bit=check_8bit)
 
     def mail(self, tx: Transaction) -> None:
         """Begin a transaction: [RSET] MAIL RCPT... DATA, as one group where that is allowed."""
@@ -261,9 +191,9 @@ class ClientSession:
             raise LocalProtocolError(f"MAIL while {self.stage} is unanswered")
         if self._reader.pending():
             raise RemoteProtocolError("octets nobody asked for before MAIL")
-        lines = self._lines(tx)
+        tx.rcpt_replies = [None] * len(tx.recipients)
         if self.pipelining and self.capabilities.pipelining:
-            self._out.append(b"".join(lines))
+            self._out.append(compose.commands(tx, self.capabilities))
             self._expect_group(tx)
             return
         steps: deque[tuple[str, Transaction, int]] = deque()
@@ -286,27 +216,9 @@ class ClientSession:
             return
         if not (self.pipelining and self.capabilities.pipelining):
             raise LocalProtocolError("pipelining across messages without PIPELINING")
-        out.append(b".\r\n" + b"".join(self._lines(then)))
+        then.rcpt_replies = [None] * len(then.recipients)
+        out.append(b".\r\n" + compose.commands(then, self.capabilities))
         self._expect_group(then)
-
-    def _lines(self, tx: Transaction) -> list[bytes]:
-        """The commands of a transaction, in order."""
-        lines = [b"RSET\r\n"] if tx.rset else []
-        mail = b"MAIL FROM:<" + _argument(tx.sender) + b">"
-        offered = self.capabilities
-        if offered.size is not None and tx.size:
-            mail += b" SIZE=%d" % tx.size
-        if tx.body_8bit and offered.eight_bit_mime:
-            mail += b" BODY=8BITMIME"
-        if offered.smtputf8 and _needs_utf8(tx):
-            mail += b" SMTPUTF8"
-        lines.append(mail + b"\r\n")
-        recipients = tx.recipients
-        for recipient in recipients:
-            lines.append(b"RCPT TO:<" + _argument(recipient) + b">\r\n")
-        lines.append(b"DATA\r\n")
-        tx.rcpt_replies = [None] * len(recipients)
-        return lines
 
     def _expect_group(self, tx: Transaction) -> None:
         expected = self._expected
@@ -334,21 +246,14 @@ class ClientSession:
                 return
             self._waiting.append(Finished(tx))
             return
-        lines = self._line(tx, kind, index)
-        self._out.append(lines)
+        if kind == "MAIL FROM":
+            line = compose.mail_line(tx, self.capabilities)
+        elif kind == "RCPT TO":
+            line = compose.rcpt_line(tx.recipients[index])
+        else:
+            line = kind.encode() + b"\r\n"  # RSET, DATA
+        self._out.append(line)
         self._expected.append((kind, tx, index))
-
-    def _line(self, tx: Transaction, kind: str, index: int) -> bytes:
-        if kind == "RSET":
-            return b"RSET\r\n"
-        if kind == "DATA":
-            return b"DATA\r\n"
-        if kind == "RCPT TO":
-            return b"RCPT TO:<" + _argument(tx.recipients[index]) + b">\r\n"
-        replies = tx.rcpt_replies
-        line = self._lines(tx)[1 if tx.rset else 0]
-        tx.rcpt_replies = replies or tx.rcpt_replies
-        return line
 
     # -- what we hear ----------------------------------------------------------------------------
 
@@ -489,7 +394,7 @@ class ClientSession:
     def _hello_answer(self, kind: str, reply: Reply) -> HelloDone | None:
         if reply.is_positive:
             if kind == "EHLO":
-                self.capabilities = _capabilities(reply.text)
+                self.capabilities = capabilities_from(reply.text)
             return HelloDone(reply, True)
         if kind == "EHLO" and reply.code in (500, 501, 502, 504, 550, 554):
             self._say("HELO", b"HELO " + self._ehlo + b"\r\n")
@@ -570,9 +475,3 @@ class ClientSession:
         tx.dot_reply = reply
         self.closing = True
         self._end_all(tx)
-
-
-def _needs_utf8(tx: Transaction) -> bool:
-    if not tx.sender.isascii() or not all(map(str.isascii, tx.recipients)):
-        return True
-    return tx.smtputf8 and tx.body_8bit

@@ -8,15 +8,13 @@ is answered inside and shows up in `take_refusals` when it was a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
-
-import msgspec
+from collections.abc import Sequence
 
 from engine import _fast
 from engine.errors import LocalProtocolError
 from policy.scramkeys import ScramKeys
 
+from . import words
 from .address import Address, AddressError
 from .command import ParameterError, parse_hello, parse_mail, parse_rcpt, shown
 from .content import TOO_BIG, content_fault, repaired_fault
@@ -35,48 +33,16 @@ from .events import (
 from .exchange import ServerExchange, Turn, binding_for, usable
 from .reply import Reply
 from .sasl import Binding, Context, Known
+from .serverconfig import ServerConfig
 from .state import DATA, MAIL, RCPT, READY, SASL, SERVER, START, TLS
 
-__all__ = ["ServerConfig", "ServerSession"]
+__all__ = ["ServerSession"]
 
 COMMAND_LIMIT = 2048
 AUTH_LIMIT = 12288
 """Octets of a line with its CR LF (reliability S20; RFC 4954 4)."""
 
-_OK_MAIL = b"250 2.1.0 OK\r\n"
-_OK_RCPT = b"250 2.1.5 OK\r\n"
-_GO_AHEAD = b"354 End data with <CR><LF>.<CR><LF>\r\n"
-_OK = Reply(250, "2.0.0", "OK")
-_BYE = Reply(221, "2.0.0", "Bye")
-_TLS_READY = Reply(220, "2.0.0", "Ready to start TLS")
-_LOGGED_IN = Reply(235, "2.7.0", "Authentication succeeded")
-_TOO_LONG = Reply(500, "5.5.2", "Line too long")
-_BARE_LINE = Reply(500, "5.5.2", "A command ends with CR LF only")
-_CONTROL_LINE = Reply(500, "5.5.2", "Control characters in a command")
-_BAD_LINES = {_fast.LINE_TOO_LONG: _TOO_LONG, _fast.LINE_BARE: _BARE_LINE, _fast.LINE_CONTROL: _CONTROL_LINE}
-_UNKNOWN = Reply(500, "5.5.2", "Command not recognized")
-_ENOUGH_ERRORS = Reply(421, "4.7.0", "Too many errors")
-_TOO_MANY = Reply(452, "4.5.3", "Too many recipients")
-_INJECTED = Reply(554, "5.5.0", "Commands behind STARTTLS")
 _NULL_EVENT_DATA = Data()
-
-
-class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a listener's sessions share. Sizes in octets."""
-
-    hostname: str
-    banner: str = "ESMTP Posthorn"
-    max_message_size: int = 50 * 1024 * 1024
-    max_recipients: int = 1000
-    require_tls_for_auth: bool = True
-    offer_starttls: bool = True
-    offer_auth: tuple[str, ...] = ()
-    nonce: Callable[[], str] | None = None
-    """Makes fresh random text, without a comma; mechanisms that need chance are not offered without."""
-    max_errors: int = 20
-    max_noop: int = 100
-    text_line_limit: int = 65536
-    bare_lines: Literal["Deny", "Fix"] = "Deny"
 
 
 class ServerSession:
@@ -182,19 +148,7 @@ class ServerSession:
     @property
     def extensions(self) -> list[str]:
         """What EHLO advertises now."""
-        config = self._config
-        offered = [
-            "PIPELINING",
-            f"SIZE {config.max_message_size}",
-            "8BITMIME",
-            "SMTPUTF8",
-            "ENHANCEDSTATUSCODES",
-        ]
-        if config.offer_starttls and not self.tls:
-            offered.append("STARTTLS")
-        if config.offer_auth and (self.tls or not config.require_tls_for_auth):
-            offered.append("AUTH " + " ".join(self._mechanisms()))
-        return offered
+        return self._config.extensions(tls=self.tls, mechanisms=self._mechanisms())
 
     def _mechanisms(self) -> list[str]:
         return usable(self._config.offer_auth, self.binding, chance=self._config.nonce is not None)
@@ -235,14 +189,14 @@ class ServerSession:
             code = 500 if which == _fast.LINE_TOO_LONG else 501
             self._error(Reply(code, f"{code // 100}.5.2", "Authentication response not understood"))
         else:
-            self._error(_BAD_LINES[which])
+            self._error(words.BAD_LINES[which])
 
     def _command(self, line: bytes) -> ServerEvent | None:
         self._line = line
         verb, rest = _fast.parse_command(line)
         if len(line) > COMMAND_LIMIT - 2 and verb != b"AUTH":
             self._line = b""
-            self._error(_TOO_LONG)
+            self._error(words.TOO_LONG)
             return None
         step = SERVER[self._state].get(verb)
         if type(step) is Reply:
@@ -258,7 +212,7 @@ class ServerSession:
                 return None
             return _NULL_EVENT_DATA
         if step is None:
-            self._error(_UNKNOWN)
+            self._error(words.UNKNOWN)
             return None
         return self._seldom(verb, rest)
 
@@ -279,9 +233,9 @@ class ServerSession:
         if len(self.forward_paths) >= most and rest[:3].upper() == b"TO:":
             self._surplus += 1
             if self._surplus > most:
-                self._error(_TOO_MANY)  # no client needs as many again to understand
+                self._error(words.TOO_MANY)  # no client needs as many again to understand
             else:
-                self._refuse(_TOO_MANY)
+                self._refuse(words.TOO_MANY)
             return None
         try:
             return parse_rcpt(rest, smtputf8=self.smtputf8)
@@ -298,7 +252,7 @@ class ServerSession:
             if rest:
                 self._error(Reply(501, "5.5.4", "QUIT takes no argument"))
                 return None
-            self._out.append(_BYE.encode())
+            self._out.append(words.BYE.encode())
             self.closing = True
             return None
         if verb == b"STARTTLS":
@@ -445,14 +399,14 @@ class ServerSession:
             self.reverse_path = event.address
             self.smtputf8 = event.smtputf8
             self._state = MAIL
-            out.append(_OK_MAIL if reply is None else reply.encode())
+            out.append(words.OK_MAIL if reply is None else reply.encode())
         elif kind is Rcpt:
             assert isinstance(event, Rcpt)
             self.forward_paths.append(event.address)
             self._state = RCPT
-            out.append(_OK_RCPT if reply is None else reply.encode())
+            out.append(words.OK_RCPT if reply is None else reply.encode())
         elif kind is Data:
-            out.append(_GO_AHEAD)
+            out.append(words.GO_AHEAD)
             self._state = DATA
             content = _fast.DataReader(self._config.max_message_size, self._config.text_line_limit)
             self._content = content
@@ -463,7 +417,7 @@ class ServerSession:
                 if used < len(ahead):
                     reader.feed(ahead[used:])
         elif kind is BodyReceived:
-            out.append((reply or _OK).encode())
+            out.append((reply or words.OK).encode())
             self._state = READY
             self._noops = 0
             self._end_transaction()
@@ -473,13 +427,13 @@ class ServerSession:
         elif kind is StartTls:
             if self._reader.pending():
                 # Response injection from the client's side (reliability S8; CVE-2011-0411).
-                self.close_with(_INJECTED)
+                self.close_with(words.INJECTED)
                 return
-            out.append(_TLS_READY.encode())
+            out.append(words.TLS_READY.encode())
             self._state = TLS
         elif kind is Auth:
             self._exchange = None
-            out.append((reply or _LOGGED_IN).encode())
+            out.append((reply or words.LOGGED_IN).encode())
         else:
             raise LocalProtocolError("there is no event to accept")
 
@@ -588,7 +542,7 @@ class ServerSession:
     def _count_error(self) -> None:
         self._errors += 1
         if self._errors >= self._config.max_errors and not self.closing:
-            self.close_with(_ENOUGH_ERRORS)
+            self.close_with(words.ENOUGH_ERRORS)
 
     def _idle(self) -> None:
         """A command that does nothing; beyond a number of them each counts as an error (S29)."""
