@@ -22,14 +22,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from engine import __version__, _fast
-from engine.egress.dns import HostsFile, StubResolver, is_local_address
+from engine.egress.dns import Dns, HostsFile, StubResolver, is_local_address
 from engine.egress.resolve import Resolver
 from engine.egress.router import Router, open_router
 from engine.egress.site import NoRoute, asked_for
@@ -37,11 +37,12 @@ from engine.egress.targets import OwnHosts
 from engine.errors import ConfigError, ResolveError
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
-from engine.keys import KeyRing, open_keys
+from engine.keys import KeyRing, KeySource, open_keys
 from engine.log import Log, open_log
 from engine.memory import Memory, available_memory
+from engine.net import Listener, Stream, connect, open_listener
 from engine.queues.limits import LocalLimits
-from engine.shaping import HostsOf, State, Unresolved, open_shaping
+from engine.shaping import HostsOf, ShapingService, State, Unresolved, open_shaping
 from engine.signals import Signals
 from engine.spool import Spool, claim_spool, open_spool
 from engine.watchdog import open_watchdog
@@ -49,9 +50,10 @@ from policy.runtime import MemoryDeclaration
 
 if TYPE_CHECKING:
     from policy.load import LoadedPolicy
-    from policy.runtime import Declarations
+    from policy.runtime import Declarations, LogDeclaration, SpoolDeclaration
+    from policy.shaping import Shaper
 
-__all__ = ["Engine", "hosts_of", "open_engine", "own_hosts", "serve"]
+__all__ = ["Engine", "Outside", "hosts_of", "open_engine", "own_hosts", "serve"]
 
 logger = logging.getLogger("posthorn")
 
@@ -94,13 +96,66 @@ class Engine:
         within(0)
 
 
+class Outside:
+    """What an engine reaches outside of itself; a subclass puts something else there, as tests do.
+
+    `key_sources`: what reads a kind of key reference, instead of what usually does.
+    """
+
+    key_sources: Mapping[type, KeySource] = {}
+
+    @asynccontextmanager
+    async def open_stores(
+        self, spool: SpoolDeclaration, logs: Sequence[LogDeclaration]
+    ) -> AsyncIterator[tuple[Log, Spool]]:
+        """Where records and messages are kept. Raises: SpoolLocked, ConfigError."""
+        async with (
+            claim_spool(spool.path) as claim,
+            open_log(logs) as log,
+            open_spool(
+                claim,
+                segment_size=spool.segment_size,
+                min_free_space=spool.min_free_space,
+                min_free_inodes=spool.min_free_inodes,
+            ) as opened,
+        ):
+            yield log, opened
+
+    def dns(self) -> Dns:
+        """Who answers questions about names."""
+        return StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split())
+
+    def hosts(self) -> HostsFile | None:
+        """Names that are known without DNS."""
+        return HostsFile()
+
+    @asynccontextmanager
+    async def open_shaping(
+        self, shapers: Sequence[Shaper], hosts_of: HostsOf, spool: SpoolDeclaration
+    ) -> AsyncIterator[ShapingService]:
+        """The shaping files of the policy."""
+        async with open_shaping(shapers, hosts_of, State(spool.path)) as service:
+            yield service
+
+    async def connect(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
+        """See `engine.net.connect`."""
+        return await connect(address, port, source_address=source_address)
+
+    def listen(self, host: str, port: int) -> Listener:
+        """See `engine.net.open_listener`."""
+        return open_listener(host, port)
+
+
 @asynccontextmanager
-async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
+async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> AsyncIterator[Engine]:
     """A running engine for a loaded policy; leaving the block stops it without waiting for mail.
+
+    `outside`: what it reaches; None: the disk, DNS and the network of this machine.
 
     Raises: policy.PolicyLoadError from `init`, ConfigError, SpoolLocked, OSError (a listener's
     address). Call `Engine.drain` before leaving for a graceful end.
     """
+    outside = outside if outside is not None else Outside()
     declarations = await policy.run_init()
     spool_declaration = declarations.spool
     if spool_declaration is None:
@@ -111,24 +166,17 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
     begun = time.monotonic()
     async with (
         _watched(hooks),
-        claim_spool(spool_declaration.path) as claim,
-        open_log(declarations.logs) as log,
-        open_spool(
-            claim,
-            segment_size=spool_declaration.segment_size,
-            min_free_space=spool_declaration.min_free_space,
-            min_free_inodes=spool_declaration.min_free_inodes,
-        ) as spool,
-        open_keys(hooks) as keys,
+        outside.open_stores(spool_declaration, declarations.logs) as (log, spool),
+        open_keys(hooks, instead=outside.key_sources) as keys,
     ):
         resolver = Resolver(
-            StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split()),
-            hosts=HostsFile(),
+            outside.dns(),
+            hosts=outside.hosts(),
             # Before any route is worked out: mail found in the spool must not be sent to ourselves.
             own=own_hosts(declarations),
         )
         async with (
-            open_shaping(policy.hooks.shapers, hosts_of(resolver), State(spool_declaration.path)) as shaping,
+            outside.open_shaping(policy.hooks.shapers, hosts_of(resolver), spool_declaration) as shaping,
             open_router(
                 spool=spool,
                 log=log,
@@ -139,6 +187,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 hostname=hostname,
                 automation=shaping.automation if policy.hooks.shapers else None,
                 resident_limit=min(_RESIDENT, memory // 4),
+                connect=outside.connect,
             ) as router,
         ):
             shaping.tell(router.reconsider)
@@ -163,6 +212,7 @@ async def open_engine(policy: LoadedPolicy) -> AsyncIterator[Engine]:
                 keys=keys,
                 hostname=hostname,
                 memory=Memory(unfinished_limit(memory, declarations)),
+                listen=outside.listen,
             ) as listeners:
                 resolver.own = own_hosts(declarations, listeners.addresses)
                 yield Engine(log, spool, keys, router, listeners)

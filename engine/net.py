@@ -19,7 +19,7 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
@@ -30,7 +30,7 @@ from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writab
 from .errors import ConnectError, ConnectionLost, TlsError
 from .smtp import Binding
 
-__all__ = ["Listener", "Stream", "TlsFacts", "connect", "end_point_binding", "open_listener"]
+__all__ = ["Connect", "Listener", "Stream", "TlsFacts", "connect", "end_point_binding", "open_listener"]
 
 _FAIR_TURNS = 32
 """Receives that found data at once before the task lets others run (reliability Y2)."""
@@ -379,6 +379,14 @@ def end_point_binding(certificate: bytes) -> Binding | None:
         return None
     name = "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name.replace("-", "_")
     return Binding("tls-server-end-point", hashlib.new(name, certificate).digest())
+
+
+class Connect(Protocol):
+    """How connections are made: `connect`."""
+
+    async def __call__(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
+        """See `connect`."""
+        ...
 
 
 async def connect(address: str, port: int, *, source_address: str | None = None) -> Stream:

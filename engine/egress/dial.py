@@ -34,7 +34,7 @@ from engine.errors import (
     TurnLost,
 )
 from engine.keys import KeyRing
-from engine.net import Stream, connect
+from engine.net import Connect, Stream, connect
 from engine.smtp import ClientSession, Greeting, HelloDone, StartTlsReply
 from policy.keysource import OAuth2Key
 
@@ -93,11 +93,12 @@ class Dialer:
     """Makes sessions. One for the engine; holds the TLS contexts and the memory of broken TLS.
 
     `is_own`: tells whether a name is this host's own; a peer found by public MX that greets with
-    one is ourselves, a mail loop (reliability N8).
+    one is ourselves, a mail loop (reliability N8). `connect`: makes the TCP connections.
     """
 
-    def __init__(self, keys: KeyRing, is_own: Callable[[str], bool]) -> None:
+    def __init__(self, keys: KeyRing, is_own: Callable[[str], bool], connect: Connect = connect) -> None:
         self._keys = keys
+        self._connect = connect
         self._contexts = TlsContexts()
         self._broken_tls: dict[_TlsKey, float] = {}
         self._is_own = is_own
@@ -223,7 +224,9 @@ class Dialer:
             self._logins.check(identity.key(candidate))
         stream: Stream | None = None
         with trio.move_on_after(path.connect_timeout):
-            stream = await connect(candidate.address, candidate.port, source_address=asked.source_address)
+            stream = await self._connect(
+                candidate.address, candidate.port, source_address=asked.source_address
+            )
         if stream is None:
             raise ConnectError(f"no connection within {path.connect_timeout:g} s", stage="connect")
         try:

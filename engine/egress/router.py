@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from engine.errors import HookError, ResolveError
+from engine.net import Connect, connect
 from engine.queues.limits import Limits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import Queued, ScheduledQueue
@@ -91,6 +92,7 @@ class Router:
         resident_limit: int = 256 * 1024 * 1024,
         dice: random.Random | None = None,
         automation: Automation | None = None,
+        connect: Connect = connect,
     ) -> None:
         self._nursery = nursery
         self._timetable = Timetable()
@@ -107,7 +109,7 @@ class Router:
         """Grows whenever the policy's answers may have changed."""
         self.settler = Settler(spool, log, later=self._later, forget=self._forget, dice=dice)
         self.services = Services(
-            dialer=Dialer(keys, lambda name: name in resolver.own.names),
+            dialer=Dialer(keys, lambda name: name in resolver.own.names, connect),
             keys=keys,
             limits=limits,
             settler=self.settler,

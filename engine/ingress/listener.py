@@ -8,7 +8,7 @@ or a banner has cost anything (S33).
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -201,12 +201,13 @@ async def open_listeners(
     keys: KeyRing,
     hostname: str,
     memory: Memory,
+    listen: Callable[[str, int], Listener] = open_listener,
 ) -> AsyncIterator[Listeners]:
     """Bind all listeners, then accept on them; owner of the accept loops and the inbound sessions.
 
     Call `Listeners.drain` before leaving for a graceful end; leaving the block cancels what is
     left (a commit under way is finished first). `hostname` serves listeners that declare none; `memory`
-    is that of messages under way, for all of them.
+    is that of messages under way, for all of them; `listen` binds an address and port.
 
     Raises: ConfigError naming the address that cannot be listened on, or the mechanism that no hook
     serves, and why.
@@ -220,7 +221,7 @@ async def open_listeners(
                 declaration, plain=hooks.has("smtp_server_auth_plain"), store=hooks.has("smtp_server_auth")
             )
             try:
-                listener = open_listener(where.host, where.port)
+                listener = listen(where.host, where.port)
             except OSError as error:
                 raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
             host, port = listener.address

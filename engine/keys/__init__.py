@@ -69,6 +69,7 @@ async def open_keys(
     hooks: KeyHooks | None = None,
     *,
     sources: Mapping[type, KeySource] | None = None,
+    instead: Mapping[type, KeySource] | None = None,
     ttl: float = TTL,
     stale_for: float = STALE_FOR,
     wait: float = WAIT,
@@ -76,7 +77,8 @@ async def open_keys(
 ) -> AsyncIterator[KeyRing]:
     """A ring, and the owner of the tasks that read and renew; leaving the block cancels them.
 
-    `hooks`: those of the policy, for callback sources. Times in seconds, for references that say nothing
+    `hooks`: those of the policy, for callback sources. `sources`: all there are; `instead`: takes the place
+    of some of the usual ones. Times in seconds, for references that say nothing
     else: `ttl` until a value is refreshed, `stale_for` how long after that an old one serves while its
     source is out; and `wait`, how long anybody waits for a read.
     """
@@ -85,7 +87,7 @@ async def open_keys(
         async def fetch(ref: KeyRef, *, fresh: bool = False) -> Credential:
             return await ring.fetch(ref, fresh=fresh)
 
-        kinds = sources if sources is not None else key_sources(hooks, fetch)
+        kinds = sources if sources is not None else {**key_sources(hooks, fetch), **(instead or {})}
         ring = KeyRing(nursery, kinds, ttl=ttl, stale_for=stale_for, wait=wait, rng=rng)
         for source in kinds.values():
             if isinstance(source, VaultSource):

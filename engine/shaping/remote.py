@@ -9,11 +9,12 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import httpx2
 import trio
 
-__all__ = ["Client", "FetchFailed", "open_client"]
+__all__ = ["Client", "FetchFailed", "Fetches", "open_client"]
 
 TIMEOUT = 5.0
 """Seconds one fetch may take as a whole."""
@@ -23,6 +24,18 @@ LARGEST = 16 << 20
 
 class FetchFailed(Exception):
     """The content could not be had. The text says why and is safe to show."""
+
+
+class Fetches(Protocol):
+    """What fetches URLs: `Client`."""
+
+    async def fetch(self, url: str) -> bytes | None:
+        """See `Client.fetch`."""
+        ...
+
+    def forget(self, url: str) -> None:
+        """See `Client.forget`."""
+        ...
 
 
 class Client:

@@ -20,7 +20,7 @@ from policy.shaping import Shaper, ShapingError
 from policy.shaping.read import read
 
 from .automation import Automation
-from .remote import Client, FetchFailed, open_client
+from .remote import Fetches, FetchFailed, open_client
 from .state import State
 
 __all__ = ["HostsOf", "ShapingService", "Unresolved", "open_shaping"]
@@ -64,7 +64,7 @@ class _Watcher:
         self,
         shaper: Shaper,
         hosts_of: HostsOf,
-        client: Client | None,
+        client: Fetches | None,
         automation: Automation,
         state: State | None,
     ) -> None:
@@ -298,17 +298,22 @@ class ShapingService:
 
 @asynccontextmanager
 async def open_shaping(
-    shapers: Sequence[Shaper], hosts_of: HostsOf, state: State | None = None
+    shapers: Sequence[Shaper],
+    hosts_of: HostsOf,
+    state: State | None = None,
+    *,
+    client: Fetches | None = None,
+    watch: bool = True,
 ) -> AsyncIterator[ShapingService]:
     """Keep the shapers of a policy up to date; leaving the block ends that. With none it costs nothing.
 
-    `state`: where is kept what must outlive a restart.
+    `state`: where is kept what must outlive a restart. `client`: fetches the URLs. `watch`: False looks at
+    the files only once.
 
     The start waits a few seconds for URLs and for DNS, so that the first mail meets what they say.
     """
     async with AsyncExitStack() as stack:
-        client: Client | None = None
-        if any(file.url for shaper in shapers for file in shaper.files):
+        if client is None and any(file.url for shaper in shapers for file in shaper.files):
             client = await stack.enter_async_context(open_client())
         automation = Automation(shapers, state)
         watchers = [_Watcher(shaper, hosts_of, client, automation, state) for shaper in shapers]
@@ -320,7 +325,8 @@ async def open_shaping(
         if shapers:
             nursery.start_soon(automation.run)
         for watcher in watchers:
-            nursery.start_soon(watcher.watch_files)
+            if watch:
+                nursery.start_soon(watcher.watch_files)
             nursery.start_soon(watcher.watch_urls)
             nursery.start_soon(watcher.watch_dns)
         yield ShapingService(watchers, automation)
