@@ -41,6 +41,9 @@ _IOV_LIMIT = 512
 _TLS_JOIN = 64 * 1024
 """Parts up to this many octets are joined into one TLS write: fewer records, one copy."""
 
+_DER = 2
+"""How certificates are given as bytes: `_ssl.ENCODING_DER`, which has no public name before Python 3.13."""
+
 Address = tuple[str, int]
 
 
@@ -266,6 +269,15 @@ class Stream:
         certificate = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
         return end_point_binding(certificate) if certificate is not None else None
 
+    def peer_chain(self) -> tuple[bytes, ...]:
+        """The certificates the peer sent in the handshake (DER), its own first; none was checked here."""
+        return _chain(self._sock, "get_unverified_chain")
+
+    def verified_chain(self) -> tuple[bytes, ...]:
+        """The certificates (DER) by which the peer was verified: its own, issuers, root; () if it was not.
+        A resumed session has none."""
+        return _chain(self._sock, "get_verified_chain")
+
     def close(self) -> None:
         """Close at once, without a TLS goodbye; wakes every task waiting on this stream. Idempotent."""
         if not self._closed:
@@ -440,6 +452,15 @@ def _reason(error: BaseException) -> str:
         # The system's own words, without the "[Errno N]" that means nothing to an operator.
         return os.strerror(error.errno).lower()
     return str(error)
+
+
+def _chain(sock: socket.socket, method: str) -> tuple[bytes, ...]:
+    # Public from Python 3.13 on; before that only the C object has these, and gives no plain bytes.
+    read: Callable[[], Any] | None = getattr(sock, method, None) or getattr(
+        getattr(sock, "_sslobj", None), method, None
+    )
+    found = read() if read is not None else None
+    return tuple(one if isinstance(one, bytes) else one.public_bytes(_DER) for one in found or ())
 
 
 def _facts(sock: ssl.SSLSocket, context: ssl.SSLContext, name: str | None) -> TlsFacts:

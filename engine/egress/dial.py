@@ -26,7 +26,6 @@ from engine.errors import (
     LoginRefused,
     MailLoop,
     NetworkError,
-    PeerTimeout,
     RemoteProtocolError,
     SecretUnavailable,
     TlsError,
@@ -35,13 +34,14 @@ from engine.errors import (
 )
 from engine.keys import KeyRing
 from engine.net import Connect, Stream, connect
-from engine.smtp import ClientSession, Greeting, HelloDone, StartTlsReply
+from engine.smtp import ClientSession, Greeting, HelloDone
 from policy.keysource import OAuth2Key
 
 from .connection import Connection
 from .login import LOGIN_UNANSWERED, Identity, log_in
 from .logins import Logins
-from .tls import TlsContexts
+from .secure import Safety
+from .tlsneed import TlsNeed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,17 +61,6 @@ _NEW_TOKEN = 60.0
 _FINAL_CAUSES = frozenset((LoginRefused.cause, LOGIN_UNANSWERED, SecretUnavailable.cause))
 """What ends the dialing at once: the next host would count it as another failed login."""
 
-_BROKEN_TLS_DEFAULT = 900.0
-"""Seconds a failed handshake is remembered when only the reconnect option is set (egress 3.2)."""
-
-
-_TlsKey = tuple[str, int, str, object, str | None]
-
-
-def _tls_key(candidate: Candidate, path: EgressPath) -> _TlsKey:
-    """What a failed handshake says something about: this host under these demands, no others."""
-    return (candidate.address, candidate.port, path.enable_tls, path.tls_ca, path.tls_server_name)
-
 
 class NoHostReached(NetworkError):
     """No candidate could be made ready; the text lists each with its reason."""
@@ -81,6 +70,7 @@ class _Asked(msgspec.Struct, frozen=True):
     """What a session is to be like; the same for every candidate."""
 
     path: EgressPath
+    need: TlsNeed
     source_address: str | None
     ehlo_domain: str
     identity: Identity | None
@@ -90,7 +80,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class Dialer:
-    """Makes sessions. One for the engine; holds the TLS contexts and the memory of broken TLS.
+    """Makes sessions. One for the engine; holds what is remembered between connections.
 
     `is_own`: tells whether a name is this host's own; a peer found by public MX that greets with
     one is ourselves, a mail loop (reliability N8). `connect`: makes the TCP connections.
@@ -99,8 +89,7 @@ class Dialer:
     def __init__(self, keys: KeyRing, is_own: Callable[[str], bool], connect: Connect = connect) -> None:
         self._keys = keys
         self._connect = connect
-        self._contexts = TlsContexts()
-        self._broken_tls: dict[_TlsKey, float] = {}
+        self._safety = Safety()
         self._is_own = is_own
         self._logins = Logins()
 
@@ -135,9 +124,9 @@ class Dialer:
         """
         identity = await self.identity(path)
         ca_pem: bytes | None = None
-        if path.tls_ca is not None and path.enable_tls in ("Required", "Opportunistic"):
+        if path.tls_ca is not None:
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
-        asked = _Asked(path, source_address, ehlo_domain, identity, ca_pem, route, pace)
+        asked = _Asked(path, TlsNeed.of(path), source_address, ehlo_domain, identity, ca_pem, route, pace)
         troubles: list[str] = []
         held: HeldError | None = None
         for number, candidate in enumerate(candidates):
@@ -176,8 +165,12 @@ class Dialer:
         try:
             return await self._one(candidate, asked)
         except TlsError as error:
-            opportunistic = path.enable_tls in ("Opportunistic", "OpportunisticInsecure")
-            again = opportunistic and identity is None and self._remember_broken(candidate, path)
+            opportunistic = not asked.need.required
+            again = (
+                opportunistic
+                and identity is None
+                and self._safety.remember_broken(candidate, asked.need, path)
+            )
             if again and await _may_connect(asked.pace, path.idle_timeout):
                 logger.info(
                     "%s[%s]: %s; trying again in clear text, as the path allows",
@@ -204,19 +197,6 @@ class Dialer:
                 raise  # the new one is for the next session
             return await self._one(candidate, msgspec.structs.replace(asked, identity=newer))
 
-    def _remember_broken(self, candidate: Candidate, path: EgressPath) -> bool:
-        """Note a failed handshake if the path wants that; True when a clear-text retry is allowed."""
-        seconds = path.remember_broken_tls
-        retry = path.opportunistic_tls_reconnect_on_failed_handshake
-        if seconds is None and retry:
-            seconds = _BROKEN_TLS_DEFAULT
-        if seconds is not None:
-            now = trio.current_time()
-            if len(self._broken_tls) > 10_000:
-                self._broken_tls = {k: t for k, t in self._broken_tls.items() if t > now}
-            self._broken_tls[_tls_key(candidate, path)] = now + seconds
-        return retry
-
     async def _one(self, candidate: Candidate, asked: _Asked) -> Connection:
         path = asked.path
         identity = asked.identity
@@ -233,7 +213,11 @@ class Dialer:
             client = ClientSession(asked.ehlo_domain, pipelining=path.enable_pipelining)
             connection = Connection(stream, client, candidate.name, candidate.address)
             await self._greet(connection, path, asked.route)
-            await self._secure(connection, candidate, asked)
+            if await self._safety.secure(
+                connection, candidate, asked.need, path, asked.ca_pem, clear_allowed=identity is None
+            ):
+                client.hello()
+                await self._hello(connection, path, asked.route)
             if identity is not None:
                 await log_in(connection, candidate, path, identity, self._logins)
         except BaseException:
@@ -265,53 +249,6 @@ class Dialer:
         if not event.ok:
             raise NetworkError(f"EHLO refused: {event.reply.line}", stage="EHLO")
         self._not_ourselves(event.reply, route, "EHLO")
-
-    async def _secure(self, connection: Connection, candidate: Candidate, asked: _Asked) -> None:
-        path = asked.path
-        mode = path.enable_tls
-        if mode == "Disabled":
-            connection.tls_why = "disabled by the path"
-            return
-        required = mode in ("Required", "RequiredInsecure")
-        verify = mode in ("Required", "Opportunistic")
-        client = connection.client
-        if not required and asked.identity is None and self._is_broken(candidate, path):
-            connection.tls_why = "a handshake with this host failed lately; the path allows clear text"
-            return
-        if not client.capabilities.starttls:
-            if required:
-                raise TlsRequired(f"enable_tls is {mode} and the peer does not offer STARTTLS")
-            connection.tls_why = "not offered by the peer"
-            return
-        client.starttls()
-        event = await connection.event("STARTTLS", path.starttls_timeout)
-        if not isinstance(event, StartTlsReply):
-            raise RemoteProtocolError(f"expected a reply to STARTTLS, got {event!r}")
-        if event.reply.code == 421:
-            raise NetworkError(f"the peer ended the session: {event.reply.line}", stage="STARTTLS")
-        if event.reply.code != 220:
-            if required:
-                raise TlsRequired(f"enable_tls is {mode} and STARTTLS was refused: {event.reply.line}")
-            # The session is intact: the peer said no before anything changed.
-            connection.tls_why = f"STARTTLS refused: {event.reply.line}"
-            return
-        context = self._contexts.get(verify=verify, ca_pem=asked.ca_pem)
-        name = path.tls_server_name or candidate.name
-        with trio.move_on_after(path.starttls_timeout) as scope:
-            await connection.stream.start_tls(context, server_hostname=name)
-        if scope.cancelled_caught:
-            raise PeerTimeout(f"TLS handshake not done within {path.starttls_timeout:g} s", stage="STARTTLS")
-        if verify and connection.stream.tls is not None:
-            connection.tls_why = connection.stream.tls.why
-        else:
-            connection.tls_why = f"enable_tls is {mode}: the certificate is not checked"
-        client.tls_established()
-        client.hello()
-        await self._hello(connection, path, asked.route)
-
-    def _is_broken(self, candidate: Candidate, path: EgressPath) -> bool:
-        until = self._broken_tls.get(_tls_key(candidate, path))
-        return until is not None and trio.current_time() < until
 
 
 async def _may_connect(pace: Callable[[], float] | None, patience: float) -> bool:
