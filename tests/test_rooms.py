@@ -18,8 +18,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ROWS = {
-    "engine.cli": 7,
-    "engine.__main__": 8,
+    "policy.testing": 9,
+    "engine.__main__": 9,
+    "engine.cli": 8,
+    "engine.testing": 7,
     "engine.app": 6,
     "engine.ingress": 5,
     "engine.egress": 5,

@@ -26,8 +26,8 @@ from cyclopts import Parameter
 
 from engine.cli.report import guarded
 from engine.errors import ConfigError
+from engine.testing.ca import ThrowAwayCa
 
-from .ca import ThrowAwayCa
 from .sink_loop import Loop
 from .sink_rules import Rules, parse_rule
 from .sink_session import Arrival, Counts, Session, SinkConfig

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from engine.cli.ca import ThrowAwayCa
+from engine.testing.ca import ThrowAwayCa
 from engine.cli.sink import Arrival, Sink, open_sink
 from engine.cli.sink_rules import STAGES, parse_rule
 from engine.cli.sink_session import Counts, Session, SinkConfig

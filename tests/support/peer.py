@@ -1,270 +1,43 @@
-"""A next hop that does what the test says: a table of answers, or a script, or first one and then the other.
-
-The table. `FakePeer.replies` maps a command word (``MAIL``, ``RCPT``, ``DATA``, ``.``, ``EHLO``,
-``connect``, ...) to what is answered: text, a list of texts used one after the other (the last one
-stays), or a function of the command line. Special answers: ``DROP`` closes the connection, ``HANG``
-says nothing any more, ``""`` says nothing this once. Where the table says nothing the peer is a
-correct and strict MTA: MAIL within a transaction, RCPT without MAIL and DATA without a recipient are
-refused.
-
-A script. `FakePeer.script` is called with the `Wire` of each connection instead, and may say
-anything at any time; ``await peer.obey(wire)`` goes on by the table. The connection is closed when
-it returns.
-"""
+"""Next hops of `engine.testing` on loopback ports."""
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
 
-__all__ = ["DROP", "HANG", "PLAIN", "Arrived", "FakePeer", "Wire", "listening", "open_peer", "slowly"]
+from engine.testing.hop import (
+    DROP,
+    HANG,
+    PLAIN,
+    Arrived,
+    Hangup,
+    NextHop,
+    Wire,
+    command_word,
+    hello,
+    slowly,
+)
 
-DROP = "<drop>"
-HANG = "<hang>"
+__all__ = [
+    "DROP",
+    "HANG",
+    "PLAIN",
+    "Arrived",
+    "FakePeer",
+    "Hangup",
+    "Wire",
+    "command_word",
+    "hello",
+    "listening",
+    "open_peer",
+    "slowly",
+]
 
-P = TypeVar("P", bound="FakePeer")
-
-Answer = str | list[str] | Callable[[str], str]
-
-PLAIN = ("PIPELINING", "8BITMIME", "SIZE 100000000")
-"""What a peer offers unless told otherwise."""
-
-_HOT = 200
-"""Connections at one moment (of a clock that jumps only when all is quiet) that nobody makes on purpose."""
-
-
-class Hangup(Exception):
-    """The other side closed the connection."""
-
-
-@dataclass
-class Arrived:
-    """One message as it arrived: `data` with dots removed."""
-
-    sender: str
-    recipients: list[str]
-    data: bytes
-
-
-class Wire:
-    """One connection as the peer sees it. `number`: 1 for the first; `buffer`: read and not looked at."""
-
-    def __init__(self, stream: trio.SocketStream, peer: FakePeer, number: int) -> None:
-        self.socket = stream
-        self.stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = stream
-        self.peer = peer
-        self.number = number
-        self.buffer = bytearray()
-
-    async def say(self, *lines: str) -> None:
-        """Some lines, in one segment."""
-        await self.raw("".join(f"{line}\r\n" for line in lines))
-
-    async def raw(self, octets: str | bytes) -> None:
-        """Some octets, in one segment."""
-        await self.stream.send_all(octets if isinstance(octets, bytes) else octets.encode())
-
-    async def drip(self, pieces: Sequence[str], pause: float) -> None:
-        """One piece after the other, with pauses."""
-        for piece in pieces:
-            await self.raw(piece)
-            await trio.sleep(pause)
-
-    async def more(self) -> None:
-        """Wait for more octets."""
-        chunk = await self.stream.receive_some()
-        if not chunk:
-            raise Hangup
-        self.buffer += chunk
-
-    async def line(self) -> str:
-        """The next command line, without its line end."""
-        while (end := self.buffer.find(b"\r\n")) < 0:
-            await self.more()
-        line = bytes(self.buffer[:end]).decode("utf-8", "replace")
-        del self.buffer[: end + 2]
-        self.peer.commands.append(line)
-        return line
-
-    async def word(self) -> str:
-        """The word of the next command line."""
-        return command_word(await self.line())
-
-    async def data(self) -> bytes:
-        """The mail data up to the final dot, dots removed."""
-        while not self.buffer.startswith(b".\r\n") and b"\r\n.\r\n" not in self.buffer:
-            await self.more()
-        end = 0 if self.buffer.startswith(b".\r\n") else self.buffer.index(b"\r\n.\r\n") + 2
-        data = bytes(self.buffer[:end])
-        del self.buffer[: end + 3]
-        return data.removeprefix(b".").replace(b"\r\n.", b"\r\n")
-
-    async def greet(self, *capabilities: str) -> None:
-        """Greeting and EHLO."""
-        await self.say("220 peer.example ESMTP")
-        await self.line()
-        await self.say(hello(capabilities or PLAIN))
-
-    async def up_to_data(self) -> None:
-        """Greeting, EHLO and `envelope`."""
-        await self.greet()
-        await self.envelope()
-
-    async def envelope(self) -> None:
-        """MAIL, RCPT and DATA of a message with one recipient, pipelined: all but the content."""
-        for _ in range(3):
-            await self.line()
-        await self.say("250 ok", "250 ok", "354 go ahead")
-
-    async def until_closed(self) -> int:
-        """Read and throw away until the other side closes. Returns: how many octets that were."""
-        octets = len(self.buffer)
-        try:
-            while chunk := await self.stream.receive_some():
-                octets += len(chunk)
-        except trio.BrokenResourceError:
-            pass
-        return octets
-
-    async def start_tls(self, context: ssl.SSLContext) -> None:
-        """Become TLS. A handshake that fails is the end of the connection."""
-        tls = trio.SSLStream(self.socket, context, server_side=True, https_compatible=True)
-        try:
-            await tls.do_handshake()
-        except trio.BrokenResourceError:
-            raise Hangup from None
-        self.stream = tls
-        self.peer.commands.append("(tls)")
-
-
-@dataclass
-class FakePeer:
-    """See the module. `stumbles`: throws away what is pipelined behind a final dot. `tls`: STARTTLS is
-    offered and done with this context; `secured` is what is offered afterwards (None: the same)."""
-
-    replies: dict[str, Answer] = field(default_factory=dict)
-    capabilities: Sequence[str] = PLAIN
-    stumbles: bool = False
-    tls: ssl.SSLContext | None = None
-    secured: Sequence[str] | None = None
-    script: Callable[[Wire], Awaitable[object]] | None = None
-    port: int = 0
-    connections: int = 0
-    open: int = 0
-    most_open: int = 0
-    times: list[float] = field(default_factory=list)
-    """When each connection was made (`trio.current_time`)."""
-    commands: list[str] = field(default_factory=list)
-    arrived: list[Arrived] = field(default_factory=list)
-
-    def answer(self, word: str, line: str, default: str) -> str:
-        """What to say to this command, and move on in a list of answers."""
-        answer = self.replies.get(word, default)
-        if isinstance(answer, list):
-            return answer.pop(0) if len(answer) > 1 else answer[0]
-        return answer if isinstance(answer, str) else answer(line)
-
-    def words(self) -> list[str]:
-        """The command words heard so far."""
-        return [command_word(line) for line in self.commands]
-
-    async def serve(self, stream: trio.SocketStream) -> None:
-        """One connection."""
-        self.connections += 1
-        self.times.append(trio.current_time())
-        if self.times[-_HOT:].count(self.times[-1]) == _HOT:
-            raise AssertionError(f"a hot loop: {_HOT} connections at one moment")
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
-        try:
-            wire = Wire(stream, self, self.connections)
-            await (self.script(wire) if self.script is not None else self.converse(wire))
-        except (Hangup, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        finally:
-            self.open -= 1
-            await trio.aclose_forcefully(stream)
-
-    async def converse(self, wire: Wire) -> None:
-        """A whole conversation by the table."""
-        await self._say(wire, self.answer("connect", "", "220 peer.example ESMTP"))
-        await self.obey(wire)
-
-    async def obey(self, wire: Wire) -> None:
-        """A conversation by the table, from the first command on."""
-        envelope: Arrived | None = None
-        while True:
-            line = await wire.line()
-            word = command_word(line)
-            if word == "MAIL" and envelope is not None:
-                await wire.say("503 5.5.1 nested MAIL")
-                continue
-            if word == "RCPT" and envelope is None:
-                await wire.say("503 5.5.1 MAIL first")
-                continue
-            if word == "DATA" and (envelope is None or not envelope.recipients):
-                await wire.say("554 5.5.1 no valid recipients")
-                continue
-            reply = self.answer(word, line, self._usual(word, wire))
-            await self._say(wire, reply)
-            argument = line[line.find("<") + 1 : line.find(">")] if "<" in line else ""
-            if word == "QUIT" or reply[:3] == "421":
-                return
-            if word == "STARTTLS" and self.tls is not None and reply[:3] == "220":
-                await wire.start_tls(self.tls)
-            elif word == "MAIL" and reply[:1] == "2":
-                envelope = Arrived(argument, [], b"")
-            elif word == "RCPT" and reply[:1] == "2":
-                assert envelope is not None
-                envelope.recipients.append(argument)
-            elif word == "RSET" and reply[:1] == "2":
-                envelope = None
-            elif word == "DATA" and reply[:3] == "354":
-                assert envelope is not None
-                envelope.data = await wire.data()
-                if self.stumbles:
-                    wire.buffer.clear()
-                reply = self.answer(".", "", "250 2.0.0 taken")
-                if reply[:1] == "2" or reply == DROP:
-                    self.arrived.append(envelope)
-                await self._say(wire, reply)
-                if reply[:3] == "421":
-                    return
-                envelope = None
-
-    def _usual(self, word: str, wire: Wire) -> str:
-        """What a correct MTA says where the table says nothing."""
-        if word == "EHLO":
-            secure = wire.stream is not wire.socket
-            offered = self.capabilities if not secure or self.secured is None else self.secured
-            return hello([*offered, "STARTTLS"] if self.tls is not None and not secure else offered)
-        usual = {"DATA": "354 go ahead", "AUTH": "235 2.7.0 ok", "STARTTLS": "220 go", "QUIT": "221 bye"}
-        return usual.get(word, "250 2.0.0 ok")
-
-    async def _say(self, wire: Wire, text: str) -> None:
-        if text == DROP:
-            raise Hangup
-        if text == HANG:
-            await wire.until_closed()
-            raise Hangup
-        if text:
-            await wire.say(text)
-
-
-def command_word(line: str) -> str:
-    """The word of a command line."""
-    return line.split(":", 1)[0].split(" ", 1)[0].upper()
-
-
-def hello(capabilities: Sequence[str]) -> str:
-    """The reply to EHLO."""
-    lines = ["peer.example", *capabilities]
-    return "\r\n".join(f"250{'-' if i < len(lines) - 1 else ' '}{x}" for i, x in enumerate(lines))
+FakePeer = NextHop
+P = TypeVar("P", bound=NextHop)
 
 
 @asynccontextmanager
@@ -298,22 +71,3 @@ async def listening(
         nursery.cancel_scope.cancel()
 
 
-def slowly(
-    what: Callable[[Wire], Awaitable[object]] | None = None, **seconds: float | Callable[[], float]
-) -> Callable[[Wire], Awaitable[object]]:
-    """A script: `what` (none: all by the table), where lines with these words are said so late; a function
-    is asked each time. ``slowly(taken=5)`` is about the usual answer to a final dot."""
-
-    async def script(wire: Wire) -> None:
-        say = wire.say
-
-        async def slow(*lines: str) -> None:
-            for word, pause in seconds.items():
-                if word in lines[0].split():
-                    await trio.sleep(pause if isinstance(pause, (int, float)) else pause())
-            await say(*lines)
-
-        wire.say = slow  # type: ignore[method-assign]
-        await (what or wire.peer.converse)(wire)
-
-    return script
