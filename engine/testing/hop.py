@@ -203,6 +203,8 @@ class NextHop:
     """Open at one time, at most."""
     times: list[float] = field(default_factory=list)
     """When each connection was made (`trio.current_time`)."""
+    sources: list[str] = field(default_factory=list)
+    """Where each connection came from, in a relay of `open_relay`."""
     commands: list[str] = field(default_factory=list)
     """Lines heard so far. They hold what clients say of passwords."""
     arrived: list[Arrived] = field(default_factory=list)
@@ -234,9 +236,10 @@ class NextHop:
         """The command words heard so far."""
         return [command_word(line) for line in self.commands]
 
-    async def serve(self, stream: trio.SocketStream) -> None:
-        """One connection."""
+    async def serve(self, stream: trio.SocketStream, source: str = "") -> None:
+        """One connection. `source`: the address it comes from, where that is known."""
         self.connections += 1
+        self.sources.append(source)
         self.times.append(trio.current_time())
         if self.times[-_HOT:].count(self.times[-1]) == _HOT:
             raise AssertionError(f"a hot loop: {_HOT} connections at one moment")
