@@ -6,6 +6,7 @@ import ssl
 import tempfile
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from time import CLOCK_REALTIME, clock_gettime
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -34,8 +35,9 @@ class ThrowAwayCa:
         )
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
 
-    def server_context(self, *hosts: str) -> ssl.SSLContext:
-        """A server's TLS context with a certificate for `hosts`, localhost and the loopback addresses."""
+    def server_context(self, *hosts: str, expired: timedelta | None = None) -> ssl.SSLContext:
+        """A server's TLS context with a certificate for `hosts`, localhost and the loopback addresses.
+        `expired`: for how long it has not been valid any more."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sink.posthorn.invalid")])
         names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.DNSName("sink.posthorn.invalid")]
@@ -46,7 +48,7 @@ class ThrowAwayCa:
                 names.append(x509.DNSName(address))
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
-            _builder(subject, self._name, key.public_key())
+            _builder(subject, self._name, key.public_key(), expired)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -69,9 +71,15 @@ class ThrowAwayCa:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    expired: timedelta | None = None,
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
+    # The real date, also where a test has a clock of its own: that is what certificates are judged by.
+    now = datetime.fromtimestamp(clock_gettime(CLOCK_REALTIME), UTC)
+    if expired is not None:
+        now -= expired + _LIFE
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

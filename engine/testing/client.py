@@ -26,8 +26,8 @@ class Said(msgspec.Struct, frozen=True):
 
 
 class Submission(msgspec.Struct, frozen=True):
-    """What came of handing in a message. `reply`: the last that mattered: to the final dot, or the refusal that
-    ended it before. `refused`: recipients that were refused, and how; `accepted`: the others."""
+    """What came of handing in a message. `reply`: the last that mattered: to the final dot, or the refusal
+    that ended it before. `refused`: recipients that were refused, and how; `accepted`: the others."""
 
     reply: Said
     accepted: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
 """Time that passes only while nobody has anything to do.
 
 `run` runs a test on a clock that stands still, and a task of its own moves it: when every task waits, no
-worker thread is busy and nothing is on its way between sockets, time jumps to the next deadline. So an hour in
-which a relay waits costs nothing, an answer that takes long to compute takes no time at all, and a test gives
-the same result on a busy machine.
+worker thread is busy and nothing is on its way between sockets, time jumps to the next deadline. So an hour
+in which a relay waits costs nothing, an answer that takes long to compute takes no time at all, and a test
+gives the same result on a busy machine.
 
 The wall clock, `time.time`, follows for the length of the run: it is the process's own, so one run at a time.
 What C code asks for the time is not moved: certificates are judged by the real date.
@@ -16,7 +16,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import trio
 from trio.testing import (
@@ -28,7 +28,7 @@ from trio.testing import (
 
 from policy.units import parse_duration
 
-__all__ = ["Stuck", "run", "scenario", "sleep"]
+__all__ = ["Stuck", "run", "run_from", "scenario", "sleep"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,16 +58,20 @@ def scenario(test: Callable[P, Awaitable[T]]) -> Callable[P, T]:
     return plain
 
 
-def run(test: Callable[..., Awaitable[T]], *args: Any, begun: float | None = None, **kwargs: Any) -> T:
+def run(test: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run an async function on a clock of its own, and return what it returns.
 
-    `begun`: Unix time at which it begins, by default now.
     Raises: whatever it raises; of a group with one exception in it that exception. Stuck.
     """
+    return run_from(time.time(), functools.partial(test, *args, **kwargs))
+
+
+def run_from(begun: float, test: Callable[[], Awaitable[T]]) -> T:
+    """As `run`; the clock begins at the Unix time `begun`."""
     clock = MockClock()
-    with _wall_clock(clock, time.time() if begun is None else begun):
+    with _wall_clock(clock, begun):
         try:
-            return trio.run(functools.partial(_main, clock, test, args, kwargs), clock=clock)
+            return trio.run(_main, clock, test, clock=clock)
         except BaseExceptionGroup as group:
             alone = _alone(group)
             if alone is None:
@@ -75,17 +79,12 @@ def run(test: Callable[..., Awaitable[T]], *args: Any, begun: float | None = Non
             raise alone from alone.__cause__
 
 
-async def _main(
-    clock: MockClock,
-    test: Callable[..., Awaitable[T]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> T:
+async def _main(clock: MockClock, test: Callable[[], Awaitable[T]]) -> T:
     result: list[T] = []
     with trio.CancelScope() as scope:
         # Not in a nursery, which would wrap what the test raises.
         trio.lowlevel.spawn_system_task(_move, clock, scope)
-        result.append(await test(*args, **kwargs))
+        result.append(await test())
     if not result:
         raise Stuck(
             f"the test waits for something that does not happen: nothing is due any more, or "

@@ -177,10 +177,11 @@ class NextHop:
 
     `tls`: STARTTLS is offered and done, with this context or, in a relay of `open_relay`, with True, with a
     certificate that the relay trusts. `secured`: what is offered afterwards (None: the same).
-    `users`: names and passwords (or tokens) that may log in; AUTH is offered with these `mechanisms`, where TLS
-    is offered only inside it. Without `users` every AUTH command is welcome and none is offered.
+    `users`: names and passwords (or tokens) that may log in; AUTH is offered with these `mechanisms`, where
+    TLS is offered only inside it. Without `users` every AUTH command is welcome and none is offered.
     `stumbles`: throws away what is pipelined behind a final dot.
-    `down`: ``"refused"`` takes no connection, ``"silent"`` lets nothing through, so that connecting times out.
+    `down`: ``"refused"`` takes no connection, ``"silent"`` lets nothing through, so that connecting times
+    out.
     """
 
     replies: dict[str, Answer] = field(default_factory=dict)
@@ -256,8 +257,10 @@ class NextHop:
 
     async def converse(self, wire: Wire) -> None:
         """A whole conversation by the table."""
-        await self._say(wire, self.answer("connect", "", "220 peer.example ESMTP"))
-        await self.obey(wire)
+        greeting = self.respond(wire, "connect", self.answer("connect", "", "220 peer.example ESMTP"))
+        await self._say(wire, greeting)
+        if greeting[:3] != "421":
+            await self.obey(wire)
 
     async def obey(self, wire: Wire) -> None:
         """A conversation by the table, from the first command on."""
@@ -277,7 +280,7 @@ class NextHop:
             if word == "AUTH" and self.users is not None and "AUTH" not in self.replies:
                 await self._log_in(wire, line)
                 continue
-            reply = self.answer(word, line, self._usual(word, wire))
+            reply = self.respond(wire, word, self.answer(word, line, self._usual(word, wire)))
             await self._say(wire, reply)
             argument = line[line.find("<") + 1 : line.find(">")] if "<" in line else ""
             if word == "QUIT" or reply[:3] == "421":
@@ -296,7 +299,7 @@ class NextHop:
                 envelope.data = await wire.data()
                 if self.stumbles:
                     wire.buffer.clear()
-                reply = self.answer(".", "", "250 2.0.0 taken")
+                reply = self.respond(wire, ".", self.answer(".", "", "250 2.0.0 taken"), envelope.data)
                 if reply[:1] == "2" or reply == DROP:
                     self.arrived.append(envelope)
                 await self._say(wire, reply)
@@ -319,6 +322,11 @@ class NextHop:
         elif self.users is not None and not any(keyword.startswith("AUTH ") for keyword in offered):
             offered.append("AUTH " + " ".join(self.mechanisms))
         return offered
+
+    def respond(self, wire: Wire, word: str, reply: str, data: bytes = b"") -> str:
+        """The last word on a reply, for hops of a character of their own: what is said in its place. `word`:
+        what it answers; ``connect``: the greeting, ``.``: the final dot of `data`."""
+        return reply
 
     def judge(self, user: str, right: bool) -> str:
         """The reply to a login of this user, whose password is right or not."""

@@ -10,7 +10,7 @@ __all__ = ["Journal"]
 
 
 class Journal(Log):
-    """Keeps all records, in order, and tells whoever waits for one. `capture`: what is copied into records."""
+    """Keeps all records, in order, and tells whoever waits for one. `capture`: what goes into them."""
 
     def __init__(self, capture: Capture | None = None) -> None:
         super().__init__((), capture)

@@ -1,8 +1,9 @@
 """A whole relay in a test: the real engine with the policy under test, in a small world of its own.
 
-Real: listeners and their hooks, queues, shaping, automation, key ring, sessions, TLS, SMTP, records. Not real:
-DNS is a table, next hops are `NextHop`s reached by pairs of sockets, secrets come from a table, the spool is in
-memory, records go into a list. Certificates of a throw-away CA are trusted in place of the system's.
+Real: listeners and their hooks, queues, shaping, automation, key ring, sessions, TLS, SMTP, records. Not
+real: DNS is a table, next hops are `NextHop`s reached by pairs of sockets, secrets come from a table, the
+spool is in memory, records go into a list. Certificates of a throw-away CA are trusted in place of the
+system's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from .network import Network
 from .secrets import Secrets
 from .zones import StaticDns, Zones
 
-__all__ = ["Policy", "Relay", "loaded", "open_relay"]
+__all__ = ["Policy", "Relay", "Web", "loaded", "open_relay"]
 
 Policy = str | os.PathLike[str] | Mapping[str, Callable[..., Any]]
 """A policy file, or hooks by event; a name that is no event is a key source."""
@@ -51,8 +52,8 @@ _DAY = "1 day"
 
 
 class Relay:
-    """A running relay. `engine`: the engine itself; `journal`: its records; `dns`, `network`, `secrets`, `urls`:
-    its world, which may be changed at any time; `ca`: who is trusted."""
+    """A running relay. `engine`: the engine itself; `journal`: its records; `dns`, `network`, `secrets`,
+    `urls`: its world, which may be changed at any time; `ca`: who is trusted."""
 
     def __init__(self, engine: Engine, journal: Journal, world: _World, ca: ThrowAwayCa) -> None:
         self.engine = engine
@@ -109,7 +110,7 @@ class Relay:
         return self.journal.of(kind)
 
     async def wait_for(self, kind: str, number: int = 1, *, within: float | str = _DAY) -> list[Record]:
-        """Wait for so many records of a type. Raises: AssertionError if they do not come `within` that time."""
+        """Wait for so many records of a type. Raises: AssertionError if they do not come in time."""
         with trio.move_on_after(parse_duration(within)):
             return await self.journal.wait_for(kind, number)
         raise AssertionError(
@@ -118,7 +119,7 @@ class Relay:
         )
 
     async def until(self, condition: Callable[[], object], *, within: float | str = _DAY) -> None:
-        """Wait until something is true. Raises: AssertionError if it does not become true `within` that time."""
+        """Wait until something is true. Raises: AssertionError if it does not become so in time."""
         limit = parse_duration(within)
         pause = 0.005
         with trio.move_on_after(limit):
@@ -149,7 +150,8 @@ async def open_relay(
     store: MemoryStore | None = None,
     real_keys: bool = False,
 ) -> AsyncIterator[Relay]:
-    """A running relay; leaving the block stops it at once. Use it in a `scenario`, so that waiting costs nothing.
+    """A running relay; leaving the block stops it at once. Use it in a `scenario`, so that waiting costs
+    nothing.
 
     `policy`: a file, or hooks by event. Without an `init` it gets a listener that relays for this machine.
     `hops`: who is reached at a host name or an IP address, with ``:PORT`` only there. A name gets an address
@@ -270,7 +272,7 @@ class _World(Outside):
         self, shapers: Sequence[Shaper], hosts_of: HostsOf, spool: SpoolDeclaration
     ) -> AsyncIterator[ShapingService]:
         # Looking at files every second would make an hour long.
-        async with open_shaping(shapers, hosts_of, client=_Web(self.urls), watch=False) as service:
+        async with open_shaping(shapers, hosts_of, client=Web(self.urls), watch=False) as service:
             yield service
 
     async def connect(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
@@ -280,7 +282,7 @@ class _World(Outside):
         return self.network.listen(host, port)
 
 
-class _Web:
+class Web:
     """Fetches shaping URLs from a table."""
 
     def __init__(self, urls: Mapping[str, str | bytes]) -> None:

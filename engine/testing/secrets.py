@@ -1,7 +1,7 @@
 """Secrets from a table, in place of Vault, files, the environment, commands and token endpoints.
 
-A test says what a source answers, when it is out, and sees how often it was read. What the engine does about it,
-caching, waiting, holding mail, is the engine's own.
+A test says what a source answers, when it is out, and sees how often it was read. What the engine does about
+it, caching, waiting, holding mail, is the engine's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from policy.secret import Secret
 
 __all__ = ["Secrets"]
 
-_FRESH = {FileKey: 1.0, CredentialKey: 1.0}
+_FRESH: dict[type, float] = {FileKey: 1.0, CredentialKey: 1.0}
 """Seconds after which these are read again, as in life; of all others the ring's own time."""
 
 
@@ -32,7 +32,8 @@ class _Outage(msgspec.Struct, frozen=True):
 
 class Secrets:
     """Values by the name of the reference, as records and errors show it: ``vault:secret/smtp-auth/local``
-    (``#FIELD`` may be left out where it is ``#key``), ``file:/etc/posthorn/relay.password``, ``env:PASSWORD``,
+    (``#FIELD`` may be left out where it is ``#key``), ``file:/etc/posthorn/relay.password``,
+    ``env:PASSWORD``,
     ``credential:relay``, ``exec:/usr/bin/pass show relay``, ``oauth2:CLIENT@HOST``.
 
     `values` may be changed at any time. `reads`: how often each was read, whatever came of it.
@@ -51,8 +52,8 @@ class Secrets:
         denied: bool = False,
         silent: bool = False,
     ) -> None:
-        """From now on what begins with `names` (``"vault:"``; ``""`` is everything) cannot be read: a text for
-        the reason. `denied`: the source says that we may not have it. `silent`: it never answers."""
+        """From now on what begins with `names` (``"vault:"``; ``""`` is everything) cannot be read: a text
+        for the reason. `denied`: the source says that we may not have it. `silent`: it never answers."""
         self._outages.append(_Outage(names, reason, denied, silent))
 
     def heal(self) -> None:
@@ -61,7 +62,7 @@ class Secrets:
 
     def sources(self) -> dict[type, KeySource]:
         """What reads each kind of reference."""
-        kinds = (VaultKey, FileKey, EnvKey, CredentialKey, CommandKey, OAuth2Key)
+        kinds: tuple[type, ...] = (VaultKey, FileKey, EnvKey, CredentialKey, CommandKey, OAuth2Key)
         return {kind: _Source(self, _FRESH.get(kind)) for kind in kinds}
 
     async def read(self, name: str) -> Secret:

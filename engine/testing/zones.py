@@ -11,8 +11,8 @@ A zone table maps a name to its records, or to what shall go wrong::
         "empty.example": {},                         # exists, has nothing
     }
 
-Names that are not listed do not exist (NXDOMAIN). The TTL is 300 s unless a zone gives ``"ttl"``. The table may
-be changed at any time; answers that were given live for their TTL.
+Names that are not listed do not exist (NXDOMAIN). The TTL is 300 s unless a zone gives ``"ttl"``. The table
+may be changed at any time; answers that were given live for their TTL.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from engine.testing.zones import REFUSED, SERVFAIL, TIMEOUT, StaticDns, Zones, l
 
 __all__ = ["REFUSED", "SERVFAIL", "TIMEOUT", "StaticDns", "Zones", "serve_dns"]
 
+
 @asynccontextmanager
 async def serve_dns(zones: Zones, *, port: int = 0) -> AsyncIterator[str]:
     """A DNS server on 127.0.0.1 by UDP and TCP; gives its ``address:port``. Long answers come by TCP only."""

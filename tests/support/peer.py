@@ -69,5 +69,3 @@ async def listening(
         nursery.start_soon(trio.serve_listeners, peer.serve, listeners)
         yield peer
         nursery.cancel_scope.cancel()
-
-

@@ -14,6 +14,6 @@ def offering(*mechanisms: str) -> list[str]:
     return ["PIPELINING", "AUTH " + " ".join(mechanisms)]
 
 
-def SaslPeer(*, users: dict[str, str] | None = None, **options: Any) -> FakePeer:  # noqa: N802 - as a class
+def SaslPeer(*, users: dict[str, str] | None = None, **options: Any) -> FakePeer:
     """One with these users; ``scott`` with ``tiger`` if none are given."""
     return FakePeer(users={"scott": "tiger"} if users is None else users, **options)
