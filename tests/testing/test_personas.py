@@ -287,5 +287,5 @@ async def test_the_pauses_of_a_tar_pit() -> None:
 
 @scenario
 async def test_a_renewal_needs_an_authority() -> None:
-    with pytest.raises(ValueError, match="in no relay of open_relay"):
+    with pytest.raises(ValueError, match=r"in no relay of open_relay"):
         ExpiredCertificate().renew()
