@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -35,6 +36,9 @@ __all__ = ["Stopper", "standing_still"]
 
 logger = logging.getLogger("posthorn.egress")
 
+_SLICE = 4096
+"""Messages of a line that are looked at between two checkpoints."""
+
 
 class Stopper:
     """See the module. Part of one router."""
@@ -53,6 +57,7 @@ class Stopper:
         self._timer = timer
         self._automation = automation
         self._bouncing: set[ScheduledQueue] = set()
+        self._expiring: set[ScheduledQueue] = set()
         automation.stops_changed = self.renew
         router.settler.failed = self._failed
 
@@ -186,12 +191,34 @@ class Stopper:
         return True
 
     async def _expire_line(self, queue: ScheduledQueue) -> None:
-        settler = self._router.settler
-        old = deque(entry for entry in queue.waiting if settler.too_old(entry))
-        if not old:
+        """Looks along the line in slices: a million messages may stand in it."""
+        if queue in self._expiring:
             return
-        gone = {id(entry) for entry in old}
-        kept = [entry for entry in queue.waiting if id(entry) not in gone]
+        self._expiring.add(queue)
+        try:
+            old = await self._too_old(queue)
+            if old:
+                await self._expire(queue, old)
+        finally:
+            self._expiring.discard(queue)
+
+    async def _too_old(self, queue: ScheduledQueue) -> dict[int, Queued]:
+        """By identity; the entries are held, so that none of them is another one's by then."""
+        settler = self._router.settler
+        old: dict[int, Queued] = {}
+        at = 0
+        # Whoever leaves the line meanwhile moves others past this look; there is another one soon.
+        while at < len(queue.waiting):
+            part = islice(queue.waiting, at, at + _SLICE)
+            old.update((id(entry), entry) for entry in part if settler.too_old(entry))
+            at += _SLICE
+            await trio.lowlevel.checkpoint()
+        return old
+
+    async def _expire(self, queue: ScheduledQueue, which: dict[int, Queued]) -> None:
+        settler = self._router.settler
+        old = deque(entry for entry in queue.waiting if id(entry) in which)
+        kept = [entry for entry in queue.waiting if id(entry) not in which]
         queue.waiting.clear()
         queue.waiting.extend(kept)
         try:
