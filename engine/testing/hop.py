@@ -190,7 +190,7 @@ class NextHop:
     tls: ssl.SSLContext | bool | None = None
     secured: Sequence[str] | None = None
     script: Callable[[Wire], Awaitable[object]] | None = None
-    users: dict[str, str] | None = None
+    users: dict[str, str] | None = field(default=None, repr=False)
     mechanisms: Sequence[str] = ("PLAIN", "LOGIN")
     binding: Binding | None = None
     """What ties a login to the connection: mechanisms that end in -PLUS need it."""
@@ -206,7 +206,7 @@ class NextHop:
     """When each connection was made (`trio.current_time`)."""
     sources: list[str] = field(default_factory=list)
     """Where each connection came from, in a relay of `open_relay`."""
-    commands: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list, repr=False)
     """Lines heard so far. They hold what clients say of passwords."""
     arrived: list[Arrived] = field(default_factory=list)
     """Messages taken so far."""
@@ -215,16 +215,19 @@ class NextHop:
     tried: list[str] = field(default_factory=list)
     """Mechanisms of all logins, in order."""
 
+    _certified: ssl.SSLContext | None = None
+
     def certify(self, ca: ThrowAwayCa, names: Iterable[str]) -> None:
-        """Get a certificate for these names and addresses, if `tls` is True. `open_relay` calls it."""
-        if self.tls is True:
-            self.tls = ca.server_context(*names)
+        """Get a certificate for these names and addresses, for `tls` True. `open_relay` calls it."""
+        self._certified = ca.server_context(*names)
 
     @property
     def _context(self) -> ssl.SSLContext | None:
-        if self.tls is True:
+        if self.tls is not True:
+            return self.tls or None
+        if self._certified is None:
             raise ValueError("tls=True is for a relay of open_relay; elsewhere give an ssl.SSLContext")
-        return self.tls or None
+        return self._certified
 
     def answer(self, word: str, line: str, default: str) -> str:
         """What to say to this command, and move on in a list of answers."""

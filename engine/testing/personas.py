@@ -43,7 +43,7 @@ class CountsFailedLogins(NextHop):
     """
 
     tls: ssl.SSLContext | bool | None = True
-    users: dict[str, str] | None = field(default_factory=lambda: {"scott": "tiger"})
+    users: dict[str, str] | None = field(default_factory=lambda: {"scott": "tiger"}, repr=False)
     limit: int = 3
     lock: float | str = "1 hour"
     failed: Counter[str] = field(default_factory=Counter)
@@ -96,7 +96,7 @@ class RestartsBackEnd(NextHop):
     """
 
     tls: ssl.SSLContext | bool | None = True
-    users: dict[str, str] | None = field(default_factory=lambda: {"scott": "tiger"})
+    users: dict[str, str] | None = field(default_factory=lambda: {"scott": "tiger"}, repr=False)
     refused: int = 0
     _until: float = float("-inf")
 
@@ -148,17 +148,15 @@ class ExpiredCertificate(NextHop):
     def certify(self, ca: ThrowAwayCa, names: Iterable[str]) -> None:
         """See the class."""
         self._issued = (ca, tuple(names))
-        if self.tls is True:
-            self.tls = ca.server_context(
-                *self._issued[1], expired=timedelta(seconds=parse_duration(self.expired))
-            )
+        expired = timedelta(seconds=parse_duration(self.expired))
+        self._certified = ca.server_context(*self._issued[1], expired=expired)
 
     def renew(self) -> None:
         """A valid certificate from now on. Raises: ValueError outside of a relay of `open_relay`."""
         if self._issued is None:
             raise ValueError("renew: the hop is in no relay of open_relay, so no CA knows it")
         ca, names = self._issued
-        self.tls = ca.server_context(*names)
+        super().certify(ca, names)
 
 
 @dataclass
