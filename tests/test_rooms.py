@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ROWS = {
-    "policy.testing": 9,
+    "policy.testing": 8,
     "engine.__main__": 9,
     "engine.cli": 8,
     "engine.testing": 7,
@@ -221,6 +221,9 @@ def test_a_file_is_one_idea() -> None:
         ("engine.ingress.smtp", "from engine.egress import resolve", True),
         ("engine.ingress.smtp", "from engine.hooks import Hooks\nfrom . import accept", False),
         ("policy.load", "from engine.errors import ConfigError", True),
+        ("policy.load", "from .testing import load", True),
+        ("policy.testing", "from engine.testing import load", False),
+        ("engine.app", "from engine.testing import NextHop", True),
         ("engine.app", "from engine.cli import run", True),
         ("engine.cli.run", "from engine.app import serve\nfrom engine import __version__", False),
     ],

@@ -60,9 +60,9 @@ async def test_a_wrong_password_is_tried_far_less_often_than_would_lock_the_acco
             assert (await running.submit(f"u{number}@example.com")).ok
         await running.wait_for("TransientFailure", 1)
         await running.wait("30 seconds")
-        assert hop.failed == {"scott": 1} and hop.locked == []
+        assert 1 <= hop.failed["scott"] < 3 and hop.locked == []
         secrets.values[PASSWORD] = "tiger"
-        delivered = await running.wait_for("Delivery", 20, within="1 hour")
+        delivered = await running.wait_for("Delivery", 20, within="2 hours")
         assert {record.num_attempts for record in delivered} == {0}
         assert hop.locked == [] and running.queued == 0
 
@@ -92,7 +92,7 @@ async def test_535_while_the_back_end_restarts_bounces_nothing_and_costs_no_atte
             await running.submit(f"u{number}@example.com")
         await running.wait("9 minutes")
         assert 1 <= hop.refused <= 10 and not hop.arrived
-        delivered = await running.wait_for("Delivery", 20, within="5 minutes")
+        delivered = await running.wait_for("Delivery", 20, within="2 hours")
         assert {record.num_attempts for record in delivered} == {0}
         assert not running.records("Bounce")
         assert {record.cause for record in running.records("TransientFailure")} == {"login-refused"}

@@ -1,7 +1,7 @@
-"""Vault sealed for an hour: with the secret at hand no mail fails, without it all mail is held and none is lost.
+"""Vault sealed for an hour: with the secret at hand no mail fails, without it all is held and none is lost.
 
-The real engine and the real OpenBao; the hour passes on the clock of `policy.testing`, which stands still while
-a thread asks the server.
+The real engine and the real OpenBao; the hour passes on the clock of `policy.testing`, which stands still
+while a thread asks the server.
 """
 
 from __future__ import annotations
