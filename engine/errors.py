@@ -26,6 +26,7 @@ __all__ = [
     "NetworkError",
     "PeerTimeout",
     "PosthornError",
+    "ReleaseRefused",
     "RemoteProtocolError",
     "ResolveError",
     "SecretUnavailable",
@@ -118,6 +119,12 @@ class LoginRefused(HeldError):
     """The peer refused our credentials (535 and friends)."""
 
     cause = "login-refused"
+
+
+class ReleaseRefused(HeldError):
+    """The credential is bound to peers by `release_to`, and this one is none of them."""
+
+    cause = "credential-bound"
 
 
 class SecretUnavailable(HeldError):

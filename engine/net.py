@@ -12,6 +12,7 @@ are cancel scopes at the call site; nothing here takes a ``timeout``.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hashlib
@@ -25,6 +26,7 @@ import msgspec
 import trio
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
 from .errors import ConnectError, ConnectionLost, TlsError
@@ -278,6 +280,18 @@ class Stream:
         A resumed session has none."""
         return _chain(self._sock, "get_verified_chain")
 
+    def peer_pin(self) -> str | None:
+        """The hash of the key in the peer's own certificate (SubjectPublicKeyInfo), ``sha256//`` and base64;
+        None without TLS, or for a kind of key that cannot be read."""
+        sock = self._sock
+        certificate = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+        return key_pin(certificate) if certificate is not None else None
+
+    def asked_name(self) -> str | None:
+        """The name or address that the TLS handshake asked for, in lower case; if verified, the peer is it."""
+        name = self._sock.server_hostname if isinstance(self._sock, ssl.SSLSocket) else None
+        return str(name).lower().removesuffix(".") if name is not None else None
+
     def close(self) -> None:
         """Close at once, without a TLS goodbye; wakes every task waiting on this stream. Idempotent."""
         if not self._closed:
@@ -391,6 +405,17 @@ def end_point_binding(certificate: bytes) -> Binding | None:
         return None
     name = "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name.replace("-", "_")
     return Binding("tls-server-end-point", hashlib.new(name, certificate).digest())
+
+
+def key_pin(certificate: bytes) -> str | None:
+    """``sha256//`` and base64 of the hash of a certificate's (DER) SubjectPublicKeyInfo; None if it cannot be
+    read."""
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+        encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    return "sha256//" + base64.b64encode(hashlib.sha256(encoded).digest()).decode("ascii")
 
 
 class Connect(Protocol):

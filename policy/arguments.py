@@ -38,12 +38,21 @@ _Networks: TypeAlias = CidrSet | Iterable[str | IPv4Address | IPv6Address | IPv4
 _Mx: TypeAlias = str | MxEntry | Mapping[Literal["name", "addr"], str]
 
 
+class _ReleaseTo(TypedDict, total=False):
+    names: Sequence[str]
+    addresses: _Networks
+    ports: Sequence[int]
+    pins: Sequence[str]
+    tls_minimum_version: str
+
+
 class _SmtpAuth(TypedDict, total=False):
     mechanisms: Sequence[str]
     username: str
     password: _Key
     token: _Key
     oauth2: Mapping[str, Any]
+    release_to: _ReleaseTo
 
 
 class EgressPathOptions(TypedDict, total=False):

@@ -271,11 +271,28 @@ def _check_path(path: EgressPath) -> None:
             raise Wrong(
                 'smtp_auth: "EXTERNAL" shows the client certificate of tls_certificate, and the path has none'
             )
+        _check_release(path, path.smtp_auth)
     if path.smtp_auth_plain_username is None:
         if path.smtp_auth_plain_password is not None:
             raise Wrong("smtp_auth_plain_password without smtp_auth_plain_username; give both or neither")
     elif path.smtp_auth_plain_password is None:
         raise Wrong("smtp_auth_plain_username without smtp_auth_plain_password; give both or neither")
+
+
+def _check_release(path: EgressPath, login: Login) -> None:
+    release = login.release_to
+    if release is None:
+        return
+    if release.needs_tls and path.enable_tls == "Disabled":
+        raise Wrong(
+            "smtp_auth: release_to demands what only TLS can show (names, pins, tls_minimum_version), and "
+            'enable_tls="Disabled" has none; right would be enable_tls="Required"'
+        )
+    if release.names and path.enable_tls.endswith("Insecure"):
+        raise Wrong(
+            f'smtp_auth: release_to demands names, and enable_tls="{path.enable_tls}" verifies none; right '
+            'would be enable_tls="Required"'
+        )
 
 
 PATH = Constructor(

@@ -11,6 +11,7 @@ from .errors import Wrong, a_type, did_you_mean
 from .keysource import KeyRef, read_key
 from .kinds import AuthName, Key
 from .options import Kind, Table, kinds_of
+from .release import ReleaseTo
 
 __all__ = ["CERTIFICATE", "EVERY", "PASSWORD", "TOKEN", "Login", "Mechanisms", "SmtpAuth", "read_mechanisms"]
 
@@ -51,12 +52,14 @@ Mechanisms = Annotated[
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
-    """Who we are to a peer, and how that may be shown. `mechanisms`: those allowed, the strongest first."""
+    """Who we are to a peer, and how that may be shown. `mechanisms`: those allowed, the strongest first.
+    `release_to`: whom the credential may be told; None: whoever the path leads to."""
 
     mechanisms: Mechanisms
     username: AuthName | None = None
     password: Key | None = None
     token: Key | None = None
+    release_to: ReleaseTo | None = None
 
     @property
     def reference(self) -> KeyRef | None:
@@ -104,7 +107,7 @@ _TABLE = Table(
         **kinds_of(Login)[0],
         "oauth2": Kind('{"token_endpoint": URL, "client_id": ..., ...}', _oauth2, secret=True),
     },
-    nullable=frozenset({"mechanisms", "username", "password", "token", "oauth2"}),
+    nullable=frozenset({"mechanisms", "username", "password", "token", "oauth2", "release_to"}),
     noun="key",
 )
 

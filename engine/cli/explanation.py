@@ -22,6 +22,7 @@ from engine.queues.scheduled import ScheduledQueue
 from engine.shaping import Automation, State, open_shaping
 from policy.egress import EgressPath, QueueConfig
 from policy.load import load_policy
+from policy.release import Release
 from policy.shaping import Found
 from policy.shaping.settings import UNSET, Setting
 from policy.shaping.shown import shown, shown_key
@@ -239,7 +240,7 @@ async def _road(
         ready.name,
         site.key,
         tls_text(path),
-        _auth_text(path),
+        auth_text(path),
         await _credential(path, keys),
         _options(path, found, hook),
         (*stops, *(found.notes if found is not None else ())),
@@ -264,7 +265,7 @@ def tls_text(path: EgressPath) -> str:
     return f"{mode}: STARTTLS with {certificate}; if it is not offered, {without}"
 
 
-def _auth_text(path: EgressPath) -> str:
+def auth_text(path: EgressPath) -> str:
     login = path.login
     if login is None:
         return "none"
@@ -278,7 +279,20 @@ def _auth_text(path: EgressPath) -> str:
     ]
     mechanisms = ", else ".join(login.mechanisms)
     who = f"as {login.username!r} with " if login.username is not None else ""
-    return f"{who}{mechanisms}, as offered; {' and '.join(allowed) or 'inside verified TLS only'}"
+    bound = f"; {_bound_text(login.release_to)}" if login.release_to is not None else ""
+    return f"{who}{mechanisms}, as offered; {' and '.join(allowed) or 'inside verified TLS only'}{bound}"
+
+
+def _bound_text(release: Release) -> str:
+    """Whom the credential may be told."""
+    rules = [
+        (release.names, f"as {' or '.join(release.names)}"),
+        (release.addresses, f"at {release.addresses}"),
+        (release.ports, f"at port {' or '.join(map(str, release.ports))}"),
+        (release.pins, f"with the key {' or '.join(release.pins)}"),
+        (release.tls_minimum_version, f"with {release.tls_minimum_version} at least"),
+    ]
+    return f"released only to a peer {', '.join(text for given, text in rules if given)}"
 
 
 async def _credential(path: EgressPath, keys: KeyRing | None) -> Credential | None:

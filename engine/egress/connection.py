@@ -10,25 +10,24 @@ from engine.errors import ConnectionLost, PeerTimeout
 from engine.smtp import ClientSession
 
 if TYPE_CHECKING:
-    from engine.keys import Credential
     from engine.net import Stream
     from engine.smtp import ClientEvent
-    from policy.keysource import KeyRef
+
+    from .broker import Identity
 
 __all__ = ["Connection"]
 
 
 class Connection:
-    """See the module. `credential`: what it was logged in with, None without a secret."""
+    """See the module. `identity`: who was logged in, None without AUTH."""
 
     __slots__ = (
         "address",
         "auth_mechanism",
         "auth_user",
         "client",
-        "credential",
+        "identity",
         "mx_name",
-        "reference",
         "source_address",
         "stream",
         "tls_why",
@@ -40,9 +39,7 @@ class Connection:
         self.mx_name = mx_name
         self.address = address
         self.source_address = stream.local[0]
-        self.credential: Credential | None = None
-        self.reference: KeyRef | None = None
-        """Where the credential came from."""
+        self.identity: Identity | None = None
         self.auth_user = ""
         self.auth_mechanism = ""
         self.tls_why = ""

@@ -37,8 +37,9 @@ from engine.net import Connect, Stream, connect
 from engine.smtp import ClientSession, Greeting, HelloDone
 from policy.keysource import OAuth2Key
 
+from .broker import Broker, Identity
 from .connection import Connection
-from .login import LOGIN_UNANSWERED, Identity, log_in
+from .login import LOGIN_UNANSWERED, log_in, login_key
 from .logins import Logins
 from .secure import Safety
 from .tlsneed import TlsNeed
@@ -88,21 +89,11 @@ class Dialer:
 
     def __init__(self, keys: KeyRing, is_own: Callable[[str], bool], connect: Connect = connect) -> None:
         self._keys = keys
+        self._broker = Broker(keys)
         self._connect = connect
         self._safety = Safety()
         self._is_own = is_own
         self._logins = Logins()
-
-    async def identity(self, path: EgressPath, *, fresh: bool = False) -> Identity | None:
-        """Who we are to the peer, with the secret that `smtp_auth_plain_password` or `smtp_auth` names;
-        None when the path declares no AUTH. Raises: SecretUnavailable."""
-        login = path.login
-        if login is None:
-            return None
-        reference = login.reference
-        if reference is None:
-            return Identity(login, None)
-        return Identity(login, await self._keys.fetch(reference, fresh=fresh))
 
     async def open(
         self,
@@ -118,11 +109,11 @@ class Dialer:
         on this machine may well greet with this machine's name). `pace` is asked before each further
         connection: 0 when it may be made, else the seconds to wait.
 
-        Raises: HeldError (TlsRequired, AuthNotOffered, LoginRefused, SecretUnavailable) when the
-        path's demands cannot be met; NoHostReached when the road is bad; MailLoop when the best
+        Raises: HeldError (TlsRequired, ReleaseRefused, AuthNotOffered, LoginRefused, SecretUnavailable)
+        when the path's demands cannot be met; NoHostReached when the road is bad; MailLoop when the best
         host is this one.
         """
-        identity = await self.identity(path)
+        identity = await self._broker.identity(path)
         ca_pem: bytes | None = None
         if path.tls_ca is not None:
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
@@ -184,14 +175,13 @@ class Dialer:
             raise TlsRequired(str(error)) from None
         except LoginRefused:
             # Perhaps the secret was rotated since it was cached: look once more, try a *new* one once.
-            before = identity.credential if identity is not None else None
-            if identity is None or before is None:
+            if identity is None or identity.reference is None:
                 raise
-            token = isinstance(identity.login.reference, OAuth2Key)
-            if token and trio.current_time() - before.fetched < _NEW_TOKEN:
+            token = isinstance(identity.reference, OAuth2Key)
+            if token and trio.current_time() - identity.fetched < _NEW_TOKEN:
                 raise
-            newer = await self.identity(path, fresh=True)
-            if newer is None or newer.credential is None or newer.credential.version == before.version:
+            newer = await self._broker.identity(path, fresh=True)
+            if newer is None or newer.version == identity.version:
                 raise
             if not await _may_connect(asked.pace, path.idle_timeout):
                 raise  # the new one is for the next session
@@ -201,7 +191,7 @@ class Dialer:
         path = asked.path
         identity = asked.identity
         if identity is not None:
-            self._logins.check(identity.key(candidate))
+            self._logins.check(login_key(identity, candidate))
         stream: Stream | None = None
         with trio.move_on_after(path.connect_timeout):
             stream = await self._connect(
@@ -219,7 +209,7 @@ class Dialer:
                 client.hello()
                 await self._hello(connection, path, asked.route)
             if identity is not None:
-                await log_in(connection, candidate, path, identity, self._logins)
+                await log_in(connection, candidate, path, identity, self._logins, self._broker)
         except BaseException:
             stream.close()
             raise

@@ -1,8 +1,8 @@
 """Logging in to a peer: which mechanism, under which protection, and what its end means.
 
 The peer's list and the path's are intersected, the strongest first; a peer that offers only what the
-path does not allow gets no attempt (reliability C41). Nothing is said outside verified TLS unless the
-path says so, with one option by name for each of the two relaxations (C40).
+path does not allow gets no attempt (reliability C41). Whether this peer may have the credential at all is
+the broker's to say (C40).
 
 A mechanism with channel binding names the kind of binding before anything secret is sent, and a peer
 that knows only other kinds refuses there and then. Inside verified TLS the mechanism without binding
@@ -24,10 +24,8 @@ from engine.errors import (
     LoginRefused,
     NetworkError,
     RemoteProtocolError,
-    TlsRequired,
     TurnLost,
 )
-from engine.keys import Credential
 from engine.smtp import (
     MECHANISMS,
     AuthChallenge,
@@ -37,17 +35,17 @@ from engine.smtp import (
     Masker,
     client_mechanism,
 )
-from policy.secret import Secret
 
 if TYPE_CHECKING:
     from policy.egress import EgressPath
-    from policy.login import Login
+    from policy.secret import Secret
 
+    from .broker import Broker, Identity
     from .connection import Connection
     from .logins import LoginKey, Logins
     from .resolve import Candidate
 
-__all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "Identity", "log_in"]
+__all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "log_in", "login_key"]
 
 LOGIN_DEFERRED = "login-deferred"
 LOGIN_UNANSWERED = "login-unanswered"
@@ -57,36 +55,25 @@ _LISTED = 12
 """Mechanisms of a peer that a text names."""
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """Who we are in one session. `credential` None: a certificate shows it."""
-
-    login: Login
-    credential: Credential | None
-
-    @property
-    def user(self) -> str:
-        return self.login.username or ""
-
-    @property
-    def shown(self) -> str:
-        """For people."""
-        return f"{self.user!r}" if self.user else "the certificate's owner"
-
-    def key(self, candidate: Candidate) -> LoginKey:
-        version = self.credential.version if self.credential is not None else "certificate"
-        return (candidate.name, candidate.port, self.user, version)
+def login_key(identity: Identity, candidate: Candidate) -> LoginKey:
+    """What a peer counts failures of."""
+    return (candidate.name, candidate.port, identity.user, identity.version)
 
 
 async def log_in(
-    connection: Connection, candidate: Candidate, path: EgressPath, identity: Identity, logins: Logins
+    connection: Connection,
+    candidate: Candidate,
+    path: EgressPath,
+    identity: Identity,
+    logins: Logins,
+    broker: Broker,
 ) -> None:
-    """AUTH. Raises: TlsRequired, AuthNotOffered, LoginRefused."""
-    _protected(connection, path, identity)
+    """AUTH. Raises: TlsRequired, ReleaseRefused, AuthNotOffered, LoginRefused."""
+    secret = broker.release(identity, connection, path)
     client = connection.client
     binding = connection.stream.binding()
     names = _usable(identity, client.capabilities.auth, binding)
     tls = connection.stream.tls
-    secret = identity.credential.secret if identity.credential is not None else Secret(b"")
     client.mask = Masker((secret,), (identity.user,))
     context = Context(
         binding=binding if any(MECHANISMS[name].binds for name in identity.login.mechanisms) else None,
@@ -94,7 +81,7 @@ async def log_in(
         host=candidate.name,
         port=candidate.port,
     )
-    async with logins.turn(identity.key(candidate), path.hold_interval) as waited:
+    async with logins.turn(login_key(identity, candidate), path.hold_interval) as waited:
         if connection.stream.receive_nowait(1) is not None:
             if not waited:
                 # Nobody kept it waiting: it always does so, perhaps, and is not to be tried without a pause.
@@ -116,25 +103,9 @@ async def log_in(
                 raise LoginRefused(
                     f"login as {identity.shown} refused with AUTH {name}: {done.reply.line}{why}"
                 )
-    connection.credential = identity.credential
-    connection.reference = identity.login.reference
+    connection.identity = identity
     connection.auth_user = identity.user
     connection.auth_mechanism = name
-
-
-def _protected(connection: Connection, path: EgressPath, identity: Identity) -> None:
-    tls = connection.stream.tls
-    who = identity.shown
-    if tls is None and not path.allow_smtp_auth_plain_without_tls:
-        raise TlsRequired(
-            f"credentials for {who} are not sent without TLS ({connection.tls_why}); "
-            "allow_smtp_auth_plain_without_tls would permit it"
-        )
-    if tls is not None and not tls.verified and not path.allow_smtp_auth_plain_without_valid_certificate:
-        raise TlsRequired(
-            f"credentials for {who} are not sent over TLS whose certificate was not verified "
-            f"({connection.tls_why}); allow_smtp_auth_plain_without_valid_certificate would permit it"
-        )
 
 
 def _usable(identity: Identity, offered: frozenset[str], binding: Binding | None) -> list[str]:

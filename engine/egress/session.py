@@ -277,12 +277,11 @@ class Session:
 
     def _credential_current(self, connection: Connection) -> bool:
         """A rotated or withdrawn secret ends the sessions that were opened with the old one (C45)."""
-        mine = connection.credential
-        reference = connection.reference
-        if mine is None or reference is None:
+        identity = connection.identity
+        if identity is None or identity.reference is None:
             return True
-        newest = self._services.keys.cached(reference)
-        return newest is not None and newest.version == mine.version
+        newest = self._services.keys.cached(identity.reference)
+        return newest is not None and newest.version == identity.version
 
     # -- between messages, and the end -----------------------------------------------------------
 

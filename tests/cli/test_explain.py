@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine.cli import main
-from engine.cli.explanation import tls_text
+from engine.cli.explanation import auth_text, tls_text
 from engine.shaping import State
 from policy import make_egress_path
 from policy.load import load_policy
@@ -257,3 +257,10 @@ def test_what_rules_have_set_and_brought_to_a_standstill(ask: Any, directory: Pa
         r'note +suspended until .* UTC by shaping.toml:8 \["default"\] Suspend, because', text
     ), text
     assert {path: path.read_bytes() for path in directory.glob("spool.shaping/*")} == before
+
+
+def test_whom_a_credential_may_be_told_is_said() -> None:
+    release = {"names": ["a.example", "b.example"], "addresses": ["192.0.2.0/24"], "ports": [465]}
+    auth = {"username": "scott", "password": {"key_data": CANARY}, "release_to": release}
+    text = auth_text(make_egress_path(enable_tls="Required", smtp_auth=auth))
+    assert text.endswith("; released only to a peer as a.example or b.example, at 192.0.2.0/24, at port 465")
