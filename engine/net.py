@@ -288,7 +288,7 @@ class Stream:
         return key_pin(certificate) if certificate is not None else None
 
     def asked_name(self) -> str | None:
-        """The name or address that the TLS handshake asked for, in lower case; if verified, the peer is it."""
+        """The name or address that the TLS handshake asked for, in lower case: in verified TLS, the peer."""
         name = self._sock.server_hostname if isinstance(self._sock, ssl.SSLSocket) else None
         return str(name).lower().removesuffix(".") if name is not None else None
 

@@ -1,4 +1,4 @@
-"""Who hands out the credentials of `smtp_auth`, and to whom: nobody else in this room can take one out of its envelope.
+"""Who hands out the credentials of `smtp_auth`, and to whom: nobody else here can open their envelopes.
 
 An `Identity` says who we are and which version of the secret shows it; the secret itself is sealed in it.
 The AUTH step gets it from `Broker.release`, which is given the live session and looks at that alone: the
@@ -71,7 +71,8 @@ class Broker:
         self._keys = keys
 
     async def identity(self, path: EgressPath, *, fresh: bool = False) -> Identity | None:
-        """Who a path says we are; None when it declares no AUTH. `fresh`: read the secret again first.
+        """Who a path says we are, by `smtp_auth` or `smtp_auth_plain_password`; None when it declares no AUTH.
+        `fresh`: read the secret again first.
 
         Raises: SecretUnavailable.
         """
