@@ -71,7 +71,7 @@ class Broker:
         self._keys = keys
 
     async def identity(self, path: EgressPath, *, fresh: bool = False) -> Identity | None:
-        """Who a path says we are, by `smtp_auth` or `smtp_auth_plain_password`; None when it declares no AUTH.
+        """Who a path says we are, by `smtp_auth` or `smtp_auth_plain_password`; None when there is no AUTH.
         `fresh`: read the secret again first.
 
         Raises: SecretUnavailable.

@@ -21,7 +21,7 @@ from engine.ingress import answers
 from engine.keys import oauth2 as oauth2_source
 from engine.log import KINDS
 from engine.queues import ready
-from policy import egress, ingress, keysource, login, protocols, runtime
+from policy import egress, ingress, keysource, login, protocols, release, runtime
 from policy.egress import SmtpProtocol
 from policy.hooks import EVENTS
 from policy.ingress import TraceHeaders
@@ -193,7 +193,9 @@ def test_the_mechanisms_and_the_keys_of_a_login() -> None:
     rows = re.findall(r"^\| (`.+?`) \| .+ \| .+ \| .+ \|$", AUTH.split("## ")[0], re.MULTILINE)
     assert [name for row in rows for name in re.findall(r"`([\w-]+)`", row)] == list(login.EVERY)
     out = sections(AUTH, "##")["Mail that goes out"]
-    before, oauth2, _ = re.split(r"^### .+$", out, flags=re.MULTILINE)
+    parts = sections(out, "###")
+    before, bound, oauth2 = out.split("### ")[0], parts["Bound to peers"], parts["OAuth 2"]
+    assert re.findall(r"^\| `(\w+)` \|", bound, re.MULTILINE) == list(release._TABLE.kinds)
     keys = re.findall(r"^\| `(\w+)` \|", before, re.MULTILINE)
     assert set(keys) == login._TABLE.kinds.keys()
     form = next(keys for marker, keys, _ in keysource._FORMS if marker == "token_endpoint")
