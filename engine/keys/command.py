@@ -82,9 +82,9 @@ async def _run(ref: CommandKey) -> tuple[int, Secret]:
             output += some
         if len(output) > MAX_SECRET + 2:
             return 0, Secret(bytes(output))
-        await process.wait()
+        await _ended(process.pid)
     finally:
-        # The program and what it started. Its id is that of its group as long as one of them is left.
+        # The program and what it started. Nobody has waited for it yet, so the number is still its own.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
@@ -92,6 +92,19 @@ async def _run(ref: CommandKey) -> tuple[int, Secret]:
             await process.stdout.aclose()
     text = bytes(output)
     return process.returncode or 0, Secret(text[:-2] if text.endswith(b"\r\n") else text.removesuffix(b"\n"))
+
+
+async def _ended(pid: int) -> None:
+    """Until the program has ended, without taking its status: that would free its number for others."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError as error:
+        what = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise SourceFailure(f"this system cannot watch a program (pidfd_open: {what})") from None
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _environment(names: tuple[str, ...]) -> dict[str, str]:

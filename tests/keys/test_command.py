@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
 import pytest
 import trio
 
+from engine.keys import command
 from engine.keys.command import CommandSource
 from engine.keys.source import MAX_SECRET, SourceFailure
 from policy.keysource import CommandKey, read_key
@@ -118,6 +121,43 @@ async def test_a_daemon_that_keeps_the_error_output_holds_nothing_up(tmp_path: P
     ref = program(tmp_path, "sleep 60 >/dev/null & echo tiger")
     with trio.fail_after(3):
         assert await CommandSource().read(ref) == Secret("tiger")
+
+
+@pytest.mark.parametrize("script", ["echo tiger", "exit 3", "cat /dev/zero"])
+async def test_only_a_group_that_is_still_its_own_is_killed(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its status is taken, the number may be that of another program by then."""
+    killed: list[int] = []
+    kill = os.killpg
+
+    def look(group: int, number: int) -> None:
+        assert Path(f"/proc/{group}/stat").exists(), "the number was given back before"
+        killed.append(group)
+        kill(group, number)
+
+    monkeypatch.setattr(os, "killpg", look)
+    with contextlib.suppress(SourceFailure):
+        await CommandSource().read(program(tmp_path, script))
+    assert len(killed) == 1 and not Path(f"/proc/{killed[0]}").exists()
+
+
+async def test_a_system_that_cannot_watch_programs_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = CommandSource()
+    ref = program(tmp_path, "echo tiger")
+    await source.read(ref)
+
+    async def refuse(pid: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pidfd_open", lambda pid: (_ for _ in ()).throw(OSError(38, "x")))
+            await ended(pid)
+
+    ended = command._ended
+    monkeypatch.setattr(command, "_ended", refuse)
+    with pytest.raises(SourceFailure, match=r"cannot watch a program \(pidfd_open: Function not"):
+        await source.read(ref)
 
 
 def test_the_forms() -> None:
