@@ -34,7 +34,6 @@ __all__ = [
     "VaultLogin",
     "parse_key",
     "read_key",
-    "runs_program",
     "safe_segment",
 ]
 
@@ -109,15 +108,6 @@ class CommandKey(_Termed, frozen=True, tag="exec"):
         """What records and errors call this key. Arguments are no secret: every user's ``ps`` shows them."""
         line = " ".join(self.argv)
         return f"exec:{line if len(line) <= 80 else line[:77] + '...'}"
-
-
-def runs_program(value: Any) -> bool:
-    """Whether a value of an option is a `CommandKey`, or has one in it, however deep."""
-    if isinstance(value, CommandKey):
-        return True
-    return isinstance(value, msgspec.Struct) and any(
-        runs_program(getattr(value, name)) for name in value.__struct_fields__
-    )
 
 
 class TokenLogin(msgspec.Struct, frozen=True, tag="token"):

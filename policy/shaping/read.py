@@ -16,7 +16,7 @@ import msgspec
 
 from ..egress import PATH
 from ..errors import PolicyError, Wrong, a_type, did_you_mean
-from ..keysource import runs_program
+from ..keyreach import reaches
 from ..options import Kind
 from ..units import parse_limit, parse_throttle
 from .cases import Case
@@ -290,11 +290,12 @@ class _Reader:
         """The value as the option wants it, or None after noting what is wrong with `what`."""
         try:
             found = spec.read(value)
-            if self._remote and runs_program(found):
-                # Whoever may change what the URL says is not thereby somebody who runs programs here.
+            reached = reaches(found, public=path[-1] == "tls_ca") if self._remote else ""
+            if reached:
+                # Whoever may change what the URL says must not thereby get this machine or its secrets.
                 raise Wrong(
-                    "what a URL says cannot run a program (exec) on this machine; right would be a file, a "
-                    "credential or Vault, or the option in a file of this machine",
+                    f"what a URL says cannot {reached}; right would be Vault, a hook of the "
+                    "policy, or the option in a file of this machine",
                     complete=True,
                 )
             return (found,)

@@ -165,5 +165,41 @@ def test_what_a_url_says_runs_no_program(table: str, lines: str) -> None:
     text = f"{table}\n{lines}\n"
     assert not any("program" in one for one in problems(text)), "in a file of this machine it may"
     (said,) = problems(text, "https://shaping.example/s.toml")
-    assert "cannot run a program (exec)" in said and said.startswith("https://shaping.example/s.toml:")
-    assert "/bin/id" not in said
+    assert "cannot run a program of this machine (exec)" in said
+    assert said.startswith("https://shaping.example/s.toml:") and "/bin/id" not in said
+
+
+_AT = 'vault_mount = "m", vault_path = "p"'
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ('"/etc/x"', "read a file of this machine as a secret"),
+        ('{file = "/etc/x"}', "read a file"),
+        ('{env = "X"}', "read an environment variable"),
+        ('{credential = "x"}', "read a systemd credential"),
+        (f'{{{_AT}, vault_token = "/etc/x", vault_address = "https://v.example"}}', ""),
+        (f'{{{_AT}, vault_token = {{file = "/etc/x"}}}}', "read a file"),
+        (f'{{{_AT}, vault_auth = {{method = "kubernetes", role = "r"}}}}', "read a file"),
+        (f'{{{_AT}, vault_address = "https://v.example"}}', "send this machine's Vault token"),
+        (f"{{{_AT}}}", ""),
+        ('{event_name = "hook"}', ""),
+        ('{key_data = "tiger"}', ""),
+    ],
+)
+def test_what_a_url_says_reaches_for_no_secret_of_this_machine(source: str, says: str) -> None:
+    """Else it could have any file, and the service's own token, sent to a server that it names."""
+    login = f'smtp_auth_plain_username = "u"\nsmtp_auth_plain_password = {source}\n'
+    text = '["a.example"]\nenable_tls = "Required"\n' + login
+    assert problems(text) == [], "in a file of this machine it may"
+    said = problems(text, "https://shaping.example/s.toml")
+    assert [says in one for one in said] == ([True] if says else [])
+    assert "/etc/x" not in str(said)
+
+
+def test_what_a_url_says_may_name_a_ca() -> None:
+    text = '["a.example"]\ntls_ca = "/etc/ssl/ca.pem"\n'
+    assert problems(text, "https://shaping.example/s.toml") == []
+    text = '["a.example"]\ntls_ca = {env = "X"}\n'
+    assert "environment variable" in problems(text, "https://shaping.example/s.toml")[0]
