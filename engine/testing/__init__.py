@@ -1,6 +1,8 @@
 """Testing policies: ask them, or run the real engine with them among scripted next hops. See docs/testing.md;
 users import all of this from `policy.testing`."""
 
+from engine.spool import MemoryStore
+
 from .ca import ThrowAwayCa
 from .client import Client, Said, Submission
 from .clock import Stuck, run, scenario, sleep
@@ -35,6 +37,7 @@ __all__ = [
     "Journal",
     "LiesAboutSize",
     "LimitsConnections",
+    "MemoryStore",
     "NextHop",
     "Questions",
     "Relay",

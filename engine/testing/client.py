@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import msgspec
@@ -48,8 +49,10 @@ class Client:
         self._buffer = bytearray()
 
     async def ask(self, command: str | bytes) -> Said:
-        """Send a command line and read the reply."""
-        await self.stream.send_all((command.encode() if isinstance(command, str) else command) + b"\r\n")
+        """Send a command line and read the reply. Raises: EOFError when the relay has closed."""
+        # Where it has, what it said before can still be read.
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.stream.send_all((command.encode() if isinstance(command, str) else command) + b"\r\n")
         return await self.reply()
 
     async def reply(self) -> Said:

@@ -23,12 +23,14 @@ _OURS = "198.51.100.1"
 
 
 class Network:
-    """Who listens where. `hops`: by ``(address, port)``, or ``(address, None)`` for every port."""
+    """Who listens where. `hops`: by ``(address, port)``, or ``(address, None)`` for every port. `nursery`: of
+    their sessions."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    nursery: trio.Nursery
+
+    def __init__(self) -> None:
         self.hops: dict[tuple[str, int | None], NextHop] = {}
         self.doors: list[Door] = []
-        self._nursery = nursery
         self._ports = iter(range(32768, 1 << 30))
 
     async def connect(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
@@ -43,7 +45,7 @@ class Network:
         ours, theirs = socket.socketpair()
         local = (source_address or _OURS, next(self._ports))
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-        self._nursery.start_soon(hop.serve, stream, local[0])
+        self.nursery.start_soon(hop.serve, stream, local[0])
         return Stream(ours, (address, port), local)
 
     def listen(self, host: str, port: int) -> Listener:

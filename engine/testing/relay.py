@@ -35,6 +35,7 @@ from policy.units import parse_duration
 
 from .ca import ThrowAwayCa
 from .client import Client, Submission, deliver
+from .clock import bare
 from .hop import NextHop
 from .journal import Journal
 from .network import Network
@@ -163,26 +164,26 @@ async def open_relay(
     `store`: of a relay before this one, to play a restart.
     `real_keys`: key sources are read as in life (from Vault, files, ...), and `secrets` is not used.
     Raises: policy.PolicyError and engine.errors.ConfigError as a start would; ValueError for `hops` that are
-    neither names nor addresses.
+    neither names nor addresses; what a hop's script raises.
     """
     ca = ca if ca is not None else ThrowAwayCa()
     zones = {name.lower().rstrip("."): dict(zone) for name, zone in (dns or {}).items()}
-    async with trio.open_nursery() as nursery:
-        network = Network(nursery)
-        for hop, names in _placed(hops or {}, zones, network):
-            hop.certify(ca, names)
-        world = _World(
-            network,
-            StaticDns(zones),
-            secrets if isinstance(secrets, Secrets) else Secrets(secrets),
-            dict(urls or {}),
-            store if store is not None else MemoryStore(),
-        )
-        world.key_sources = {} if real_keys else world.secrets.sources()
-        with _trusting(ca):
+    network = Network()
+    for hop, names in _placed(hops or {}, zones, network):
+        hop.certify(ca, names)
+    world = _World(
+        network,
+        StaticDns(zones),
+        secrets if isinstance(secrets, Secrets) else Secrets(secrets),
+        dict(urls or {}),
+        store if store is not None else MemoryStore(),
+    )
+    world.key_sources = {} if real_keys else world.secrets.sources()
+    with _trusting(ca), bare():
+        async with trio.open_nursery() as network.nursery:
             async with open_engine(loaded(policy), world) as engine:
                 yield Relay(engine, world.journal, world, ca)
-        nursery.cancel_scope.cancel()
+            network.nursery.cancel_scope.cancel()
 
 
 def loaded(policy: Policy) -> LoadedPolicy:

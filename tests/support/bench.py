@@ -16,17 +16,18 @@ from engine.egress.resolve import Resolver
 from engine.egress.router import Router, open_router
 from engine.hooks import Hooks
 from engine.keys import open_keys
-from engine.log import Log, Record
+from engine.log import Record
 from engine.model import Message, QueueName, new_message_id
 from engine.queues.limits import LocalLimits
 from engine.queues.ready import ReadyQueue
 from engine.shaping import Automation
 from engine.spool import MemorySpool
+from engine.testing.journal import Journal
 from policy.hooks import EVENTS, HookTable, on, registering
 from tests.support.fakedns import StaticDns
 from tests.support.peer import FakePeer
 
-__all__ = ["AUTH", "Bench", "HookSet", "ListLog", "login", "open_bench", "to"]
+__all__ = ["AUTH", "Bench", "HookSet", "login", "open_bench", "to"]
 
 HookSet = dict[str, Callable[..., Any]]
 
@@ -62,29 +63,13 @@ def login(line: str) -> tuple[str, str]:
     return user, password
 
 
-class ListLog(Log):
-    """Keeps the records in a list, and tells whoever waits for one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[Record] = []
-        self.written = trio.Event()
-
-    def write(self, record: Record) -> None:
-        self.records.append(record)
-        self.written.set()
-
-    def kinds(self) -> list[str]:
-        return [record.type for record in self.records]
-
-
 @dataclass
 class Bench:
     """The router under test and its surroundings."""
 
     router: Router
     spool: MemorySpool
-    log: ListLog
+    log: Journal
 
     async def submit(
         self,
@@ -124,34 +109,24 @@ class Bench:
     async def records(self, kind: str, number: int = 1, seconds: float = 5.0) -> list[Record]:
         """Wait for so many records of a kind."""
         with trio.fail_after(seconds):
-            while self.log.kinds().count(kind) < number:
-                self.log.written = trio.Event()
-                await self.log.written.wait()
-        return self.recorded(kind)
+            return await self.log.wait_for(kind, number)
 
     async def first(self, seconds: float = 5.0) -> Record:
         """Wait for the first record, whatever it is."""
         with trio.fail_after(seconds):
-            while not self.log.records:
-                await self.log.written.wait()
-        return self.log.records[0]
+            return await self.log.first()
 
     def recorded(self, kind: str) -> list[Record]:
         """The records of a kind so far."""
-        return [record for record in self.log.records if record.type == kind]
+        return self.log.of(kind)
 
     def outcomes(self) -> dict[str, list[str]]:
         """Kinds of record so far by recipient (without its domain), in order."""
-        found: dict[str, list[str]] = {}
-        for record in self.log.records:
-            listed = [record.recipient] if isinstance(record.recipient, str) else record.recipient
-            for recipient in listed:
-                found.setdefault(recipient.rsplit("@", 1)[0], []).append(record.type)
-        return found
+        return self.log.outcomes()
 
     def text(self) -> str:
         """Everything the records say."""
-        return "\n".join(map(str, self.log.records))
+        return self.log.text()
 
     def ready(self) -> Sequence[ReadyQueue]:
         """The ready queues."""
@@ -176,7 +151,7 @@ async def open_bench(
     finally:
         registering.reset(token)
     called = Hooks(table)
-    log, spool = ListLog(), spool or MemorySpool()
+    log, spool = Journal(), spool or MemorySpool()
     async with (
         open_keys(called) as keys,
         open_router(

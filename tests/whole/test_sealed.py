@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 import policy
-from engine.spool import MemoryStore
-from policy.testing import CountsFailedLogins, Relay, Secrets, open_relay, scenario
+from policy.testing import CountsFailedLogins, MemoryStore, Relay, Secrets, open_relay, scenario
 from tests.support.openbao import OpenBao, run_openbao
 
 PATH = "smtp-auth/example.com"
