@@ -74,6 +74,10 @@ class ConnectionLost(NetworkError):
     """The peer or the network closed the connection."""
 
 
+class TlsBroken(ConnectionLost):
+    """The peer ended the connection, or refused to go on, right after the TLS handshake."""
+
+
 class PeerTimeout(NetworkError):
     """The peer was slower than the limit of `stage`."""
 

@@ -53,7 +53,11 @@ class TlsFacts(msgspec.Struct, frozen=True, gc=False):
     """What is known of a TLS session, for records and decisions.
 
     `verified`: the chain and the name (or address) were checked and passed.
-    `why`: one phrase saying why it is or is not verified.
+    `why`: one phrase saying why it is or is not verified. `resumed`: the secrets of an earlier session were
+    used again, and no certificate was sent. `pin`: ``leaf`` or ``issuer``, whose key was among the pins;
+    None: there were none. `asked`: the peer asked for a certificate and got the context's; always False for
+    a context without an ear for it (`engine/egress/tls.py`). `expires`: when the first certificate ends by
+    which the peer was verified, as `time.time`.
     """
 
     version: str
@@ -61,6 +65,10 @@ class TlsFacts(msgspec.Struct, frozen=True, gc=False):
     verified: bool
     peer_name: str | None
     why: str
+    resumed: bool = False
+    pin: str | None = None
+    asked: bool = False
+    expires: float = float("inf")
 
 
 class Stream:
@@ -229,12 +237,19 @@ class Stream:
             await self.send_all(b"".join(batch))
 
     async def start_tls(
-        self, context: ssl.SSLContext, *, server_hostname: str | None = None, server_side: bool = False
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_hostname: str | None = None,
+        server_side: bool = False,
+        session: ssl.SSLSession | None = None,
+        stage: str = "STARTTLS",
     ) -> None:
         """Do a TLS handshake on this connection; afterwards every byte goes through TLS.
 
-        Raises: TlsError with a text for people; ConnectionLost when the peer went away. The
-        stream is then unusable: close it.
+        `session`: of an earlier connection under `context`, to be resumed if the peer wants that too.
+        Raises: TlsError with a text for people, also when the peer went away. The stream is then unusable:
+        close it.
         """
         try:
             sock = context.wrap_socket(
@@ -242,9 +257,10 @@ class Stream:
                 server_side=server_side,
                 server_hostname=server_hostname,
                 do_handshake_on_connect=False,
+                session=session,
             )
         except (OSError, ValueError) as error:
-            raise TlsError(f"cannot start TLS: {_reason(error)}", stage="STARTTLS") from None
+            raise TlsError(f"cannot start TLS: {_reason(error)}", stage=stage) from None
         self._sock = sock
         while True:
             try:
@@ -256,12 +272,12 @@ class Stream:
                 await self._wait_writable()
             except ssl.SSLCertVerificationError as error:
                 text = f"certificate not trusted: {error.verify_message or error.reason}"
-                raise TlsError(text, stage="STARTTLS") from None
+                raise TlsError(text, stage=stage) from None
             except ssl.SSLError as error:
-                raise TlsError(f"TLS handshake failed: {_reason(error)}", stage="STARTTLS") from None
+                raise TlsError(f"TLS handshake failed: {_reason(error)}", stage=stage) from None
             except (OSError, ValueError) as error:
-                raise ConnectionLost(
-                    f"connection lost in the TLS handshake: {_reason(error)}", stage="STARTTLS"
+                raise TlsError(
+                    f"connection lost in the TLS handshake: {_reason(error)}", stage=stage
                 ) from None
         self.tls = _facts(sock, context, server_hostname)
 
@@ -291,6 +307,17 @@ class Stream:
         """The name or address that the TLS handshake asked for, in lower case: in verified TLS, the peer."""
         name = self._sock.server_hostname if isinstance(self._sock, ssl.SSLSocket) else None
         return str(name).lower().removesuffix(".") if name is not None else None
+
+    def session(self) -> ssl.SSLSession | None:
+        """What a later connection needs to resume this TLS session; None while there is nothing. With TLS 1.3
+        it arrives after the handshake, ahead of what the peer says first."""
+        sock = self._sock
+        if not isinstance(sock, ssl.SSLSocket):
+            return None
+        session = sock.session
+        if session is None or not (session.has_ticket or (session.id and sock.version() == "TLSv1.2")):
+            return None
+        return session
 
     def close(self) -> None:
         """Close at once, without a TLS goodbye; wakes every task waiting on this stream. Idempotent."""
@@ -510,4 +537,6 @@ def _facts(sock: ssl.SSLSocket, context: ssl.SSLContext, name: str | None) -> Tl
         verified=verified,
         peer_name=peer_name,
         why=why,
+        resumed=bool(sock.session_reused),
+        asked=bool(getattr(sock, "posthorn_shown", False)),
     )

@@ -77,6 +77,12 @@ class EgressPathOptions(TypedDict, total=False):
     enable_tls: TlsMode
     tls_ca: _Key | None
     tls_server_name: str | None
+    tls_pins: Sequence[str] | None
+    tls_certificate: _Key | None
+    tls_private_key: _Key | None
+    tls_minimum_version: str
+    openssl_cipher_list: str | None
+    tls_implicit: bool
     tls_prefer_openssl: bool
     opportunistic_tls_reconnect_on_failed_handshake: bool
     remember_broken_tls: _Duration | None

@@ -36,9 +36,11 @@ from .kinds import (
 from .login import Login, SmtpAuth
 from .nets import CidrSet, MxEntry, parse_cidr_set, parse_mx
 from .options import Constructor, Kind, NotYet, Table, kinds_of
+from .tlskinds import CipherList, LeastTls, Pins
 from .units import Limit, Named
 
 __all__ = [
+    "IMPLICIT_PORT",
     "PATH",
     "PROHIBITED",
     "UNSPECIFIED",
@@ -67,6 +69,10 @@ UNSPECIFIED = "unspecified"
 
 PROHIBITED = parse_cidr_set(["127.0.0.0/8", "0.0.0.0", "::1", "::"])
 """The default of `prohibited_hosts`: this machine itself."""
+
+_SMTP_PORT = 25
+IMPLICIT_PORT = 465
+"""RFC 8314 7.3."""
 
 
 def _refresh(value: Any) -> Literal["Ttl"]:
@@ -97,7 +103,7 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     consecutive_connection_failures_before_delay: Count = 100
     hold_interval: Timeout = 60.0
     # Where to
-    smtp_port: Port = 25
+    smtp_port: Port = _SMTP_PORT
     prohibited_hosts: Networks = PROHIBITED
     skip_hosts: Networks = CidrSet()
     ip_lookup_strategy: LookupStrategy = "Ipv4AndIpv6"
@@ -105,6 +111,12 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     enable_tls: TlsMode = "Opportunistic"
     tls_ca: Key | None = None
     tls_server_name: ServerName | None = None
+    tls_pins: Pins | None = None
+    tls_certificate: Key | None = None
+    tls_private_key: Key | None = None
+    tls_minimum_version: LeastTls = "TLSv1.2"
+    openssl_cipher_list: CipherList | None = None
+    tls_implicit: bool = False
     tls_prefer_openssl: bool = False
     opportunistic_tls_reconnect_on_failed_handshake: bool = False
     remember_broken_tls: Seconds | None = None
@@ -137,6 +149,11 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     refresh_strategy: Refresh = "Ttl"
     refresh_interval: Timeout = 60.0
     provider_name: Text | None = None
+
+    @property
+    def port(self) -> int:
+        """The port of hosts that have none: `smtp_port`; 465 instead of 25 with `tls_implicit`."""
+        return IMPLICIT_PORT if self.tls_implicit and self.smtp_port == _SMTP_PORT else self.smtp_port
 
     @property
     def login(self) -> Login | None:
@@ -258,7 +275,37 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
     refresh_interval: Timeout = 60.0
 
 
+def _check_tls(path: EgressPath) -> None:
+    mode = path.enable_tls
+    if path.tls_implicit and mode not in ("Required", "RequiredInsecure"):
+        raise Wrong(
+            f'tls_implicit is TLS from the first octet on, and enable_tls="{mode}" is not; right would be '
+            'enable_tls="Required" or "RequiredInsecure"'
+        )
+    if path.tls_pins is not None and mode not in ("Required", "RequiredInsecure"):
+        raise Wrong(
+            f'tls_pins says whose key alone is right, and enable_tls="{mode}" does without any; right would '
+            'be enable_tls="Required" or "RequiredInsecure", or no tls_pins'
+        )
+    if (path.tls_certificate is None) != (path.tls_private_key is None):
+        given, missing = "tls_certificate", "tls_private_key"
+        if path.tls_certificate is None:
+            given, missing = missing, given
+        raise Wrong(f"{given} without {missing} is half a client certificate; give both or neither")
+    if path.tls_certificate is not None and mode == "Disabled":
+        raise Wrong(
+            'tls_certificate is shown in TLS, and enable_tls="Disabled" has none; right would be '
+            'enable_tls="Required", or no tls_certificate'
+        )
+    if path.openssl_cipher_list is not None and path.tls_minimum_version == "TLSv1.3":
+        raise Wrong(
+            'openssl_cipher_list chooses ciphers of TLS 1.2, and tls_minimum_version="TLSv1.3" does not '
+            "speak it; give one of them"
+        )
+
+
 def _check_path(path: EgressPath) -> None:
+    _check_tls(path)
     if path.tls_ca is not None and path.enable_tls not in ("Required", "Opportunistic"):
         raise Wrong(
             f'tls_ca says whom to trust, and enable_tls="{path.enable_tls}" trusts anybody; right would be '
@@ -267,7 +314,7 @@ def _check_path(path: EgressPath) -> None:
     if path.smtp_auth is not None:
         if path.smtp_auth_plain_username is not None or path.smtp_auth_plain_password is not None:
             raise Wrong("smtp_auth and smtp_auth_plain_... are two logins; give one of them")
-        if "EXTERNAL" in path.smtp_auth.mechanisms and getattr(path, "tls_certificate", None) is None:
+        if "EXTERNAL" in path.smtp_auth.mechanisms and path.tls_certificate is None:
             raise Wrong(
                 'smtp_auth: "EXTERNAL" shows the client certificate of tls_certificate, and the path has none'
             )
@@ -302,11 +349,9 @@ PATH = Constructor(
     not_yet={
         "enable_mta_sts": NotYet("MTA-STS", (False,)),
         "enable_dane": NotYet("DANE", (False,)),
-        "tls_certificate": NotYet("a client certificate"),
-        "tls_private_key": NotYet("the key of a client certificate"),
-        "tls_minimum_version": NotYet("a least TLS version other than 1.2"),
-        "openssl_cipher_list": NotYet("a choice of TLS 1.2 ciphers"),
-        "openssl_cipher_suites": NotYet("a choice of TLS 1.3 cipher suites"),
+        "openssl_cipher_suites": NotYet(
+            "a choice of TLS 1.3 cipher suites, for which the ssl module has no means"
+        ),
         "openssl_options": NotYet("OpenSSL's option flags"),
         "rustls_cipher_suites": NotYet("a choice of cipher suites", (None, [])),
         "use_lmtp": NotYet("LMTP", (False,)),

@@ -7,9 +7,6 @@ connected to, and so on. What is not listed is not looked at.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -18,11 +15,10 @@ import msgspec
 from .errors import Wrong, a_type
 from .nets import CidrSet, parse_cidr_set, parse_host, parse_ip
 from .options import Kind, Table
+from .tlskinds import read_pin
 
 __all__ = ["Release", "ReleaseTo", "name_fits", "read_release"]
 
-_PIN = re.compile(r"sha256(?://|/|:)(?=.)", re.IGNORECASE)
-_HEX = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){31}")
 _VERSIONS = {"1.2": "TLSv1.2", "tlsv1.2": "TLSv1.2", "1.3": "TLSv1.3", "tlsv1.3": "TLSv1.3"}
 
 
@@ -91,20 +87,10 @@ def _port(value: Any) -> int:
 
 
 def _pin(value: Any) -> str:
-    if not isinstance(value, str):
-        raise Wrong(f"holds {a_type(value)}")
-    prefix = _PIN.match(value)
-    rest = value[prefix.end() :] if prefix else value
-    if _HEX.fullmatch(rest):
-        digest = bytes.fromhex(rest.replace(":", ""))
-    else:
-        try:
-            digest = base64.b64decode(rest, validate=True)
-        except (binascii.Error, ValueError):
-            raise Wrong(f'holds "{value}", which is neither base64 nor hexadecimal') from None
-    if len(digest) != 32:
-        raise Wrong(f'holds "{value}" of {len(digest)} octets, and a SHA-256 hash has 32')
-    return "sha256//" + base64.b64encode(digest).decode("ascii")
+    try:
+        return read_pin(value)
+    except Wrong as wrong:
+        raise Wrong(f"holds {value!r}, which {wrong}") from None
 
 
 def _networks(value: Any) -> CidrSet:

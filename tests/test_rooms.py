@@ -37,6 +37,7 @@ ROWS = {
     "engine.memory": 3,
     "engine.model": 3,
     "engine.net": 3,
+    "engine.certificates": 3,
     "engine.mail": 3,
     "engine.smtp": 2,
     "engine._fast": 1,
@@ -61,6 +62,7 @@ IMPURE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "thre
 PURE = {
     "policy": set[str](),
     "policy.load": {"os"},  # reads the policy file
+    "policy.tlskinds": {"ssl"},  # asks it which ciphers there are
     "engine.smtp": set[str](),
     "engine._fast": {"os"},  # reads one variable of the environment, once: which twin
     "engine.mail": set[str](),

@@ -256,13 +256,34 @@ def tls_text(path: EgressPath) -> str:
     certificate = f"a certificate trusted by {roots}{name}"
     if mode in ("RequiredInsecure", "OpportunisticInsecure"):
         certificate = "any certificate"
-        if auth and not path.allow_smtp_auth_plain_without_valid_certificate:
+        if path.tls_pins is not None:
+            certificate = "a certificate that nobody checks"
+        elif auth and not path.allow_smtp_auth_plain_without_valid_certificate:
             certificate += " (which AUTH does not allow, so mail is held)"
     held = mode in ("Required", "RequiredInsecure") or (auth and not path.allow_smtp_auth_plain_without_tls)
     without = "mail is held" if held else "clear text"
     if mode == "Disabled":
         return f"Disabled: {without}"
-    return f"{mode}: STARTTLS with {certificate}; if it is not offered, {without}"
+    more = _tls_demands(path)
+    if path.tls_implicit:
+        return f"{mode}: TLS from the first octet on (port {path.port}) with {certificate}{more}"
+    return f"{mode}: STARTTLS with {certificate}{more}; if it is not offered, {without}"
+
+
+def _tls_demands(path: EgressPath) -> str:
+    """What is asked of TLS besides, each with a comma ahead."""
+    found = []
+    if path.tls_pins is not None:
+        whose = "its or an issuer's" if path.enable_tls == "Required" else "its own"
+        pins = path.tls_pins[0] if len(path.tls_pins) == 1 else f"one of {len(path.tls_pins)} pins"
+        found.append(f"{whose} key {pins}")
+    if path.tls_minimum_version != "TLSv1.2":
+        found.append(f"{path.tls_minimum_version} at least")
+    if path.openssl_cipher_list is not None:
+        found.append(f"in TLS 1.2 the ciphers {path.openssl_cipher_list}")
+    if path.tls_certificate is not None:
+        found.append(f"showing {path.tls_certificate.name} if asked")
+    return "".join(f", {text}" for text in found)
 
 
 def auth_text(path: EgressPath) -> str:

@@ -1,7 +1,7 @@
 """What can be found out about a loaded policy without starting anything.
 
 The egress hooks are asked in the order in which mail asks them: queue, pool, sources, and a path per
-source. Nothing is fetched, opened or resolved, except that the files of a listener's certificate are
+source. Nothing is fetched, opened or resolved, except that the files of certificates and their keys are
 read (whether they belong together shows only then), and that shaping files are looked into as they will
 be used: their URLs are read, and DNS is asked about their blocks.
 """
@@ -9,6 +9,7 @@ be used: their URLs are read, and DNS is asked about their blocks.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.app import hosts_of, own_hosts
+from engine.certificates import in_date, leaf_of, load_pair
 from engine.cli.asked import AskedHooks
 from engine.cli.shaping_review import review
 from engine.egress.dns import HostsFile, StubResolver
@@ -23,7 +25,6 @@ from engine.egress.resolve import Resolver
 from engine.egress.site import asked_for, mx_list_site
 from engine.errors import ConfigError, HookError, SecretUnavailable
 from engine.ingress.logins import offered
-from engine.ingress.tls import server_context
 from engine.keys import SourceFailure, key_sources, open_keys
 from policy import Reject
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, QueueConfig
@@ -160,16 +161,30 @@ class Inspection:
         return hooks[0].where if hooks else str(self._loaded.path)
 
     async def _certificate(self, listener: ListenerDeclaration) -> None:
-        pair = {
-            "tls_certificate": listener.tls_certificate,
-            "tls_private_key": listener.tls_private_key,
-        }
         where = f"{self._init()}: start_esmtp_listener {listener.listen}"
+        await self.look_at_pair(where, listener.tls_certificate, listener.tls_private_key, must=True)
+
+    async def look_at_pair(
+        self, where: str, certificate: KeyRef | None, private_key: KeyRef | None, *, must: bool = False
+    ) -> None:
+        """Whether the key sources of a pair look usable, and whether what they hold belongs together. `must`:
+        as for `look_at_key`."""
+        pair = {"tls_certificate": certificate, "tls_private_key": private_key}
+        looked = [
+            key is not None and self.look_at_key(f"{where}: {option}", key, must=must)
+            for option, key in pair.items()
+        ]
+        await self.match_pair(
+            where, *(key if usable else None for key, usable in zip(pair.values(), looked, strict=True))
+        )
+
+    async def match_pair(self, where: str, certificate: KeyRef | None, private_key: KeyRef | None) -> None:
+        """Whether a certificate and its key belong together, as far as both can be read here."""
+        pair = {"tls_certificate": certificate, "tls_private_key": private_key}
         content: list[bytes] = []
         for option, key in pair.items():
-            if key is None or not self.look_at_key(f"{where}: {option}", key, must=True):
-                continue
-            if isinstance(key, (FileKey, LiteralKey)):
+            readable = isinstance(key, FileKey) and os.access(key.path, os.R_OK)
+            if key is not None and (readable or isinstance(key, LiteralKey)):
                 try:
                     found = await key_sources()[type(key)].read(key)
                     content.append(found.reveal() if isinstance(found, Secret) else b"")
@@ -177,7 +192,8 @@ class Inspection:
                     self.problem(f"{where}: {option}: {key.name}: {failure}; right would be a PEM file")
         if len(content) == len(pair):
             try:
-                server_context(content[0], content[1], datetime.now(UTC))
+                in_date(leaf_of(content[0]), datetime.now(UTC))
+                load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), *content)
             except ValueError as wrong:
                 names = " and ".join(f"{option} ({key.name})" for option, key in pair.items() if key)
                 self.problem(f"{where}: {names}: {wrong}")
@@ -304,6 +320,7 @@ class Inspection:
             return
         where = self._where("get_egress_path_config")
         login = path.login
+        await self.look_at_pair(where, path.tls_certificate, path.tls_private_key)
         keys = {"tls_ca": path.tls_ca}
         if login is not None:
             option = "smtp_auth" if path.smtp_auth is not None else "smtp_auth_plain_password"

@@ -26,6 +26,8 @@ __all__ = ["review"]
 _PATIENCE = 30.0
 """Seconds for all questions to DNS together."""
 _ASKERS = 32
+_KEYS = ("smtp_auth", "smtp_auth_plain_password", "tls_ca", "tls_certificate", "tls_private_key")
+"""Options that are, or hold, key sources."""
 
 
 async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) -> None:
@@ -37,7 +39,7 @@ async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) ->
     for text in (*_providers(table), *_names(table), *_replaced(table)):
         found.note(text)
     for block in table.blocks:
-        _demands(table, block, found)
+        await _demands(table, block, found)
         for where, key in _keys(block):
             found.look_at_key(where, key)
             if isinstance(key, LiteralKey):
@@ -132,24 +134,29 @@ def _keys(block: Block) -> Iterator[tuple[str, KeyRef]]:
     for layer in (block.layer, *block.sources.values()):
         for (option, _), setting in layer.settings.items():
             value = setting.value.reference if isinstance(setting.value, Login) else setting.value
-            if option in ("smtp_auth", "smtp_auth_plain_password", "tls_ca") and isinstance(value, KeyRef):
+            if option in _KEYS and isinstance(value, KeyRef):
                 yield f"{setting.origin.where}: [{setting.origin.block}] {option}", value
 
 
-def _demands(table: Table, block: Block, found: Inspection) -> None:
-    """What a block asks for, together with `default`: a login that no TLS protects, or never happens."""
+async def _demands(table: Table, block: Block, found: Inspection) -> None:
+    """What a block asks for, together with `default`: a login that no TLS protects, or never happens; a
+    client certificate that cannot be used."""
     for source in ("", *block.sources):
         result = alone(table, block, source)
         if isinstance(result, EgressPath):
-            _login(result, block.origin, source, found)
+            where = f"{block.origin.where}: [{block.origin.block}]"
+            where += f' from source "{source}"' if source else ""
+            _login(result, where, found)
+            layers = (block.layer, block.sources[source]) if source else (block.layer,)
+            if any(("tls_certificate", "") in layer.settings for layer in layers):
+                await found.match_pair(where, result.tls_certificate, result.tls_private_key)
         elif block.kind == "provider":
             found.note(str(result))
 
 
-def _login(path: EgressPath, origin: Origin, source: str, found: Inspection) -> None:
+def _login(path: EgressPath, where: str, found: Inspection) -> None:
     if path.login is None:
         return
-    where = f"{origin.where}: [{origin.block}]" + (f' from source "{source}"' if source else "")
     right = 'right would be enable_tls = "Required"'
     if path.enable_tls == "Disabled":
         if path.allow_smtp_auth_plain_without_tls:
@@ -159,7 +166,7 @@ def _login(path: EgressPath, origin: Origin, source: str, found: Inspection) -> 
                 f'{where}: AUTH with enable_tls = "Disabled": the password is never sent, and mail is held; '
                 f"{right}"
             )
-    elif path.enable_tls.endswith("Insecure"):
+    elif path.enable_tls.endswith("Insecure") and path.tls_pins is None:
         if path.allow_smtp_auth_plain_without_valid_certificate:
             found.note(f"{where}: the password is sent to a host that nobody verified")
         else:

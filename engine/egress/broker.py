@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 __all__ = ["CERTIFICATE", "Broker", "Identity", "refusal"]
 
 CERTIFICATE = "certificate"
-"""The version of an identity without a secret: a client certificate shows it."""
+"""The version of an identity without a secret, where that of the client certificate is not known."""
 
 _TLS_AGE = ("TLSv1.2", "TLSv1.3")
 """The versions there are, the oldest first."""
 
 
 class Identity:
-    """Who we are in one session. `version`: of the secret, `CERTIFICATE` without one."""
+    """Who we are in one session. `version`: of the secret; without one, of the client certificate."""
 
     __slots__ = ("_sealed", "login", "version")
 
-    def __init__(self, login: Login, credential: Credential | None) -> None:
+    def __init__(self, login: Login, credential: Credential | None, certificate: str = CERTIFICATE) -> None:
         self.login = login
-        self.version = credential.version if credential is not None else CERTIFICATE
+        self.version = credential.version if credential is not None else certificate
         self._sealed = credential
 
     @property
@@ -70,9 +70,12 @@ class Broker:
     def __init__(self, keys: KeyRing) -> None:
         self._keys = keys
 
-    async def identity(self, path: EgressPath, *, fresh: bool = False) -> Identity | None:
+    async def identity(
+        self, path: EgressPath, *, fresh: bool = False, certificate: str = CERTIFICATE
+    ) -> Identity | None:
         """Who a path says we are, by `smtp_auth` or `smtp_auth_plain_password`; None when there is no AUTH.
-        `fresh`: read the secret again first.
+        `fresh`: read the secret again first. `certificate`: the version of the client certificate, for a
+        login without another secret.
 
         Raises: SecretUnavailable.
         """
@@ -81,7 +84,7 @@ class Broker:
             return None
         reference = login.reference
         if reference is None:
-            return Identity(login, None)
+            return Identity(login, None, certificate)
         return Identity(login, await self._keys.fetch(reference, fresh=fresh))
 
     def release(self, identity: Identity, session: Connection, path: EgressPath) -> Secret:
@@ -106,7 +109,9 @@ def _protected(identity: Identity, session: Connection, path: EgressPath) -> Non
             f"credentials for {who} are not sent without TLS ({session.tls_why}); "
             "allow_smtp_auth_plain_without_tls would permit it"
         )
-    if tls is not None and not tls.verified and not path.allow_smtp_auth_plain_without_valid_certificate:
+    # By name, or by fingerprint (reliability C40).
+    known = tls is not None and (tls.verified or tls.pin == "leaf")
+    if tls is not None and not known and not path.allow_smtp_auth_plain_without_valid_certificate:
         raise TlsRequired(
             f"credentials for {who} are not sent over TLS whose certificate was not verified "
             f"({session.tls_why}); allow_smtp_auth_plain_without_valid_certificate would permit it"

@@ -10,24 +10,31 @@ from engine.errors import ConnectionLost, PeerTimeout
 from engine.smtp import ClientSession
 
 if TYPE_CHECKING:
+    import ssl
+
     from engine.net import Stream
     from engine.smtp import ClientEvent
 
     from .broker import Identity
+    from .clientcert import ClientCertificate
+    from .resumption import SessionKey
 
 __all__ = ["Connection"]
 
 
 class Connection:
-    """See the module. `identity`: who was logged in, None without AUTH."""
+    """See the module. `identity`: who was logged in, None without AUTH. `certificate`: what was at hand to be
+    shown. `resumable`: under what its TLS session may be kept."""
 
     __slots__ = (
         "address",
         "auth_mechanism",
         "auth_user",
+        "certificate",
         "client",
         "identity",
         "mx_name",
+        "resumable",
         "source_address",
         "stream",
         "tls_why",
@@ -43,6 +50,8 @@ class Connection:
         self.auth_user = ""
         self.auth_mechanism = ""
         self.tls_why = ""
+        self.certificate: ClientCertificate | None = None
+        self.resumable: tuple[SessionKey, ssl.SSLContext] | None = None
 
     async def event(self, stage: str, seconds: float) -> ClientEvent:
         """The next protocol event, sending first what the session wants sent.

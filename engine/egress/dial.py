@@ -26,8 +26,10 @@ from engine.errors import (
     LoginRefused,
     MailLoop,
     NetworkError,
+    PeerTimeout,
     RemoteProtocolError,
     SecretUnavailable,
+    TlsBroken,
     TlsError,
     TlsRequired,
     TurnLost,
@@ -35,13 +37,15 @@ from engine.errors import (
 from engine.keys import KeyRing
 from engine.net import Connect, Stream, connect
 from engine.smtp import ClientSession, Greeting, HelloDone
+from policy.egress import IMPLICIT_PORT
 from policy.keysource import OAuth2Key
 
-from .broker import Broker, Identity
+from .broker import CERTIFICATE, Broker, Identity
+from .clientcert import ClientCertificate, ClientCertificates
 from .connection import Connection
 from .login import LOGIN_UNANSWERED, log_in, login_key
 from .logins import Logins
-from .secure import Safety
+from .secure import Safety, Terms
 from .tlsneed import TlsNeed
 
 if TYPE_CHECKING:
@@ -76,8 +80,22 @@ class _Asked(msgspec.Struct, frozen=True):
     ehlo_domain: str
     identity: Identity | None
     ca_pem: bytes | None
+    certificate: ClientCertificate | None
     route: bool
     pace: Callable[[], float] | None
+
+    @property
+    def terms(self) -> Terms:
+        identity = self.identity
+        return Terms(
+            self.path,
+            self.need,
+            self.source_address,
+            self.ca_pem,
+            self.certificate,
+            identity.version if identity is not None else "",
+            clear_allowed=identity is None,
+        )
 
 
 class Dialer:
@@ -92,6 +110,7 @@ class Dialer:
         self._broker = Broker(keys)
         self._connect = connect
         self._safety = Safety()
+        self.certificates = ClientCertificates(keys)
         self._is_own = is_own
         self._logins = Logins()
 
@@ -113,11 +132,14 @@ class Dialer:
         when the path's demands cannot be met; NoHostReached when the road is bad; MailLoop when the best
         host is this one.
         """
-        identity = await self._broker.identity(path)
+        certificate = await self.certificates.get(path)
+        shown = " ".join(certificate.versions) if certificate is not None else CERTIFICATE
+        identity = await self._broker.identity(path, certificate=shown)
         ca_pem: bytes | None = None
         if path.tls_ca is not None:
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
-        asked = _Asked(path, TlsNeed.of(path), source_address, ehlo_domain, identity, ca_pem, route, pace)
+        need = TlsNeed.of(path)
+        asked = _Asked(path, need, source_address, ehlo_domain, identity, ca_pem, certificate, route, pace)
         troubles: list[str] = []
         held: HeldError | None = None
         for number, candidate in enumerate(candidates):
@@ -155,12 +177,10 @@ class Dialer:
         path, identity = asked.path, asked.identity
         try:
             return await self._one(candidate, asked)
-        except TlsError as error:
+        except (TlsError, TlsBroken) as error:
             opportunistic = not asked.need.required
             again = (
-                opportunistic
-                and identity is None
-                and self._safety.remember_broken(candidate, asked.need, path)
+                opportunistic and identity is None and self._safety.remember_broken(candidate, asked.terms)
             )
             if again and await _may_connect(asked.pace, path.idle_timeout):
                 logger.info(
@@ -170,7 +190,7 @@ class Dialer:
                     error,
                 )
                 return await self._one(candidate, asked)
-            if opportunistic and identity is None:
+            if isinstance(error, TlsBroken) or (opportunistic and identity is None):
                 raise
             raise TlsRequired(str(error)) from None
         except LoginRefused:
@@ -202,21 +222,30 @@ class Dialer:
         try:
             client = ClientSession(asked.ehlo_domain, pipelining=path.enable_pipelining)
             connection = Connection(stream, client, candidate.name, candidate.address)
-            await self._greet(connection, path, asked.route)
-            if await self._safety.secure(
-                connection, candidate, asked.need, path, asked.ca_pem, clear_allowed=identity is None
-            ):
-                client.hello()
-                await self._hello(connection, path, asked.route)
+            terms = asked.terms
+            if terms.need.implicit:
+                await self._safety.secure(connection, candidate, terms)
+                await self._greet(connection, path, asked.route)
+            else:
+                await self._greet(connection, path, asked.route)
+                if await self._safety.secure(connection, candidate, terms):
+                    await self._hello_inside(connection, path, asked.route)
             if identity is not None:
                 await log_in(connection, candidate, path, identity, self._logins, self._broker)
+            self._safety.keep(connection)
         except BaseException:
             stream.close()
             raise
         return connection
 
     async def _greet(self, connection: Connection, path: EgressPath, route: bool) -> None:
-        event = await connection.event("greeting", path.banner_timeout)
+        try:
+            event = await connection.event("greeting", path.banner_timeout)
+        except PeerTimeout as error:
+            if connection.stream.peer[1] != IMPLICIT_PORT or path.tls_implicit:
+                raise
+            text = f"{error}; at port {IMPLICIT_PORT} it probably waits for TLS, see tls_implicit"
+            raise PeerTimeout(text, stage="greeting") from None
         if not isinstance(event, Greeting):
             raise RemoteProtocolError(f"expected a greeting, got {event!r}")
         if event.reply.code != 220:
@@ -231,6 +260,17 @@ class Dialer:
         # A name without a dot is nobody's: many hosts call themselves "localhost".
         if "." in name and not route and self._is_own(name):
             raise MailLoop(f"the peer calls itself {name}, which is our own name: mail loop", stage=stage)
+
+    async def _hello_inside(self, connection: Connection, path: EgressPath, route: bool) -> None:
+        """EHLO again, in TLS. Raises: TlsBroken when the peer does not go on: with TLS 1.3 that is how it
+        says that our part of the handshake does not please it."""
+        connection.client.hello()
+        try:
+            await self._hello(connection, path, route)
+        except (MailLoop, PeerTimeout):
+            raise
+        except NetworkError as error:
+            raise TlsBroken(f"after the TLS handshake: {error}", stage="EHLO") from None
 
     async def _hello(self, connection: Connection, path: EgressPath, route: bool) -> None:
         event = await connection.event("EHLO", path.ehlo_timeout)

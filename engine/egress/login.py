@@ -72,8 +72,8 @@ async def log_in(
     secret = broker.release(identity, connection, path)
     client = connection.client
     binding = connection.stream.binding()
-    names = _usable(identity, client.capabilities.auth, binding)
     tls = connection.stream.tls
+    names = _usable(identity, client.capabilities.auth, binding, asked=tls is not None and tls.asked)
     client.mask = Masker((secret,), (identity.user,))
     context = Context(
         binding=binding if any(MECHANISMS[name].binds for name in identity.login.mechanisms) else None,
@@ -108,14 +108,26 @@ async def log_in(
     connection.auth_mechanism = name
 
 
-def _usable(identity: Identity, offered: frozenset[str], binding: Binding | None) -> list[str]:
-    """What both sides can do, the strongest first; at least one. Raises: AuthNotOffered."""
+def _usable(
+    identity: Identity, offered: frozenset[str], binding: Binding | None, *, asked: bool
+) -> list[str]:
+    """What both sides can do, the strongest first; at least one. `asked`: the peer asked for our certificate
+    and has it. Raises: AuthNotOffered."""
     allowed = identity.login.mechanisms
+    unseen = "EXTERNAL" in allowed and "EXTERNAL" in offered and not asked
+    if unseen:
+        # It would be about whatever else the peer knows of us, its address for one: not who we say we are.
+        offered -= {"EXTERNAL"}
     names = [
         name for name in allowed if name in offered and (binding is not None or not MECHANISMS[name].binds)
     ]
     if names:
         return names
+    if unseen and not offered.intersection(allowed):
+        raise AuthNotOffered(
+            f"the path needs AUTH as {identity.shown}; the peer offers EXTERNAL and did not ask for the "
+            "client certificate"
+        )
     known = sorted(name for name in offered if name.isprintable() and len(name) <= 20)
     listed = " ".join(known[:_LISTED]) + (" ..." if len(offered) > _LISTED else "")
     raise AuthNotOffered(

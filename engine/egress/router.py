@@ -288,7 +288,7 @@ class Router:
             strategy=path.ip_lookup_strategy,
             prohibited_hosts=path.prohibited_hosts,
             skip_hosts=path.skip_hosts,
-            smtp_port=path.smtp_port,
+            smtp_port=path.port,
             remote_port=ready.source.remote_port,
         )
 

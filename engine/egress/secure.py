@@ -1,30 +1,38 @@
 """Making a connection as safe as its path demands, before anything but EHLO is said in it.
 
-One class holds what is remembered between connections: TLS contexts, and the hosts whose handshake
-failed lately. The need (`TlsNeed`) is obeyed here and nowhere else.
+One class holds what is remembered between connections: TLS contexts, sessions to resume, and the hosts
+whose handshake failed lately. The need (`TlsNeed`) is obeyed here and nowhere else.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
+from cryptography import x509
 
 from engine.errors import NetworkError, PeerTimeout, RemoteProtocolError, TlsError, TlsRequired
 from engine.smtp import StartTlsReply
 
-from .tls import TlsContexts
+from .pins import pinned
+from .resumption import SessionKey, Sessions
+from .tls import TlsContexts, TlsSetting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.net import Stream, TlsFacts
     from policy.egress import EgressPath
 
+    from .clientcert import ClientCertificate
     from .connection import Connection
     from .resolve import Candidate
     from .tlsneed import TlsNeed
 
-__all__ = ["Safety"]
+__all__ = ["Safety", "Terms"]
 
 logger = logging.getLogger("posthorn.egress")
 
@@ -33,12 +41,43 @@ _BROKEN_TLS_DEFAULT = 900.0
 
 _BROKEN_KEPT = 10_000
 
+_IN_CLEAR = ("wrong version number", "packet length too long", "record layer failure")
+"""What OpenSSL says when it reads a greeting where a handshake should be."""
+
 _Broken = tuple[str, int, "TlsNeed", object]
 
 
-def _broken_key(candidate: Candidate, need: TlsNeed, path: EgressPath) -> _Broken:
-    """What a failed handshake says something about: this host under these demands, no others."""
-    return (candidate.address, candidate.port, need, path.tls_ca)
+class Terms(msgspec.Struct, frozen=True):
+    """Under which terms one connection is made safe.
+
+    `ca_pem`: the content of `tls_ca`. `certificate`: what to show. `login`: the version of the secret, ""
+    without one. `clear_allowed`: a host whose handshake failed lately may be spoken to in clear text.
+    """
+
+    path: EgressPath
+    need: TlsNeed
+    source_address: str | None
+    ca_pem: bytes | None
+    certificate: ClientCertificate | None
+    login: str
+    clear_allowed: bool
+
+    def session_key(self, candidate: Candidate, name: str) -> SessionKey:
+        return SessionKey(
+            self.path,
+            self.need,
+            candidate.name,
+            name,
+            candidate.address,
+            candidate.port,
+            self.source_address,
+            self.certificate,
+            self.login,
+        )
+
+    def broken_key(self, candidate: Candidate) -> _Broken:
+        """What a failed handshake says something about: this host under these demands, no others."""
+        return (candidate.address, candidate.port, self.need, self.path.tls_ca)
 
 
 class Safety:
@@ -46,10 +85,12 @@ class Safety:
 
     def __init__(self) -> None:
         self._contexts = TlsContexts()
+        self._sessions = Sessions()
         self._broken: dict[_Broken, float] = {}
 
-    def remember_broken(self, candidate: Candidate, need: TlsNeed, path: EgressPath) -> bool:
+    def remember_broken(self, candidate: Candidate, terms: Terms) -> bool:
         """Note a failed handshake if the path wants that; True when a clear-text retry is allowed."""
+        path = terms.path
         seconds = path.remember_broken_tls
         retry = path.opportunistic_tls_reconnect_on_failed_handshake
         if seconds is None and retry:
@@ -58,68 +99,117 @@ class Safety:
             now = trio.current_time()
             if len(self._broken) > _BROKEN_KEPT:
                 self._broken = {k: t for k, t in self._broken.items() if t > now}
-            self._broken[_broken_key(candidate, need, path)] = now + seconds
+            self._broken[terms.broken_key(candidate)] = now + seconds
         return retry
 
-    def _is_broken(self, candidate: Candidate, need: TlsNeed, path: EgressPath) -> bool:
-        until = self._broken.get(_broken_key(candidate, need, path))
+    def _is_broken(self, candidate: Candidate, terms: Terms) -> bool:
+        until = self._broken.get(terms.broken_key(candidate))
         return until is not None and trio.current_time() < until
 
-    async def secure(
-        self,
-        connection: Connection,
-        candidate: Candidate,
-        need: TlsNeed,
-        path: EgressPath,
-        ca_pem: bytes | None,
-        *,
-        clear_allowed: bool,
-    ) -> bool:
-        """TLS as `need` says; True when it is there now and EHLO is due again.
+    async def secure(self, connection: Connection, candidate: Candidate, terms: Terms) -> bool:
+        """TLS as the terms say; True when it is there now and EHLO is due (again).
 
-        `clear_allowed`: a host whose handshake failed lately may be spoken to in clear text.
+        With `implicit` TLS this comes before the greeting, else after the first EHLO.
         Raises: TlsRequired when the peer does not give what is needed, TlsError when a handshake failed or
         the peer is not who it must be, NetworkError, RemoteProtocolError.
         """
+        need = terms.need
         if not need.use:
             connection.tls_why = "disabled by the path"
             return False
-        if clear_allowed and not need.required and self._is_broken(candidate, need, path):
-            connection.tls_why = "a handshake with this host failed lately; the path allows clear text"
-            return False
-        if not await _ask(connection, need, path.starttls_timeout):
-            return False
-        await self._handshake(connection, candidate, need, path, ca_pem)
+        if not need.implicit:
+            if terms.clear_allowed and not need.required and self._is_broken(candidate, terms):
+                connection.tls_why = "a handshake with this host failed lately; the path allows clear text"
+                return False
+            if not await _ask(connection, need, terms.path.starttls_timeout):
+                return False
+        await self._handshake(connection, candidate, terms)
         connection.client.tls_established()
         return True
 
-    async def _handshake(
-        self,
-        connection: Connection,
-        candidate: Candidate,
-        need: TlsNeed,
-        path: EgressPath,
-        ca_pem: bytes | None,
-    ) -> None:
+    async def _handshake(self, connection: Connection, candidate: Candidate, terms: Terms) -> None:
+        need, seconds = terms.need, terms.path.starttls_timeout
         stream = connection.stream
-        context = self._contexts.get(verify=need.verify, ca_pem=ca_pem)
-        with trio.move_on_after(path.starttls_timeout) as scope:
-            await stream.start_tls(context, server_hostname=need.name_for(candidate.name))
-        if scope.cancelled_caught:
-            raise PeerTimeout(f"TLS handshake not done within {path.starttls_timeout:g} s", stage="STARTTLS")
-        facts = stream.tls
-        if facts is None:  # `start_tls` returns with TLS
-            raise TlsError("no TLS after the handshake", stage="STARTTLS")
-        if need.check is not None:
-            verdict = need.check(stream.peer_chain())
-            if not verdict.ok:
-                raise TlsError(verdict.why, stage="STARTTLS")
-            facts = stream.tls = msgspec.structs.replace(facts, verified=True, why=verdict.why)
-        elif not need.verify:
-            facts = stream.tls = msgspec.structs.replace(
-                facts, why=f"enable_tls is {need.mode}: the certificate is not checked"
+        stage = "TLS" if need.implicit else "STARTTLS"
+        context = self._contexts.get(
+            TlsSetting(
+                need.verify,
+                terms.ca_pem if need.verify else None,
+                need.minimum,
+                need.ciphers,
+                terms.certificate,
             )
+        )
+        name = need.name_for(candidate.name)
+        key = terms.session_key(candidate, name)
+        kept = self._sessions.take(key, context)
+        try:
+            with trio.move_on_after(seconds) as scope:
+                await stream.start_tls(
+                    context,
+                    server_hostname=name,
+                    session=kept.session if kept is not None else None,
+                    stage=stage,
+                )
+        except TlsError as error:
+            if need.implicit and any(reason in str(error) for reason in _IN_CLEAR):
+                text = f"{error}; the peer seems to begin in clear text, and tls_implicit is set"
+                raise TlsError(text, stage=stage) from None
+            raise
+        if scope.cancelled_caught:
+            raise PeerTimeout(f"TLS handshake not done within {seconds:g} s", stage=stage)
+        facts = stream.tls
+        assert facts is not None  # `start_tls` returns with TLS
+        if facts.resumed:
+            if kept is None:
+                raise TlsError("the peer resumed a session that was not offered", stage=stage)
+            # The same checks under the same key: what they found still holds.
+            facts = msgspec.structs.replace(kept.facts, resumed=True, cipher=facts.cipher)
+        else:
+            facts = _checked(stream, need, facts, stage)
+        stream.tls = facts
         connection.tls_why = facts.why
+        connection.certificate = terms.certificate
+        connection.resumable = (key, context)
+
+    def keep(self, connection: Connection) -> None:
+        """Keep the session of a connection that is ready for mail: a later one may resume it."""
+        session, facts = connection.stream.session(), connection.stream.tls
+        if session is not None and facts is not None and connection.resumable is not None:
+            key, context = connection.resumable
+            self._sessions.keep(key, session, context, facts, facts.expires - time.time())
+
+
+def _checked(stream: Stream, need: TlsNeed, facts: TlsFacts, stage: str) -> TlsFacts:
+    """What is known of the peer after a whole handshake. Raises: TlsError when it is not who it must be."""
+    verified = stream.verified_chain() if need.verify else ()
+    if verified:
+        facts = msgspec.structs.replace(facts, expires=_first_end(verified))
+    if need.pins:
+        pin = pinned(verified or stream.peer_chain()[:1], need.pins)
+        if pin is None:
+            whose = "of its certificates' keys" if verified else "key of its certificate"
+            own = stream.peer_pin() or "of a kind that cannot be read"
+            raise TlsError(f"no {whose} is among tls_pins; its own is {own}", stage=stage)
+        facts = msgspec.structs.replace(facts, pin=pin)
+    if need.check is not None:
+        verdict = need.check(stream.peer_chain())
+        if not verdict.ok:
+            raise TlsError(verdict.why, stage=stage)
+        why = f"{facts.why}; {verdict.why}" if need.verify else verdict.why
+        return msgspec.structs.replace(facts, verified=True, why=why)
+    if not need.verify:
+        why = f"enable_tls is {need.mode}: the certificate is not checked"
+        if facts.pin is not None:
+            why = f"enable_tls is {need.mode}: chain and name are not checked, and the key is pinned"
+        return msgspec.structs.replace(facts, why=why)
+    return facts
+
+
+def _first_end(chain: Sequence[bytes]) -> float:
+    """When the first of these certificates (DER) ends, as `time.time`."""
+    ends = [x509.load_der_x509_certificate(one).not_valid_after_utc.timestamp() for one in chain]
+    return min(ends)
 
 
 async def _ask(connection: Connection, need: TlsNeed, seconds: float) -> bool:

@@ -276,7 +276,10 @@ class Session:
         return self._giving_way
 
     def _credential_current(self, connection: Connection) -> bool:
-        """A rotated or withdrawn secret ends the sessions that were opened with the old one (C45)."""
+        """A rotated or withdrawn secret or client certificate ends the sessions that were opened with the old
+        one (C45)."""
+        if not self._services.dialer.certificates.current(self._ready.path, connection.certificate):
+            return False
         identity = connection.identity
         if identity is None or identity.reference is None:
             return True

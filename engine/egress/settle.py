@@ -337,6 +337,10 @@ class Settler:
                     record.tls_protocol_version = tls.version
                     record.tls_verified = tls.verified
                     record.tls_peer_name = tls.peer_name
+                    record.tls_resumed = tls.resumed or None
+                    record.tls_pin = tls.pin
+                    if tls.asked and connection.certificate is not None:
+                        record.tls_client_certificate = connection.certificate.subject
                 if connection.auth_mechanism:
                     record.smtp_auth_user = connection.auth_user or None
                     record.smtp_auth_mechanism = connection.auth_mechanism

@@ -1,4 +1,4 @@
-"""TLS contexts for outgoing sessions: what is trusted, for which path.
+"""TLS contexts for outgoing sessions: what is trusted and what is shown, for which path.
 
 Verified modes check the chain and the name by RFC 9525: subjectAltName only, no common name; an
 IP target needs an IP entry and sends no SNI. TLS 1.2 is the least (RFC 8996, 9325); OpenSSL's
@@ -6,63 +6,103 @@ security level 2 refuses SHA-1 signatures and RSA keys under 2,048 bits. A priva
 path *replaces* the system store for that path (reliability C24 to C26).
 
 Contexts are expensive (loading the system store costs milliseconds) and shared; a context is
-never shared between two trust settings, so a resumed session cannot cross one (C27).
+never shared between two settings, so a resumed session cannot cross one (C27).
 """
 
 from __future__ import annotations
 
 import ssl
 from collections import OrderedDict
+from typing import Any
+
+import msgspec
 
 from engine.errors import TlsError
 
-__all__ = ["TlsContexts"]
+from .clientcert import ClientCertificate
+
+__all__ = ["TlsContexts", "TlsSetting"]
 
 _KEPT = 64
+_HANDSHAKE, _CERTIFICATE = 22, 11
+"""A record's type and a message's (RFC 8446 B.1, B.3)."""
+_EMPTY = 8
+"""Octets of a Certificate message with none in it, at most (RFC 5246 7.4.2: 7; RFC 8446 4.4.2: 8)."""
+
+
+class TlsSetting(msgspec.Struct, frozen=True):
+    """What one context is made for.
+
+    `ca_pem`: a bundle that replaces the system store; only with `verify`. `minimum`: as
+    `tls_minimum_version`; `ciphers`: as `openssl_cipher_list`. `certificate`: what to show when the
+    peer asks for one.
+    """
+
+    verify: bool
+    ca_pem: bytes | None = None
+    minimum: str = "TLSv1.2"
+    ciphers: str | None = None
+    certificate: ClientCertificate | None = None
 
 
 class TlsContexts:
-    """A small cache of client contexts, keyed by verification and CA bundle."""
+    """A small cache of client contexts."""
 
     def __init__(self) -> None:
-        self._cache: OrderedDict[tuple[bool, bytes | None], ssl.SSLContext] = OrderedDict()
+        self._cache: OrderedDict[TlsSetting, ssl.SSLContext] = OrderedDict()
 
-    def get(self, *, verify: bool, ca_pem: bytes | None) -> ssl.SSLContext:
-        """The context for these settings. `ca_pem`: a PEM bundle that replaces the system store.
+    def get(self, setting: TlsSetting) -> ssl.SSLContext:
+        """The context for this setting.
 
         Raises: TlsError when the bundle holds no usable certificate.
         """
-        key = (verify, ca_pem if verify else None)
-        context = self._cache.get(key)
+        context = self._cache.get(setting)
         if context is not None:
-            self._cache.move_to_end(key)
+            self._cache.move_to_end(setting)
             return context
-        context = _make(verify, ca_pem if verify else None)
-        self._cache[key] = context
+        context = _make(setting)
+        self._cache[setting] = context
         if len(self._cache) > _KEPT:
             self._cache.popitem(last=False)
         return context
 
 
-def _make(verify: bool, ca_pem: bytes | None) -> ssl.SSLContext:
+def _make(setting: TlsSetting) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = (
+        ssl.TLSVersion.TLSv1_3 if setting.minimum == "TLSv1.3" else ssl.TLSVersion.TLSv1_2
+    )
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.set_ciphers("DEFAULT:!aNULL:!eNULL:!EXPORT:@SECLEVEL=2")
-    if not verify:
+    context.set_ciphers(f"{setting.ciphers or 'DEFAULT'}:!aNULL:!eNULL:!EXPORT:@SECLEVEL=2")
+    if setting.certificate is not None:
+        try:
+            setting.certificate.load(context)
+        except ValueError as wrong:
+            raise TlsError(f"tls_certificate: {wrong}", stage="STARTTLS") from None
+        context._msg_callback = _heard  # type: ignore[attr-defined]
+    if not setting.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
     context.verify_mode = ssl.CERT_REQUIRED
     context.check_hostname = True
     context.hostname_checks_common_name = False
-    if ca_pem is None:
+    if setting.ca_pem is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
         return context
     try:
-        context.load_verify_locations(cadata=ca_pem.decode("ascii"))
+        context.load_verify_locations(cadata=setting.ca_pem.decode("ascii"))
     except (ssl.SSLError, ValueError, UnicodeDecodeError):
         raise TlsError("tls_ca holds no PEM certificate that can be read", stage="STARTTLS") from None
     if not context.cert_store_stats().get("x509"):
         raise TlsError("tls_ca holds no certificate", stage="STARTTLS")
     return context
+
+
+def _heard(
+    sock: ssl.SSLSocket, direction: str, version: Any, content_type: Any, msg_type: Any, data: bytes
+) -> None:
+    """Notes on the socket whether a certificate was asked for and shown, which the ssl module does not say
+    in any other way; `Stream.start_tls` reads it."""
+    if direction == "write" and content_type == _HANDSHAKE and msg_type == _CERTIFICATE:
+        sock.posthorn_shown = len(data) > _EMPTY  # type: ignore[attr-defined]

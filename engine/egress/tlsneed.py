@@ -46,7 +46,9 @@ class TlsNeed(msgspec.Struct, frozen=True):
 
     `use`: TLS is spoken if the peer offers it. `required`: without it no mail goes to this host.
     `verify`: chain, dates and name are checked against `tls_ca`, or the system's roots without `own_ca`.
-    `name`: the name to check and to send as SNI, None: the host's. `check`: see `PeerCheck`; `sni`: the name
+    `name`: the name to check and to send as SNI, None: the host's. `pins`: keys of which the peer, or (where
+    `verify` found it) an issuer, must have one; beside everything else. `minimum` and `ciphers`: as the path
+    has them. `implicit`: TLS is there from the first octet on. `check`: see `PeerCheck`; `sni`: the name
     to send when it stands in for the roots. `mode`: the path's `enable_tls`; `demand`: who asks for it, in
     words.
     """
@@ -57,6 +59,10 @@ class TlsNeed(msgspec.Struct, frozen=True):
     verify: bool = False
     own_ca: bool = False
     name: str | None = None
+    pins: tuple[str, ...] = ()
+    minimum: str = "TLSv1.2"
+    ciphers: str | None = None
+    implicit: bool = False
     check: PeerCheck | None = None
     sni: str | None = None
     demand: str = ""
@@ -72,6 +78,10 @@ class TlsNeed(msgspec.Struct, frozen=True):
             verify=mode in ("Required", "Opportunistic"),
             own_ca=path.tls_ca is not None,
             name=path.tls_server_name,
+            pins=path.tls_pins or (),
+            minimum=path.tls_minimum_version,
+            ciphers=path.openssl_cipher_list,
+            implicit=path.tls_implicit,
             demand=f"enable_tls is {mode}",
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from engine.certificates import in_date, leaf_of, load_pair
 from engine.errors import SecretUnavailable, TlsError
 from engine.net import end_point_binding
 
@@ -82,7 +82,7 @@ class ServerTls:
             if (certificate, private_key) != self._pair:
                 self._context = server_context(certificate, private_key, datetime.now(UTC))
                 self._pair = (certificate, private_key)
-                leaf = x509.load_pem_x509_certificates(certificate)[0]
+                leaf = leaf_of(certificate)
                 self.binding = end_point_binding(leaf.public_bytes(serialization.Encoding.DER))
             self._until = trio.current_time() + _KEPT
         except (SecretUnavailable, ValueError) as error:
@@ -108,29 +108,10 @@ def server_context(certificate: bytes, private_key: bytes, now: datetime) -> ssl
 
     Raises: ValueError when they do not parse, do not belong together or are not in date.
     """
-    try:
-        leaf = x509.load_pem_x509_certificates(certificate)[0]
-    except (ValueError, IndexError):
-        raise ValueError("the certificate is no PEM certificate") from None
-    if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
-        raise ValueError(
-            f"the certificate is valid from {leaf.not_valid_before_utc:%Y-%m-%d} "
-            f"to {leaf.not_valid_after_utc:%Y-%m-%d}, not now"
-        )
+    in_date(leaf_of(certificate), now)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # The ssl module takes files only. An anonymous one in memory never touches a disk.
-    descriptor = os.memfd_create("pem", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(private_key.rstrip() + b"\n" + certificate)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=_no_passphrase)
-    except ssl.SSLError as error:
-        if "MISMATCH" in (error.reason or ""):
-            raise ValueError("certificate and private key do not belong together") from None
-        raise ValueError("the private key is no PEM key, or is protected by a passphrase") from None
-    finally:
-        os.close(descriptor)
+    load_pair(context, certificate, private_key)
     return context
 
 
@@ -162,8 +143,3 @@ def self_signed(hostname: str, now: datetime) -> tuple[bytes, bytes]:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
     )
-
-
-def _no_passphrase() -> bytes:
-    # Without this the ssl module would ask for one on the terminal.
-    return b""

@@ -79,6 +79,11 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     tls_verified: bool | None = None
     tls_why: str | None = None
     """One phrase: why the certificate counts as verified or not, or why there was no TLS."""
+    tls_resumed: bool | None = None
+    tls_pin: str | None = None
+    """Whose key was among the pins: ``leaf`` or ``issuer``."""
+    tls_client_certificate: str | None = None
+    """The subject of the certificate that was shown."""
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
     cause: str | None = None
@@ -148,6 +153,9 @@ class _Line(msgspec.Struct, omit_defaults=True, gc=False):
     tls_peer_name: str | None = None
     tls_verified: bool | None = None
     tls_why: str | None = None
+    tls_resumed: bool | None = None
+    tls_pin: str | None = None
+    tls_client_certificate: str | None = None
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
     cause: str | None = None
@@ -267,6 +275,9 @@ class LineEncoder:
             record.tls_peer_name,
             record.tls_verified,
             record.tls_why,
+            record.tls_resumed,
+            record.tls_pin,
+            record.tls_client_certificate,
             record.smtp_auth_user,
             record.smtp_auth_mechanism,
             record.cause,

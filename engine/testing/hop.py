@@ -165,6 +165,9 @@ class Wire:
             raise Hangup from None
         self.stream = tls
         self.peer.commands.append("(tls)")
+        subject = (tls.getpeercert() or {}).get("subject", ())
+        names = [value for part in subject for key, value in part if key == "commonName"]
+        self.peer.shown.append(names[0] if names else None)
 
 
 _UNKNOWN = derive("SHA-256", b"nobody", b"salt of nobodies", 4096)
@@ -176,7 +179,8 @@ class NextHop:
     """See the module.
 
     `tls`: STARTTLS is offered and done, with this context or, in a relay of `open_relay`, with True, with a
-    certificate that the relay trusts. `secured`: what is offered afterwards (None: the same).
+    certificate that the relay trusts. `secured`: what is offered afterwards (None: the same). `implicit`: TLS
+    is there before the greeting instead.
     `users`: names and passwords (or tokens) that may log in; AUTH is offered with these `mechanisms`, where
     TLS is offered only inside it. Without `users` every AUTH command is welcome and none is offered.
     `stumbles`: throws away what is pipelined behind a final dot.
@@ -189,6 +193,7 @@ class NextHop:
     stumbles: bool = False
     tls: ssl.SSLContext | bool | None = None
     secured: Sequence[str] | None = None
+    implicit: bool = False
     script: Callable[[Wire], Awaitable[object]] | None = None
     users: dict[str, str] | None = field(default=None, repr=False)
     mechanisms: Sequence[str] = ("PLAIN", "LOGIN")
@@ -208,6 +213,8 @@ class NextHop:
     """Where each connection came from, in a relay of `open_relay`."""
     commands: list[str] = field(default_factory=list, repr=False)
     """Lines heard so far. They hold what clients say of passwords."""
+    shown: list[str | None] = field(default_factory=list)
+    """The common name of the client's certificate, for each handshake."""
     arrived: list[Arrived] = field(default_factory=list)
     """Messages taken so far."""
     logins: list[tuple[str, str]] = field(default_factory=list)
@@ -251,6 +258,8 @@ class NextHop:
         self.most_open = max(self.most_open, self.open)
         try:
             wire = Wire(stream, self, self.connections)
+            if self.implicit and self._context is not None:
+                await wire.start_tls(self._context)
             await (self.script(wire) if self.script is not None else self.converse(wire))
         except (Hangup, trio.BrokenResourceError, trio.ClosedResourceError):
             pass

@@ -19,7 +19,7 @@ from .cases import Case
 from .names import host_of, name_key
 from .patterns import Pattern
 from .rules import ACTIONS, COMMANDS, INTERNAL, Action, Failure, Rule, Threshold
-from .settings import AUTH, MAPS, UNSET, Key, Origin
+from .settings import AUTH, MAPS, PROTECTION, UNSET, Key, Origin
 
 __all__ = ["read_case", "read_rule"]
 
@@ -41,7 +41,7 @@ _KEYS = (
     "mode",
 )
 _CASE_KEYS = ("reply", "command", "address", "source", "hosts", "mx_list", "expect")
-_TIGHTEN = AUTH | {"tls_ca", "tls_server_name"}
+_TIGHTEN = AUTH | PROTECTION
 _CODE = re.compile(r"[245][0-9]{2}|[245][0-9]x|[245]xx")
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.(?:[0-9]{1,3}|\*)")
 _REPLY = re.compile(r"([2-5][0-9]{2})[ -]?(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?= |$))?")

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-__all__ = ["AUTH", "MAPS", "UNSET", "Key", "Layer", "Origin", "Setting", "merged", "put"]
+__all__ = ["AUTH", "MAPS", "PROTECTION", "UNSET", "Key", "Layer", "Origin", "Setting", "merged", "put"]
 
 MAPS: Final = frozenset(
     {
@@ -39,6 +39,20 @@ AUTH: Final = frozenset(
     }
 )
 """Options that say who we are, or relax where the password may go."""
+
+PROTECTION: Final = frozenset(
+    {
+        "tls_ca",
+        "tls_certificate",
+        "tls_implicit",
+        "tls_minimum_version",
+        "tls_pins",
+        "tls_private_key",
+        "tls_server_name",
+        "openssl_cipher_list",
+    }
+)
+"""Options that say whom TLS trusts, how strong it is, and who we are in it."""
 
 Key: TypeAlias = tuple[str, str]
 """An option and ``""``; of a map, the name of the entry; of a provider's limit, the name of the provider."""

@@ -21,7 +21,7 @@ from .cases import failing
 from .names import Host, Match, host_of, is_address, name_key, name_keys, plain_name
 from .read import Definition, Document
 from .rules import Rule
-from .settings import AUTH, MAPS, UNSET, Key, Layer, Origin, Setting, merged, put
+from .settings import AUTH, MAPS, PROTECTION, UNSET, Key, Layer, Origin, Setting, merged, put
 
 __all__ = [
     "IMPLIED",
@@ -41,7 +41,7 @@ Sites: TypeAlias = Mapping[str, frozenset[str]]
 Overrides: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[Key, Setting]]]
 """What rules have set: by source and place (`Rule.place_of`), in the order in which they did."""
 
-_TOGETHER = AUTH | {"enable_tls", "tls_ca", "tls_server_name"}
+_TOGETHER = AUTH | PROTECTION | {"enable_tls"}
 """Options in which the blocks of several smart hosts of one list must agree: whatever is said to the one
 may be said to any other."""
 

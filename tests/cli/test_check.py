@@ -276,6 +276,30 @@ def test_a_listeners_files_must_parse_and_belong_together(said: Said) -> None:
         assert len(text.splitlines()) == 1
 
 
+PAIR = """
+@policy.on('get_egress_path_config')
+def path(domain, source, site):
+    return policy.make_egress_path(
+        tls_certificate='CERT', tls_private_key='KEY', enable_tls='Required',
+        smtp_auth={'mechanisms': ['EXTERNAL']},
+    )
+"""
+
+
+def test_a_client_certificate_is_looked_at(said: Said, tmp_path: Path) -> None:
+    certificate, key = self_signed("relay.example", datetime.now(UTC))
+    _, other_key = self_signed("relay.example", datetime.now(UTC))
+    policy = INIT + PAIR.replace("CERT", f"{tmp_path}/c.pem").replace("KEY", f"{tmp_path}/k.pem")
+    text = said(policy, good=True)
+    assert f"tls_private_key: there is no file {tmp_path}/k.pem now; mail that needs it waits" in text
+    Path("c.pem").write_bytes(certificate)
+    Path("k.pem").write_bytes(key)
+    assert "enable_tls=Required, AUTH EXTERNAL" in said(policy, good=True)
+    Path("k.pem").write_bytes(other_key)
+    text = said(policy)
+    assert "in path(): tls_certificate (file:" in text and "do not belong together" in text
+
+
 def test_a_log_directory_that_is_a_file(said: Said) -> None:
     Path("afile").write_text("x")
     text = said(INIT + "    policy.configure_local_logs(log_dir='afile')\n")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trio
 
 from engine.cli.check import check
+from engine.ingress.tls import self_signed
 from policy.load import load_policy
 from tests.support.fakedns import Zones, serve_dns
 
@@ -223,3 +225,51 @@ def test_a_url_that_cannot_be_fetched_is_a_remark(said: Said) -> None:
     files = '["shaping.toml", "http://127.0.0.1:9/more.toml"]'
     assert "http://127.0.0.1:9/more.toml cannot be fetched now" in said("", files=files, offline=False)
     assert "1 URLs were not read (--offline)" in said("", files=files)
+
+
+# -- TLS -------------------------------------------------------------------------------------------------
+
+
+def test_a_client_certificate_in_a_block(said: Said, tmp_path: Path) -> None:
+    certificate, key = self_signed("relay.example", datetime.now(UTC))
+    _, other_key = self_signed("relay.example", datetime.now(UTC))
+    (tmp_path / "c.pem").write_bytes(certificate)
+    text = f"""
+["relay.example"]
+enable_tls = "Required"
+tls_certificate = "{tmp_path}/c.pem"
+tls_private_key = "{tmp_path}/k.pem"
+"""
+    missing = f'shaping.toml:5: ["relay.example"] tls_private_key: there is no file {tmp_path}/k.pem now'
+    assert missing in said(text)
+    (tmp_path / "k.pem").write_bytes(other_key)
+    found = said(text, good=False)
+    assert 'shaping.toml:2: ["relay.example"]: tls_certificate' in found and "do not belong together" in found
+    (tmp_path / "k.pem").write_bytes(key)
+    said(text)
+
+
+def test_a_pinned_key_is_enough_for_a_password(said: Said) -> None:
+    text = """
+["relay.example"]
+enable_tls = "RequiredInsecure"
+smtp_auth_plain_username = "scott"
+smtp_auth_plain_password = { env = "RELAY_PASSWORD" }
+"""
+    assert "no certificate is verified" in said(text, good=False)
+    said(text + f'tls_pins = ["{"ab" * 32}"]\n')
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('tls_pins = ["nonsense!"]', "neither 64 hexadecimal digits nor base64"),
+        ('tls_minimum_version = "1.1"', "a version that RFC 8996 forbids"),
+        ('openssl_cipher_list = "TYPO"', "the ssl module says: no cipher can be selected"),
+        ('tls_certificate = "/c.pem"', "half a client certificate"),
+        ("tls_implicit = 465", "is no bool but an int"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(said: Said, line: str, words: str) -> None:
+    found = said(f'["relay.example"]\nenable_tls = "Required"\n{line}\n', good=False)
+    assert words in found and "shaping.toml:" in found and line.split(" ")[0] in found

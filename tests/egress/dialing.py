@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
+import policy
 from engine.egress.connection import Connection
 from engine.egress.dial import Dialer
 from engine.egress.resolve import Candidate
@@ -13,7 +15,7 @@ from policy.egress import EgressPath, make_egress_path
 from tests.support.bench import AUTH
 from tests.support.peer import FakePeer
 
-__all__ = ["NAME", "OWN_NAME", "Dial", "candidate", "inside", "login", "open_dial"]
+__all__ = ["NAME", "OWN_NAME", "Dial", "candidate", "hooks_for", "inside", "login", "open_dial"]
 
 NAME = "mx.peer.example"
 OWN_NAME = "relay.example"
@@ -27,6 +29,21 @@ def candidate(where: FakePeer | int, name: str = NAME) -> Candidate:
 def login(**options: object) -> EgressPath:
     """A path that logs in, without TLS as it has to allow by name."""
     return make_egress_path(**{"enable_tls": "Disabled", **AUTH, **options})  # type: ignore[arg-type]
+
+
+def hooks_for(peer: FakePeer, *paths: EgressPath) -> dict[str, Callable[..., Any]]:
+    """Everything goes to this peer; the paths are for domains d0.example, d1.example ..."""
+    config = policy.make_queue_config(
+        protocol={"smtp": {"mx_list": [f"127.0.0.1:{peer.port}"]}}, retry_interval=0.05
+    )
+
+    def path(domain: str, egress_source: str, site_name: str) -> EgressPath:
+        return paths[int(domain[1]) if len(paths) > 1 else 0]
+
+    return {
+        "get_queue_config": lambda domain, tenant, campaign, routing_domain: config,
+        "get_egress_path_config": path,
+    }
 
 
 def inside(peer: FakePeer) -> list[str]:
@@ -58,10 +75,10 @@ class Dial:
 
 
 @asynccontextmanager
-async def open_dial() -> AsyncIterator[Dial]:
-    """A dialer for a host called `OWN_NAME`."""
+async def open_dial(ring: Any = None) -> AsyncIterator[Dial]:
+    """A dialer for a host called `OWN_NAME`. `ring`: what to ask for secrets instead of their sources."""
     async with open_keys() as keys:
-        dial = Dial(Dialer(keys, lambda name: name == OWN_NAME))
+        dial = Dial(Dialer(ring or keys, lambda name: name == OWN_NAME))
         try:
             yield dial
         finally:

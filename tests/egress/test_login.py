@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import policy
 from engine.net import end_point_binding
 from engine.smtp import MECHANISMS, Binding
 from policy.egress import EgressPath
-from policy.login import EVERY, PASSWORD, TOKEN, Login
+from policy.login import EVERY, PASSWORD, TOKEN
+from tests.egress.dialing import hooks_for
 from tests.support.certificates import Authority
 from tests.support.peer import FakePeer, listening, open_peer
 from tests.support.saslpeer import SaslPeer, offering
@@ -30,21 +31,6 @@ CLEAR = {
     "connection_limit": 1,
 }
 SCOTT = {"username": "scott", "password": {"key_data": "tiger"}}
-
-
-def hooks_for(peer: FakePeer, *paths: EgressPath) -> dict[str, Callable[..., Any]]:
-    """Everything goes to this peer; the paths are for domains d0.example, d1.example ..."""
-    config = policy.make_queue_config(
-        protocol={"smtp": {"mx_list": [f"127.0.0.1:{peer.port}"]}}, retry_interval=0.05
-    )
-
-    def path(domain: str, egress_source: str, site_name: str) -> EgressPath:
-        return paths[int(domain[1]) if len(paths) > 1 else 0]
-
-    return {
-        "get_queue_config": lambda domain, tenant, campaign, routing_domain: config,
-        "get_egress_path_config": path,
-    }
 
 
 def clear(smtp_auth: dict[str, Any], **options: Any) -> EgressPath:
@@ -317,19 +303,6 @@ async def test_without_verified_tls_nothing_weaker_follows(
             await b.submit()
             (record, *_) = await b.records("TransientFailure")
             assert record.cause == "login-refused" and set(peer.tried) == {"SCRAM-SHA-256-PLUS"}
-
-
-async def test_external_says_nothing_but_for_whom(bench: Any) -> None:
-    path = msgspec.structs.replace(
-        policy.make_egress_path(**CLEAR),  # type: ignore[arg-type]
-        smtp_auth=Login(mechanisms=("EXTERNAL",), username="scott"),
-    )
-    async with listening(SaslPeer(capabilities=offering("PLAIN", "EXTERNAL"))) as peer:
-        async with bench(hooks_for(peer, path)) as b:
-            await b.submit()
-            (record,) = await b.records("Delivery")
-            assert (record.smtp_auth_user, record.smtp_auth_mechanism) == ("scott", "EXTERNAL")
-            assert peer.logins == [("EXTERNAL", "scott")]
 
 
 # Who shares a connection

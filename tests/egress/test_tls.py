@@ -18,7 +18,7 @@ import trio
 from trio.testing import MockClock
 
 from engine.egress.dial import NoHostReached
-from engine.egress.tls import TlsContexts
+from engine.egress.tls import TlsContexts, TlsSetting
 from engine.errors import ConnectionLost, TlsError, TlsRequired
 from policy.egress import EgressPath, make_egress_path
 from tests.egress.dialing import NAME, Dial, candidate, inside, open_dial
@@ -268,30 +268,32 @@ async def test_another_name_may_be_demanded_and_then_only_that_one_counts(author
 def test_contexts_are_shared_within_one_trust_only(authorities: Authorities) -> None:
     contexts = TlsContexts()
     root, stranger = authorities.root.pem, authorities.stranger.pem
-    trusting_root = contexts.get(verify=True, ca_pem=root)
-    assert contexts.get(verify=True, ca_pem=bytes(bytearray(root))) is trusting_root
+    trusting_root = contexts.get(TlsSetting(True, root))
+    assert contexts.get(TlsSetting(True, bytes(bytearray(root)))) is trusting_root
     others = [
-        contexts.get(verify=True, ca_pem=stranger),
-        contexts.get(verify=True, ca_pem=None),
-        contexts.get(verify=False, ca_pem=root),
+        contexts.get(TlsSetting(True, stranger)),
+        contexts.get(TlsSetting(True)),
+        contexts.get(TlsSetting(False)),
+        contexts.get(TlsSetting(True, root, "TLSv1.3")),
+        contexts.get(TlsSetting(True, root, ciphers="ECDHE")),
     ]
-    assert trusting_root not in others and len(set(map(id, others))) == 3
+    assert trusting_root not in others and len(set(map(id, others))) == 5
 
 
 def test_contexts_that_were_not_used_for_long_are_made_anew(authorities: Authorities) -> None:
     contexts = TlsContexts()
     root = authorities.root.pem
-    first, second = (contexts.get(verify=True, ca_pem=root + b"\n" * i) for i in (0, 1))
+    first, second = (contexts.get(TlsSetting(True, root + b"\n" * i)) for i in (0, 1))
     for i in range(2, 65):
-        assert contexts.get(verify=True, ca_pem=root) is first
-        contexts.get(verify=True, ca_pem=root + b"\n" * i)
-    assert contexts.get(verify=True, ca_pem=root) is first
-    assert contexts.get(verify=True, ca_pem=root + b"\n") is not second
+        assert contexts.get(TlsSetting(True, root)) is first
+        contexts.get(TlsSetting(True, root + b"\n" * i))
+    assert contexts.get(TlsSetting(True, root)) is first
+    assert contexts.get(TlsSetting(True, root + b"\n")) is not second
 
 
 def test_an_empty_bundle_trusts_nobody_and_says_so() -> None:
     with pytest.raises(TlsError, match="tls_ca"):
-        TlsContexts().get(verify=True, ca_pem=b"")
+        TlsContexts().get(TlsSetting(True, b""))
 
 
 # -- the protocol ----------------------------------------------------------------------------------

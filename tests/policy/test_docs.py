@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 PATHS = (ROOT / "docs" / "egress-paths.md").read_text()
 POLICY = (ROOT / "docs" / "policy.md").read_text()
 AUTH = (ROOT / "docs" / "auth.md").read_text()
+TLS = (ROOT / "docs" / "tls.md").read_text()
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 
 CONSTRUCTORS: dict[str, Constructor[Any]] = {
@@ -226,7 +227,7 @@ def test_that_no_bounce_message_is_sent_is_said_where_it_is_looked_for() -> None
 
 
 def examples() -> Iterator[Any]:
-    for name in ("policy.md", "egress-paths.md", "auth.md"):
+    for name in ("policy.md", "egress-paths.md", "auth.md", "tls.md"):
         blocks = re.findall(
             r"^```python\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL
         )
@@ -294,7 +295,7 @@ def test_the_error_shown_is_the_error_given(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_links_lead_somewhere() -> None:
-    for text in (PATHS, POLICY, OPERATING, AUTH):
+    for text in (PATHS, POLICY, OPERATING, AUTH, TLS):
         for target, anchor in re.findall(r"\]\(([\w.-]+)(?:#([\w-]+))?\)", text):
             page = (ROOT / "docs" / target).read_text()
             if anchor:

@@ -11,14 +11,14 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-__all__ = ["CLIENT_AUTH", "SERVER_AUTH", "Pki", "rsa_key"]
+__all__ = ["CLIENT_AUTH", "SERVER_AUTH", "Pki", "key_pem", "rsa_key"]
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -60,6 +60,17 @@ class Pki:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
 
     def server(
+        self, *names: str, given: tuple[bytes, bytes] | None = None, asks: Pki | None = None, **how: Any
+    ) -> ssl.SSLContext:
+        """A server's context with a new pair (arguments as for `pair`), or the `given` one. `asks`: clients
+        are asked for a certificate of this authority, and may do without."""
+        context = _context(*(given or self.pair(*names, **how)))
+        if asks is not None:
+            context.verify_mode = ssl.CERT_OPTIONAL
+            context.load_verify_locations(cadata=asks.pem.decode())
+        return context
+
+    def pair(
         self,
         *names: str,
         common_name: str = "a server",
@@ -68,8 +79,8 @@ class Pki:
         usage: Sequence[ObjectIdentifier] | None = (SERVER_AUTH,),
         self_signed: bool = False,
         sha1: bool = False,
-    ) -> ssl.SSLContext:
-        """A server's context. `names`: DNS names and addresses; `days`: from when to when it is valid.
+    ) -> tuple[bytes, bytes]:
+        """A chain and its key, PEM. `names`: DNS names and addresses; `days`: from when to when it is valid.
 
         `sha1` needs an authority with an RSA key.
         """
@@ -88,7 +99,12 @@ class Pki:
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         if sha1:
             pem = self._signed_with_sha1(certificate)
-        return _context(key, [pem, *(link.public_bytes(serialization.Encoding.PEM) for link in self._chain)])
+        links = [link.public_bytes(serialization.Encoding.PEM) for link in self._chain]
+        return b"".join([pem, *links]), key_pem(key)
+
+    def client(self, common_name: str = "relay.example", **how: Any) -> tuple[bytes, bytes]:
+        """Chain and key (PEM) of a client; arguments as for `pair`."""
+        return self.pair(common_name=common_name, usage=(CLIENT_AUTH,), **how)
 
     def _signed_with_sha1(self, certificate: x509.Certificate) -> bytes:
         """The same certificate under the signature that the library refuses to make."""
@@ -129,19 +145,19 @@ def _builder(
     )
 
 
-def _context(key: Key, chain: Sequence[bytes]) -> ssl.SSLContext:
+def key_pem(key: Key) -> bytes:
+    """A private key as PEM, PKCS#8."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _context(chain: bytes, key: bytes) -> ssl.SSLContext:
     """A server that serves whatever it is given: judging is the client's part."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with tempfile.NamedTemporaryFile(suffix=".pem") as file:
-        file.write(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        file.write(b"".join(chain))
+        file.write(key + chain)
         file.flush()
         context.load_cert_chain(file.name)
     return context
