@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from policy.load import LoadedPolicy
     from policy.runtime import Declarations, LogDeclaration, SpoolDeclaration
     from policy.shaping import Shaper
+    from policy.shaping.rules import Bounces
 
 __all__ = ["Engine", "Outside", "hosts_of", "open_engine", "own_hosts", "serve"]
 
@@ -106,12 +107,15 @@ class Outside:
 
     @asynccontextmanager
     async def open_stores(
-        self, spool: SpoolDeclaration, logs: Sequence[LogDeclaration]
+        self, spool: SpoolDeclaration, logs: Sequence[LogDeclaration], bounces: Bounces | None
     ) -> AsyncIterator[tuple[Log, Spool]]:
-        """Where records and messages are kept. Raises: SpoolLocked, ConfigError."""
+        """Where records and messages are kept. `bounces`: the policy's bounce classes.
+
+        Raises: SpoolLocked, ConfigError.
+        """
         async with (
             claim_spool(spool.path) as claim,
-            open_log(logs) as log,
+            open_log(logs, bounces=bounces) as log,
             open_spool(
                 claim,
                 segment_size=spool.segment_size,
@@ -166,7 +170,7 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
     begun = time.monotonic()
     async with (
         _watched(hooks),
-        outside.open_stores(spool_declaration, declarations.logs) as (log, spool),
+        outside.open_stores(spool_declaration, declarations.logs, policy.hooks.bounces) as (log, spool),
         open_keys(hooks, instead=outside.key_sources) as keys,
     ):
         resolver = Resolver(

@@ -17,6 +17,7 @@ anywhere.
 from typing import TYPE_CHECKING
 
 from . import shaping
+from .bounces import BOUNCES, configure_bounce_classifier
 from .egress import (
     EgressPath,
     EgressPool,
@@ -37,6 +38,7 @@ from .scramkeys import ScramKeys, new_scram_keys, scram_keys
 from .secret import Secret
 
 __all__ = [
+    "BOUNCES",
     "STOP",
     "Address",
     "ConnectionMeta",
@@ -51,6 +53,7 @@ __all__ = [
     "Reject",
     "ScramKeys",
     "Secret",
+    "configure_bounce_classifier",
     "configure_local_logs",
     "configure_memory",
     "define_spool",

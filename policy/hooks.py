@@ -253,6 +253,8 @@ class HookTable:
         self._strict = strict
         self.shapers: list[Any] = []
         """What `policy.shaping` made while the policy was loaded."""
+        self.bounces: Any = None
+        """What `policy.configure_bounce_classifier` made, a `BounceClasses`."""
         self._hooks: dict[str, tuple[Hook, ...]] = {}
 
     def get(self, event: str) -> tuple[Hook, ...]:

@@ -2,7 +2,7 @@
 
 from .capture import Capture
 from .channel import Log, LogStatistics, node_id, open_log
-from .records import KINDS, Record
+from .records import KINDS, Record, bounce_class
 from .segments import ChecksumWrong, read_segment, segment_lines, segments_in
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Log",
     "LogStatistics",
     "Record",
+    "bounce_class",
     "node_id",
     "open_log",
     "read_segment",

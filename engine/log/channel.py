@@ -30,6 +30,7 @@ from .segments import SegmentSink, Sink, StandardOutput
 
 if TYPE_CHECKING:
     from policy.runtime import LogDeclaration
+    from policy.shaping.rules import Bounces
 
 __all__ = ["DRAIN_LIMIT", "Log", "LogStatistics", "node_id", "open_log"]
 
@@ -298,12 +299,16 @@ class _Channel:
 
 @asynccontextmanager
 async def open_log(
-    declarations: Sequence[LogDeclaration], *, nodeid: str | None = None, drain_limit: float = DRAIN_LIMIT
+    declarations: Sequence[LogDeclaration],
+    *,
+    nodeid: str | None = None,
+    drain_limit: float = DRAIN_LIMIT,
+    bounces: Bounces | None = None,
 ) -> AsyncIterator[Log]:
     """A running log with one logger per declaration. Leaving the block writes what is left.
 
-    `nodeid`: of this node, in each line; by default `node_id`. `drain_limit`: seconds for the rest
-    at the end, even when everything around is cancelled.
+    `bounces`: gives refusals their class. `nodeid`: of this node, in each line; by default `node_id`.
+    `drain_limit`: seconds for the rest at the end, even when everything around is cancelled.
 
     Raises: ConfigError when a log directory cannot be used.
     """
@@ -314,7 +319,7 @@ async def open_log(
         [name for declaration in declarations for name in declaration.headers],
     )
     for declaration in declarations:
-        channels.append(await _channel(declaration, node, alone=len(declarations) == 1))
+        channels.append(await _channel(declaration, node, bounces, alone=len(declarations) == 1))
     async with trio.open_nursery() as nursery:
         for channel in channels:
             nursery.start_soon(channel.run)
@@ -325,7 +330,9 @@ async def open_log(
                 channel.stop(drain_limit)
 
 
-async def _channel(declaration: LogDeclaration, node: str, *, alone: bool) -> _Channel:
+async def _channel(
+    declaration: LogDeclaration, node: str, bounces: Bounces | None, *, alone: bool
+) -> _Channel:
     sink: Sink
     if declaration.log_dir == "-":
         name = "standard output"
@@ -345,11 +352,13 @@ async def _channel(declaration: LogDeclaration, node: str, *, alone: bool) -> _C
     except OSError as error:
         raise ConfigError(f"log_dir {name}: {os.strerror(error.errno or 0).lower()}") from None
     if alone:
-        encoder = LineEncoder(node)
+        encoder = LineEncoder(node, bounces=bounces)
     else:
         # Records carry what all loggers together want; each writes what it was asked for.
         own = Capture(declaration.meta, declaration.headers)
-        encoder = LineEncoder(node, narrow_meta=own.pick_meta, narrow_headers=own.pick_headers)
+        encoder = LineEncoder(
+            node, narrow_meta=own.pick_meta, narrow_headers=own.pick_headers, bounces=bounces
+        )
     return _Channel(name, sink, encoder, declaration.back_pressure)
 
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-__all__ = ["KINDS", "LineEncoder", "Record"]
+if TYPE_CHECKING:
+    from policy.shaping.rules import Bounces
+
+__all__ = ["KINDS", "LineEncoder", "Record", "bounce_class"]
 
 KINDS = (
     "Reception",  # taken over; not yet proof of delivery
@@ -28,6 +31,9 @@ KINDS = (
     "Gap",  # not about a message: `dropped` records before this one were lost
 )
 """Values of `Record.type`."""
+
+_CLASSED = frozenset(("TransientFailure", "Bounce", "Expiration", "Rejection"))
+"""Kinds that say that something was refused, and so have a bounce class."""
 
 SCHEMA = 1
 """The field ``v`` of each line. Fields may be added under the same number; none changes its type."""
@@ -94,6 +100,15 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Milliseconds the attempt took."""
     dropped: int = 0
     """Of a Gap: how many records were lost."""
+
+
+def bounce_class(record: Record, bounces: Bounces | None) -> str:
+    """The class of what a record says was refused, by the policy's classes."""
+    if bounces is None or record.type not in _CLASSED:
+        return record.bounce_classification
+    text = record.content.replace("\n", " ")
+    enhanced = record.enhanced_code
+    return bounces.of(f"{record.code} {enhanced} {text}" if enhanced else f"{record.code} {text}")
 
 
 class _EnhancedCode(msgspec.Struct, frozen=True, gc=False):
@@ -186,10 +201,12 @@ class LineEncoder:
         *,
         narrow_meta: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         narrow_headers: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        bounces: Bounces | None = None,
     ) -> None:
         self._nodeid = nodeid
         self._narrow_meta = narrow_meta
         self._narrow_headers = narrow_headers
+        self._bounces = bounces
         self._encoder = msgspec.json.Encoder(enc_hook=str)
         self._codes: dict[str, _EnhancedCode | None] = {"": None}
         self._now = _Instants()
@@ -258,7 +275,7 @@ class LineEncoder:
             int(created),
             self._created.text(created),
             record.num_attempts,
-            record.bounce_classification,
+            bounce_class(record, self._bounces),
             record.egress_pool,
             record.egress_source,
             None if source is None else _SourceAddress(source),

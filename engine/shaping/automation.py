@@ -78,7 +78,7 @@ class Automation:
         for shaper in self._shapers:
             if not shaper.table.rules:
                 continue
-            for match in shaper.orders.judge(shaper.table, failure, self.now()):
+            for match in shaper.orders.judge(shaper.table, shaper.classed(failure), self.now()):
                 self._note(match)
 
     def _note(self, match: Match) -> None:

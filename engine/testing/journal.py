@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from engine.log import Capture, Log, Record
+from engine.log import Capture, Log, Record, bounce_class
+from policy.shaping.rules import Bounces
 
 __all__ = ["Journal"]
 
@@ -14,12 +15,14 @@ class Journal(Log):
 
     def __init__(self, capture: Capture | None = None) -> None:
         super().__init__((), capture)
+        self.bounces: Bounces | None = None
         self.records: list[Record] = []
         self.written = trio.Event()
         """Set by the next record."""
 
     def write(self, record: Record) -> None:
         """See `Log.write`."""
+        record.bounce_classification = bounce_class(record, self.bounces)
         self.records.append(record)
         self.written.set()
 

@@ -31,6 +31,7 @@ from policy.hooks import EVENTS, HookTable, on, registering
 from policy.load import LoadedPolicy, load_policy
 from policy.runtime import LogDeclaration, SpoolDeclaration
 from policy.shaping import Shaper
+from policy.shaping.rules import Bounces
 from policy.units import parse_duration
 
 from .ca import ThrowAwayCa
@@ -255,11 +256,12 @@ class _World(Outside):
 
     @asynccontextmanager
     async def open_stores(
-        self, spool: SpoolDeclaration, logs: Sequence[LogDeclaration]
+        self, spool: SpoolDeclaration, logs: Sequence[LogDeclaration], bounces: Bounces | None
     ) -> AsyncIterator[tuple[Log, Spool]]:
         self.journal.capture = Capture(
             [name for log in logs for name in log.meta], [name for log in logs for name in log.headers]
         )
+        self.journal.bounces = bounces
         yield self.journal, MemorySpool(self.store)
 
     def dns(self) -> Dns:

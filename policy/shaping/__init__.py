@@ -90,6 +90,7 @@ def load(
             require_remote=require_remote,
             where=where,
             shadow=automation == "shadow",
+            bounces=registering.get().bounces,
         )
     except ShapingError as error:
         raise ShapingError(error.problems, where) from None

@@ -13,7 +13,7 @@ import msgspec
 from ..egress import EgressPath
 from ..errors import PolicyError
 from .asked import Asked
-from .rules import Action, Failure, meeting
+from .rules import Action, Bounces, Failure, meeting
 from .settings import MAPS, UNSET, Key, Origin
 from .shown import shown
 
@@ -38,13 +38,16 @@ class Case(msgspec.Struct, frozen=True):
     options: tuple[tuple[Key, Any], ...] = ()
 
 
-def failing(table: Table, cases: Iterator[Case]) -> Iterator[PolicyError]:
-    """What the tests that fail have to say."""
+def failing(table: Table, cases: Iterator[Case], bounces: Bounces | None) -> Iterator[PolicyError]:
+    """What the tests that fail have to say. `bounces`: the policy's bounce classes."""
     for case in cases:
         where = case.origin.where
         try:
             if case.failure is not None:
-                yield from _actions(table, case, case.failure)
+                failure = case.failure
+                if bounces is not None:
+                    failure = msgspec.structs.replace(failure, bounce_class=bounces.of(failure.line))
+                yield from _actions(table, case, failure)
             else:
                 yield from _options(table.find(case.domain, case.source, case.asked), case)
         except PolicyError as problem:

@@ -34,6 +34,7 @@ _KEYS = (
     "code",
     "enhanced_code",
     "command",
+    "class",
     "match_internal",
     "trigger",
     "duration",
@@ -95,22 +96,22 @@ def _rule(
         raise _Bad
     bad = False
     for key in table:
-        if key == "class":
-            problem(key, "class: bounce classes are not supported yet; regex, code and enhanced_code are")
-            bad = True
-        elif key not in _KEYS:
+        if key not in _KEYS:
             problem(key, f'automation: unknown key "{key}"{did_you_mean(key, _KEYS)}')
             bad = True
     if bad:
         raise _Bad
-    conditions = [key for key in ("regex", "code", "enhanced_code") if key in table]
+    conditions = [key for key in ("regex", "code", "enhanced_code", "class") if key in table]
     if not conditions:
-        problem("", "automation: the rule has no condition; right would be regex, code or enhanced_code")
+        problem(
+            "", "automation: the rule has no condition; right would be regex, code, enhanced_code or class"
+        )
         raise _Bad
     patterns: tuple[Pattern, ...] = ()
     codes: tuple[str, ...] = ()
     enhanced: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     if "regex" in table:
         patterns = _each(problem, "regex", table["regex"], Pattern, '"too many connections", or a list')
     if "code" in table:
@@ -121,6 +122,8 @@ def _rule(
         commands = _each(
             problem, "command", table["command"], _command, ", ".join(f'"{c}"' for c in COMMANDS)
         )
+    if "class" in table:
+        classes = _each(problem, "class", table["class"], _class, '"SpamBlock", or a list')
     match_internal = table.get("match_internal", False)
     if not isinstance(match_internal, bool):
         problem(
@@ -152,6 +155,7 @@ def _rule(
         codes,
         enhanced,
         commands,
+        classes,
         match_internal,
         threshold,
         duration,
@@ -177,6 +181,12 @@ def _code(value: Any) -> str:
 def _enhanced(value: Any) -> str:
     if not isinstance(value, str) or not _ENHANCED.fullmatch(value):
         raise Wrong(f"{value!r} is no enhanced status code")
+    return value
+
+
+def _class(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise Wrong(f"{value!r} is no bounce class")
     return value
 
 

@@ -8,7 +8,7 @@ wide as the rule's block: see `place_of`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -22,6 +22,7 @@ __all__ = [
     "INTERNAL",
     "Action",
     "ActionKind",
+    "Bounces",
     "Failure",
     "Rule",
     "Threshold",
@@ -55,11 +56,25 @@ COMMANDS = ("MAIL", "RCPT", "DATA", ".")
 """What a reply may answer; ``.``: the final dot."""
 
 
+class Bounces(Protocol):
+    """The bounce classes of a policy."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Every class that a reply can have."""
+        ...
+
+    def of(self, line: str) -> str:
+        """The class of a reply on one line, ``CODE [E.S.D ]TEXT``."""
+        ...
+
+
 class Failure(msgspec.Struct, frozen=True):
     """One reply that is no success, and whose mail met it. One reply to several recipients is one failure.
 
     `domain`: where the mail is routed, its routing domain if it has one. `internal`: the text is our own.
-    `line`: the reply on one line, ``CODE [E.S.D ]TEXT``.
+    `line`: the reply on one line, ``CODE [E.S.D ]TEXT``. `bounce_class`: its class, where the policy has
+    classes.
     """
 
     domain: str
@@ -72,6 +87,7 @@ class Failure(msgspec.Struct, frozen=True):
     internal: bool = False
     tenant: str | None = None
     campaign: str | None = None
+    bounce_class: str = ""
 
 
 class Threshold(msgspec.Struct, frozen=True):
@@ -116,7 +132,8 @@ class Action(msgspec.Struct, frozen=True):
 class Rule(msgspec.Struct, frozen=True, eq=False):
     """See the module. `identity`: tells rules apart, also after a restart; another one when a condition or an
     action changes, the same one when lines are moved. `codes`: the beginnings of reply codes.
-    `enhanced`: enhanced codes; a final ``.*`` means every detail. `kind`, `block`, `rollup`: of its block."""
+    `enhanced`: enhanced codes; a final ``.*`` means every detail. `classes`: bounce classes.
+    `kind`, `block`, `rollup`: of its block."""
 
     origin: Origin
     identity: str
@@ -127,6 +144,7 @@ class Rule(msgspec.Struct, frozen=True, eq=False):
     codes: tuple[str, ...]
     enhanced: tuple[str, ...]
     commands: tuple[str, ...]
+    classes: tuple[str, ...]
     match_internal: bool
     threshold: Threshold | None
     duration: float
@@ -142,6 +160,8 @@ class Rule(msgspec.Struct, frozen=True, eq=False):
         if self.enhanced and not any(_covers(one, failure.enhanced) for one in self.enhanced):
             return False
         if self.commands and failure.command.partition(" ")[0] not in self.commands:
+            return False
+        if self.classes and failure.bounce_class not in self.classes:
             return False
         if not self.patterns:
             return True

@@ -19,6 +19,7 @@ from ..errors import PolicyError, a_type
 from .asked import Asked, asked_by_name
 from .orders import Orders
 from .read import Document, read
+from .rules import Bounces, Failure
 from .table import Found, Overrides, ShapingError, Sites, Table, build
 
 __all__ = ["SHIPPED", "Shaper", "ShapingFile", "asking", "parse_files"]
@@ -120,12 +121,14 @@ class Shaper:
         require_remote: bool,
         where: str,
         shadow: bool = False,
+        bounces: Bounces | None = None,
     ) -> None:
         self.files = tuple(files)
         self.where = where
         self.require_remote = require_remote
         self.unread: dict[str, str] = {one.name: "only a running relay reads it" for one in files if one.url}
         self._allow_auth_in_default = allow_auth_in_default
+        self._bounces = bounces
         self._known: dict[str, tuple[bytes, Document]] = {}
         """What was read last, by name: a file that did not change is not read again."""
         self._sites: Sites = {}
@@ -157,6 +160,12 @@ class Shaper:
             question.found.append(found)
         return found
 
+    def classed(self, failure: Failure) -> Failure:
+        """The same with its bounce class, where a rule may ask for it."""
+        if self._bounces is None:
+            return failure
+        return msgspec.structs.replace(failure, bounce_class=self._bounces.of(failure.line))
+
     # -- what the engine does --------------------------------------------------------------------
 
     def build(self, remote: Mapping[str, bytes]) -> Table:
@@ -178,7 +187,7 @@ class Shaper:
             documents.append(known[1])
         if problems:
             raise ShapingError(problems)
-        return build(documents, allow_auth_in_default=self._allow_auth_in_default)
+        return build(documents, allow_auth_in_default=self._allow_auth_in_default, bounces=self._bounces)
 
     def use(self, table: Table) -> None:
         """Put a table in force."""

@@ -13,14 +13,14 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ..egress import PATH, EgressPath
-from ..errors import PolicyError, Wrong
+from ..errors import PolicyError, Wrong, did_you_mean
 from ..nets import parse_mx
 from ..units import Named
 from .asked import Asked
 from .cases import failing
 from .names import Host, Match, host_of, is_address, name_key, name_keys, plain_name
 from .read import Definition, Document
-from .rules import Rule
+from .rules import Bounces, Rule
 from .settings import AUTH, MAPS, PROTECTION, UNSET, Key, Layer, Origin, Setting, merged, put
 
 __all__ = [
@@ -316,8 +316,12 @@ def _path(settings: Mapping[Key, Setting], source: str, domain: str, blocks: Seq
 # -- from files ----------------------------------------------------------------------------------
 
 
-def build(documents: Sequence[Document], *, allow_auth_in_default: bool = False) -> Table:
-    """Merge what files define, in their order. Raises: ShapingError with everything that is wrong."""
+def build(
+    documents: Sequence[Document], *, allow_auth_in_default: bool = False, bounces: Bounces | None = None
+) -> Table:
+    """Merge what files define, in their order. `bounces`: the policy's bounce classes.
+
+    Raises: ShapingError with everything that is wrong."""
     problems = [problem for document in documents for problem in document.problems]
     blocks: dict[tuple[str, str, bool], Block] = {}
     latest: dict[str, bool] = {}
@@ -360,12 +364,30 @@ def build(documents: Sequence[Document], *, allow_auth_in_default: bool = False)
     table = Table(blocks.values(), documents)
     if not problems:
         problems += _half_logins(table)
+    problems += _unknown_classes(table, bounces)
     if not problems:
         cases = (case for document in documents for case in document.cases)
-        problems += failing(table, cases)
+        problems += failing(table, cases, bounces)
     if problems:
         raise ShapingError(problems)
     return table
+
+
+def _unknown_classes(table: Table, bounces: Bounces | None) -> Iterator[PolicyError]:
+    for rule in table.rules.values():
+        for name in rule.classes:
+            if bounces is None:
+                yield PolicyError(
+                    f"[{rule.origin.block}] class: the policy has no bounce classes; right would be "
+                    "policy.configure_bounce_classifier([policy.BOUNCES]) before policy.shaping.setup",
+                    rule.origin.where,
+                )
+            elif name not in bounces.names:
+                yield PolicyError(
+                    f'[{rule.origin.block}] class="{name}": no rule of the bounce classifier gives it'
+                    + did_you_mean(name, bounces.names),
+                    rule.origin.where,
+                )
 
 
 def _auth_in_default(definition: Definition) -> Iterator[PolicyError]:
