@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import PolicyError, Wrong, a_type, caller
 from .hooks import registering
-from .shaping.patterns import LONGEST, Pattern
+from .shaping.patterns import LONGEST, Pattern, Patterns
 
 __all__ = ["BOUNCES", "UNCATEGORIZED", "BounceClasses", "configure_bounce_classifier"]
 
@@ -30,8 +30,6 @@ UNCATEGORIZED = "Uncategorized"
 
 _DATA = Path(__file__).parent / "data"
 _SHIPPED = (_DATA / "bounce-texts.toml", _DATA / "bounce-codes.toml")
-_MEMORY = 64 << 20
-"""Octets for all expressions together; beyond it RE2 gets slower, not wrong."""
 _KEPT = 1024
 """Replies whose class is remembered, and as many that have none: junk must not push out the others."""
 
@@ -43,18 +41,8 @@ class BounceClasses:
     """
 
     def __init__(self, rules: Sequence[tuple[str, str]]) -> None:
-        # Only a policy with classes pays for loading the library.
-        import re2  # type: ignore[import-untyped]
-
-        options = re2.Options()
-        options.log_errors = False
-        options.never_capture = True
-        options.max_mem = _MEMORY
-        self._set = re2.Set.SearchSet(options)
+        self._patterns = Patterns([text for _, text in rules])
         self._names = [name for name, _ in rules]
-        for _, text in rules:
-            self._set.Add(text.encode())
-        self._set.Compile()
         self.names = tuple(dict.fromkeys([*self._names, UNCATEGORIZED]))
         """Every class that a reply can have."""
         self._known: dict[str, str] = {}
@@ -65,9 +53,9 @@ class BounceClasses:
         line = line[:LONGEST]
         name = self._known.get(line) or self._unknown.get(line)
         if name is None:
-            found = self._set.Match(line.encode("utf-8", "replace")[:LONGEST])
-            name = self._names[min(found)] if found else UNCATEGORIZED
-            kept = self._known if found else self._unknown
+            first = self._patterns.first(line.encode("utf-8", "replace")[:LONGEST])
+            name = UNCATEGORIZED if first is None else self._names[first]
+            kept = self._unknown if first is None else self._known
             if len(kept) >= _KEPT:
                 kept.clear()
             kept[line] = name

@@ -7,17 +7,21 @@ back-references, it does not know, and neither do we.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import Wrong, a_type
 
-__all__ = ["LONGEST", "Pattern"]
+__all__ = ["LONGEST", "Pattern", "Patterns"]
 
 LONGEST = 2048
 """Octets of a reply's line that are looked at."""
 
 _MEMORY = 1 << 20
 """Octets for one expression; beyond it RE2 gets slower, not wrong."""
+
+_MEMORY_OF_MANY = 64 << 20
+"""The same for many that are looked for at once."""
 
 _ELSEWHERE = {
     "(?=": "look-ahead",
@@ -60,6 +64,29 @@ class Pattern:
     def found(self, line: bytes) -> bool:
         """Whether it is in a reply's line (UTF-8)."""
         return self._search(line) is not None
+
+
+class Patterns:
+    """Many expressions, each good for `Pattern`, that are looked for at once."""
+
+    __slots__ = ("_match",)
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        import re2
+
+        options = re2.Options()
+        options.log_errors = False
+        options.never_capture = True
+        options.max_mem = _MEMORY_OF_MANY
+        made = re2.Set.SearchSet(options)
+        for text in texts:
+            made.Add(text.encode())
+        made.Compile()
+        self._match = made.Match
+
+    def first(self, line: bytes) -> int | None:
+        """The number of the first expression that is in a reply's line (UTF-8); None: of none."""
+        return min(self._match(line) or (), default=None)
 
 
 def _reason(text: str, error: Exception) -> str:

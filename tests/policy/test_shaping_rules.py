@@ -75,7 +75,11 @@ def kinds(orders: Orders, merged: Table) -> list[str]:
         (rule("code = 250.0"), "is no reply code"),
         (rule('enhanced_code = "4.7"'), "'4.7' is no enhanced status code"),
         (rule('code = 421\ncommand = "RCTP"'), "'RCTP' is no command whose reply is looked at; did you mean"),
-        (rule('code = 421\nclass = "SpamBlock"'), 'a.toml:3: ["default"] class: bounce classes are not supp'),
+        (
+            rule('code = 421\nclass = "SpamBlock"'),
+            'a.toml:1: ["default"] class: the policy has no bounce classes',
+        ),
+        (rule('class = ["SpamBlock", 7]'), "class: 7 is no bounce class"),
         (
             rule("code = 421\nmach_internal = true"),
             'unknown key "mach_internal"; did you mean "match_internal"',
