@@ -35,6 +35,7 @@ ROWS = {
     "engine.watchdog": 5,
     "engine.signals": 0,
     "engine.memory": 3,
+    "engine.ca": 0,
     "engine.model": 3,
     "engine.net": 3,
     "engine.certificates": 3,

@@ -24,9 +24,9 @@ import msgspec
 import trio
 from cyclopts import Parameter
 
+from engine.ca import ThrowAwayCa
 from engine.cli.report import guarded
 from engine.errors import ConfigError
-from engine.testing.ca import ThrowAwayCa
 
 from .sink_loop import Loop
 from .sink_rules import Rules, parse_rule

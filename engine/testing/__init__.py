@@ -1,9 +1,9 @@
 """Testing policies: ask them, or run the real engine with them among scripted next hops. See docs/testing.md;
 users import all of this from `policy.testing`."""
 
+from engine.ca import ThrowAwayCa
 from engine.spool import MemoryStore
 
-from .ca import ThrowAwayCa
 from .client import Client, Said, Submission
 from .clock import Stuck, run, scenario, sleep
 from .hop import DROP, HANG, PLAIN, Arrived, NextHop, Wire, slowly

@@ -16,9 +16,9 @@ from datetime import timedelta
 
 import trio
 
+from engine.ca import ThrowAwayCa
 from policy.units import parse_duration
 
-from .ca import ThrowAwayCa
 from .hop import NextHop, Wire
 
 __all__ = [

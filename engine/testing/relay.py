@@ -19,6 +19,7 @@ import trio
 
 import policy as vocabulary
 from engine.app import Engine, Outside, open_engine
+from engine.ca import ThrowAwayCa
 from engine.egress.dns import Dns, HostsFile
 from engine.egress.site import BadName, parse_endpoint
 from engine.keys import KeySource
@@ -34,7 +35,6 @@ from policy.shaping import Shaper
 from policy.shaping.rules import Bounces
 from policy.units import parse_duration
 
-from .ca import ThrowAwayCa
 from .client import Client, Submission, deliver
 from .clock import bare
 from .hop import NextHop

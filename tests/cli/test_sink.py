@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import trio
 
+from engine.ca import ThrowAwayCa
 from engine.cli.sink import Arrival, Sink, open_sink
 from engine.cli.sink_rules import STAGES, parse_rule
 from engine.cli.sink_session import Counts, Session, SinkConfig
 from engine.errors import ConfigError
-from engine.testing.ca import ThrowAwayCa
 
 HELLO = b"EHLO me.example\r\n"
 ENVELOPE = b"MAIL FROM:<a@x.example>\r\nRCPT TO:<b@y.example>\r\nDATA\r\n"

@@ -60,3 +60,32 @@ def test_mistakes_are_seen(tmp_path: Path) -> None:
     assert 'mail.py:4: error: Module has no attribute "make_egress_pth"' in text
     assert "mail.py:5: error:" in text and "Reqired" in text
     assert "mail.py:6: error:" in text
+
+
+TESTS = """
+from policy.testing import CountsFailedLogins, load, open_relay, scenario
+
+asked = load("mail.py", dns={"example.com": {"MX": ["10 mx.example.com."]}})
+
+def test_path() -> None:
+    assert asked.path("bob@example.com").connection_limit > 1
+
+@scenario
+async def test_delivery(number: int) -> None:
+    hop = CountsFailedLogins(limit=number)
+    async with open_relay("mail.py", hops={"mx.example.com": hop}) as relay:
+        (record,) = await relay.wait_for("Delivery", within="1 hour")
+        assert record.num_attempts == 0 and hop.failed["scott"] == 0
+
+test_delivery(3)
+CountsFailedLogins(limits=3)
+test_delivery("3")
+"""
+
+
+def test_tests_of_a_policy_type_check(tmp_path: Path) -> None:
+    text = mypy(TESTS, tmp_path)
+    assert "Found 2 errors in 1 file" in text
+    assert (
+        'Unexpected keyword argument "limits"' in text and 'incompatible type "str"; expected "int"' in text
+    )

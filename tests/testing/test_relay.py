@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from policy.testing import (
     open_relay,
     scenario,
 )
+from tests.support.pki import Pki
 
 Hooks = dict[str, Any]
 
@@ -119,6 +121,22 @@ async def test_only_the_relays_own_authority_is_trusted_and_only_meanwhile() -> 
         (record,) = await relay.wait_for("Delivery")
         assert record.tls_verified
     assert os.environ.get("SSL_CERT_FILE") == before
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs Debian's openssl")
+@scenario
+async def test_the_systems_certificates_are_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = Pki()  # of another name
+    (tmp_path / "ca.pem").write_bytes(ca.pem)
+    await trio.run_process(["openssl", "rehash", str(tmp_path)])
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    hop = NextHop(tls=ca.server("example.com"))
+    async with open_relay(path(enable_tls="Required"), hops={"example.com": hop}) as relay:
+        await relay.submit()
+        (held,) = await relay.wait_for("TransientFailure")
+        assert held.cause == "tls"
 
 
 @scenario

@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from engine.testing.ca import ThrowAwayCa
+from engine.ca import ThrowAwayCa
 
 
 def meet(server: ssl.SSLContext, ca: ThrowAwayCa, name: str) -> None:

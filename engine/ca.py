@@ -1,4 +1,4 @@
-"""A certificate authority for one run: for the demo, experiments and the load tools. Never for mail."""
+"""A certificate authority for one run: for the demo, experiments, load tools and tests. Never for mail."""
 
 from __future__ import annotations
 
