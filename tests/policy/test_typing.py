@@ -83,6 +83,7 @@ test_delivery("3")
 """
 
 
+@pytest.mark.slow  # the engine is checked along
 def test_tests_of_a_policy_type_check(tmp_path: Path) -> None:
     text = mypy(TESTS, tmp_path)
     assert "Found 2 errors in 1 file" in text
