@@ -22,7 +22,13 @@ from typing import Any
 
 from . import machine, parts
 
-RELAYS = {"posthorn": parts.posthorn, "postfix": parts.postfix, "haraka": parts.haraka}
+RELAYS = {
+    "posthorn": parts.posthorn,
+    "posthorn-shaped": parts.posthorn_shaped,
+    "postfix": parts.postfix,
+    "haraka": parts.haraka,
+}
+OURS = ("posthorn", "posthorn-shaped")
 LIMIT = 900.0
 """Seconds a run may take."""
 
@@ -76,10 +82,10 @@ def one_run(relay: str, options: argparse.Namespace, sessions: int) -> dict[str,
             cpu, peak = machine.cost(pid)
             facts["cpu_s_per_1000"] = round((cpu - before) * 1e3 / count, 4)
             facts["pss_kib"] = machine.pss(pid)
-            if relay == "posthorn":
+            if relay in OURS:
                 facts["peak_rss_kib"] = peak
             inner.close()
-        if relay == "posthorn":
+        if relay in OURS:
             facts |= delays(where / "log")
     return facts
 
@@ -221,7 +227,7 @@ def main() -> int:
                 facts = one_run(relay, options, sessions)
                 runs.append(facts)
                 shown = {name: value for name, value in facts.items() if name not in ("relay", "sessions")}
-                print(f"{relay:9}{sessions:4} sessions {facts['per_second']:9,.0f}/s  {shown}", flush=True)
+                print(f"{relay:16}{sessions:4} sessions {facts['per_second']:9,.0f}/s  {shown}", flush=True)
     summary = summarize(runs, relays, counts)
     for line in summary:
         print(json.dumps(line))

@@ -24,6 +24,7 @@ __all__ = [
     "haraka",
     "postfix",
     "posthorn",
+    "posthorn_shaped",
     "posthorn_sink",
     "running",
     "smart_host",
@@ -52,10 +53,22 @@ def received(msg, conn_meta):
 def queue_config(domain, tenant, campaign, routing_domain):
     return policy.make_queue_config({queue})
 
+{egress}
+"""
+
+_EGRESS = """\
 @policy.on("get_egress_path_config")
 def egress_path(domain, egress_source, site_name):
     return policy.make_egress_path({path})
 """
+
+_SHAPED = """\
+policy.configure_bounce_classifier([policy.BOUNCES])
+policy.shaping.setup([policy.shaping.SHIPPED, "shaping.toml"])
+"""
+
+_SHAPED_BLOCKS = 5000
+_SHAPED_RULES = 20
 
 
 @contextmanager
@@ -181,7 +194,35 @@ def posthorn_sink(
 def write_policy(where: Path, port: int, *, queue: str, path: str) -> Path:
     """A policy file for a relay that listens on `port`; hooks and log records are on."""
     policy = where / "mail.py"
-    policy.write_text(_POLICY.format(where=where, port=port, queue=queue, path=path))
+    policy.write_text(_POLICY.format(where=where, port=port, queue=queue, egress=_EGRESS.format(path=path)))
+    return policy
+
+
+def write_shaped_policy(where: Path, port: int, sink: int, *, tls: bool) -> Path:
+    """The same mail by shaping files: many blocks, rules on replies, bounce classes, a bound credential."""
+    policy = where / "mail.py"
+    policy.write_text(_POLICY.format(where=where, port=port, queue=smart_host(sink), egress=_SHAPED))
+    lines = ['["127.0.0.1"]', "mx_rollup = false"]
+    if tls:
+        user, _, password = LOGIN.partition(":")
+        lines += [
+            'enable_tls = "Required"',
+            f'tls_ca = {{ file = "{where}/ca.pem" }}',
+            f'smtp_auth = {{ username = "{user}", password = {{ key_data = "{password}" }}, release_to = {{ '
+            f'names = ["127.0.0.1"], addresses = ["127.0.0.0/8"], ports = [{sink}] }} }}',
+        ]
+    else:
+        lines.append('enable_tls = "Disabled"')
+    for number in range(_SHAPED_RULES):
+        lines += [
+            '[["127.0.0.1".automation]]',
+            f'regex = "(?i)too many .*connections? from {number}"',
+            'action = "Suspend"',
+            'duration = "1h"',
+        ]
+    for number in range(_SHAPED_BLOCKS):
+        lines += [f'["d{number}.example"]', "mx_rollup = false", f"connection_limit = {number % 50 + 1}"]
+    (where / "shaping.toml").write_text("\n".join(lines) + "\n")
     return policy
 
 
@@ -205,6 +246,15 @@ def tls_path(where: Path, tls: bool) -> str:
 def posthorn(where: Path, port: int, sink: int, *, tls: bool) -> Iterator[int]:
     """``posthorn run``; the process id."""
     policy = write_policy(where, port, queue=smart_host(sink), path=tls_path(where, tls))
+    command = [sys.executable, "-m", "engine", "run", str(policy)]
+    with running(command, where / "relay.txt", port) as child:
+        yield child.pid
+
+
+@contextmanager
+def posthorn_shaped(where: Path, port: int, sink: int, *, tls: bool) -> Iterator[int]:
+    """``posthorn run`` with all that shaping files can have; the process id."""
+    policy = write_shaped_policy(where, port, sink, tls=tls)
     command = [sys.executable, "-m", "engine", "run", str(policy)]
     with running(command, where / "relay.txt", port) as child:
         yield child.pid
