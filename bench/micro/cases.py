@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from engine._fast import _reference, bodies, commands, data, headers, replies
+from engine._fast import _reference, bodies, commands, data, headers, patterns, replies
 
 __all__ = ["CASES", "TWINS", "Case"]
 
@@ -14,7 +14,7 @@ Twin = dict[str, Any]
 TWINS: dict[str, Twin] = {
     "compiled": {
         name: getattr(module, name)
-        for module in (bodies, commands, data, headers, replies)
+        for module in (bodies, commands, data, headers, patterns, replies)
         for name in _reference.__all__
         if hasattr(module, name)
     },

@@ -1,4 +1,4 @@
-"""Bytes only: command lines, replies, mail data, dots, line ends, header sections.
+"""Bytes only: command lines, replies, mail data, dots, line ends, header sections, many patterns at once.
 
 The work is done in C (one ``.pyx`` per idea); ``_reference.py`` is the same in plain Python and is
 the meaning. `ACTIVE` says which of the two is in use. The compiled one is used unless
@@ -39,6 +39,7 @@ if TYPE_CHECKING or not _PURE:
         )
         from engine._fast.data import DataReader
         from engine._fast.headers import header_end, header_index
+        from engine._fast.patterns import PatternSet
         from engine._fast.replies import ReplyReader
     except ImportError as error:
         raise ImportError(
@@ -59,6 +60,7 @@ else:
         NUL,
         CommandReader,
         DataReader,
+        PatternSet,
         ReplyReader,
         clean_lines,
         header_end,
@@ -82,6 +84,7 @@ __all__ = [
     "NUL",
     "CommandReader",
     "DataReader",
+    "PatternSet",
     "ReplyReader",
     "clean_lines",
     "header_end",

@@ -22,6 +22,7 @@ __all__ = [
     "NUL",
     "CommandReader",
     "DataReader",
+    "PatternSet",
     "ReplyReader",
     "clean_lines",
     "header_end",
@@ -423,3 +424,54 @@ def header_index(data: bytes, end: int) -> list[tuple[int, int, int]]:
         fields.append((start, colon, next_start))
         start = next_start
     return fields
+
+
+# Patterns
+
+_LEAST_PATTERN = 6
+_MOST_PATTERN = 1024
+_IN_WORD = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_")
+_ESCAPE_END = re.compile(rb"(?s)\\.|%..|\\x..|\\u....")
+
+
+class PatternSet:
+    def __init__(self, patterns: list[bytes], words: bytes) -> None:
+        if len(words) != len(patterns):
+            raise ValueError("words has not one octet for each pattern")
+        before = None
+        for pattern in patterns:
+            if not _LEAST_PATTERN <= len(pattern) <= _MOST_PATTERN:
+                raise ValueError(
+                    f"a pattern has {_LEAST_PATTERN} to {_MOST_PATTERN} octets, not {len(pattern)}"
+                )
+            if before is not None and not before < pattern:
+                raise ValueError("the patterns are not in ascending order")
+            before = pattern
+        self._patterns = list(patterns)
+        self._words = words
+
+    def search(self, data: bytes) -> list[tuple[int, int, int]] | None:
+        longest: dict[int, int] = {}
+        for number, pattern in enumerate(self._patterns):  # a longer one sorts behind what it begins with
+            start = data.find(pattern)
+            while start >= 0:
+                if not self._words[number] or _stands_alone(data, start, start + len(pattern)):
+                    longest[start] = number
+                start = data.find(pattern, start + 1)
+        spans: list[tuple[int, int, int]] = []
+        for start, number in sorted(longest.items()):
+            end = start + len(self._patterns[number])
+            if spans and start < spans[-1][1]:
+                begin, before, first = spans[-1]
+                spans[-1] = (begin, max(before, end), first)
+            else:
+                spans.append((start, end, number))
+        return spans or None
+
+
+def _stands_alone(data: bytes, start: int, end: int) -> bool:
+    if end < len(data) and data[end] in _IN_WORD:
+        return False
+    if start == 0 or data[start - 1] not in _IN_WORD:
+        return True
+    return any(start >= size and _ESCAPE_END.fullmatch(data, start - size, start) for size in (2, 3, 4, 6))

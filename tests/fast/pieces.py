@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from engine._fast import _reference as reference
-from engine._fast import bodies, commands, data, headers, replies
+from engine._fast import bodies, commands, data, headers, patterns, replies
 
 __all__ = ["MANY", "PIECES", "Compiled", "cut", "cuts", "outcome", "reference", "two_way", "wire"]
 
@@ -26,6 +26,7 @@ class Compiled:
     parse_path = staticmethod(commands.parse_path)
     ReplyReader = replies.ReplyReader
     DataReader = data.DataReader
+    PatternSet = patterns.PatternSet
     stuff = staticmethod(bodies.stuff)
     clean_lines = staticmethod(bodies.clean_lines)
     scan = staticmethod(bodies.scan)

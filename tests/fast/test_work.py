@@ -102,6 +102,20 @@ def test_whole_bodies(counted: dict[str, Counted], name: str, function: str, nas
     assert counted[name].work(lambda: call(*args)) <= PER_OCTET * len(octets)
 
 
+PATTERNS = sorted({b"x" * 76, b"250-a\n250-b", b"password", b"secret/+", *(b"%06d" % n for n in range(500))})
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_many_patterns(counted: dict[str, Counted], nasty: str) -> None:
+    patterns = counted["patterns"].module.PatternSet(PATTERNS, bytes(len(PATTERNS)))
+    octets = NASTY[nasty](SIZE)
+    work = counted["patterns"].work(lambda: patterns.search(octets))
+    # Worst is a text that repeats a pattern that repeats itself: its length, twice, for each octet.
+    assert len(octets) <= work <= (2 * 76 + PER_OCTET) * len(octets)
+    if nasty not in ("text", "one line", "replies"):
+        assert work <= 2 * len(octets)
+
+
 def test_the_counter_counts(counted: dict[str, Counted]) -> None:
     """A test of the tests: work that is repeated is seen."""
     stuff, text = counted["bodies"].module.stuff, NASTY["text"](SIZE)
