@@ -36,6 +36,7 @@ ROWS = {
     "engine.signals": 0,
     "engine.memory": 3,
     "engine.ca": 0,
+    "engine.tripwire": 3,
     "engine.model": 3,
     "engine.net": 3,
     "engine.certificates": 3,
@@ -51,6 +52,7 @@ FAST_ROOMS = {
     "engine._fast",
     "engine.smtp",
     "engine.mail",
+    "engine.tripwire",
     "engine.ingress",
     "engine.egress",
     "engine.app",  # logs which twin is active

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from engine.tripwire import Tripwire
 from policy.keysource import (
     CallbackKey,
     CommandKey,
@@ -33,7 +34,7 @@ from .command import CommandSource
 from .local import CredentialSource, EnvSource, FileSource, LiteralSource
 from .oauth2 import OAuth2Source
 from .ring import STALE_FOR, TTL, WAIT, KeyRing, KeyStatistics
-from .source import Credential, Dated, Fetch, KeySource, SourceFailure
+from .source import Credential, Dated, Fetch, KeySource, SourceFailure, Watch, unwatched
 from .vault import VaultSource
 
 __all__ = [
@@ -49,8 +50,11 @@ __all__ = [
 ]
 
 
-def key_sources(hooks: KeyHooks | None = None, fetch: Fetch | None = None) -> dict[type, KeySource]:
-    """Every kind of reference and what reads it. `fetch`: reads a reference that another one names."""
+def key_sources(
+    hooks: KeyHooks | None = None, fetch: Fetch | None = None, watch: Watch = unwatched
+) -> dict[type, KeySource]:
+    """Every kind of reference and what reads it. `fetch`: reads a reference that another one names.
+    `watch`: is told of the secrets that sources use themselves."""
     files = FileSource()
     return {
         LiteralKey: LiteralSource(),
@@ -58,9 +62,9 @@ def key_sources(hooks: KeyHooks | None = None, fetch: Fetch | None = None) -> di
         EnvKey: EnvSource(),
         CredentialKey: CredentialSource(files),
         CommandKey: CommandSource(),
-        VaultKey: VaultSource(fetch),
+        VaultKey: VaultSource(fetch, watch=watch),
         CallbackKey: CallbackSource(hooks),
-        OAuth2Key: OAuth2Source(fetch),
+        OAuth2Key: OAuth2Source(fetch, watch=watch),
     }
 
 
@@ -74,21 +78,24 @@ async def open_keys(
     stale_for: float = STALE_FOR,
     wait: float = WAIT,
     rng: random.Random | None = None,
+    tripwire: Tripwire | None = None,
 ) -> AsyncIterator[KeyRing]:
     """A ring, and the owner of the tasks that read and renew; leaving the block cancels them.
 
     `hooks`: those of the policy, for callback sources. `sources`: all there are; `instead`: takes the place
     of some of the usual ones. Times in seconds, for references that say nothing
     else: `ttl` until a value is refreshed, `stale_for` how long after that an old one serves while its
-    source is out; and `wait`, how long anybody waits for a read.
+    source is out; and `wait`, how long anybody waits for a read. `tripwire`: is told of every secret.
     """
     async with trio.open_nursery() as nursery:
 
         async def fetch(ref: KeyRef, *, fresh: bool = False) -> Credential:
             return await ring.fetch(ref, fresh=fresh)
 
-        kinds = sources if sources is not None else {**key_sources(hooks, fetch), **(instead or {})}
-        ring = KeyRing(nursery, kinds, ttl=ttl, stale_for=stale_for, wait=wait, rng=rng)
+        tripwire = tripwire if tripwire is not None else Tripwire()
+        usual = key_sources(hooks, fetch, tripwire.watch)
+        kinds = sources if sources is not None else {**usual, **(instead or {})}
+        ring = KeyRing(nursery, kinds, ttl=ttl, stale_for=stale_for, wait=wait, rng=rng, tripwire=tripwire)
         for source in kinds.values():
             if isinstance(source, VaultSource):
                 nursery.start_soon(source.keep_tokens)

@@ -32,7 +32,7 @@ from policy.keysource import KeyRef, OAuth2Key
 from policy.secret import Secret
 
 from .address import is_loopback
-from .source import Credential, Dated, Fetch, SourceFailure
+from .source import Credential, Dated, Fetch, SourceFailure, Watch, unwatched
 
 __all__ = ["OAuth2Source"]
 
@@ -80,8 +80,9 @@ class OAuth2Source:
 
     fresh_for: float | None = None
 
-    def __init__(self, fetch: Fetch | None, *, seconds: float = _SECONDS) -> None:
+    def __init__(self, fetch: Fetch | None, *, seconds: float = _SECONDS, watch: Watch = unwatched) -> None:
         self._fetch = fetch
+        self._watch = watch
         self._seconds = seconds
         self._contexts: OrderedDict[str | None, ssl.SSLContext] = OrderedDict()
         self._rotated: OrderedDict[OAuth2Key, tuple[str, Secret]] = OrderedDict()
@@ -188,7 +189,9 @@ class OAuth2Source:
         if not _TOKEN.fullmatch(answer.access_token):
             return SourceFailure(f"the answer of {host} holds no access token")
         if answer.refresh_token and ref.refresh_token is not None:
-            self._rotated[ref] = (version, Secret(answer.refresh_token))
+            rotated = Secret(answer.refresh_token)
+            self._watch(("refresh token", ref), f"{ref.name} (its refresh token)", rotated)
+            self._rotated[ref] = (version, rotated)
             self._rotated.move_to_end(ref)
             if len(self._rotated) > _KEPT:
                 self._rotated.popitem(last=False)

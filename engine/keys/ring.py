@@ -33,6 +33,7 @@ import msgspec
 import trio
 
 from engine.errors import SecretUnavailable
+from engine.tripwire import Tripwire
 from policy.keysource import KeyRef
 from policy.keyterms import Terms
 from policy.secret import Secret
@@ -112,8 +113,10 @@ class KeyRing:
         wait: float = WAIT,
         capacity: int = CAPACITY,
         rng: random.Random | None = None,
+        tripwire: Tripwire | None = None,
     ) -> None:
         self._nursery = nursery
+        self._tripwire = tripwire if tripwire is not None else Tripwire()
         self._sources = sources
         self._ttl = ttl
         self._stale_for = stale_for
@@ -190,7 +193,7 @@ class KeyRing:
         if entry is None:
             entry = self._entries[ref] = _Entry()
             if len(self._entries) > self._capacity:
-                self._entries.popitem(last=False)
+                self._tripwire.release(self._entries.popitem(last=False)[0])
         else:
             self._entries.move_to_end(ref)
         return entry
@@ -236,6 +239,8 @@ class KeyRing:
         finally:
             entry.flight = None
             flight.set()
+        if self._tripwire.untidy:
+            await trio.to_thread.run_sync(self._tripwire.tidy)
 
     def _life(self, terms: Terms, fresh_for: float | None) -> tuple[float, float]:
         """Seconds until a value is read again, and until it is not used any more."""
@@ -254,6 +259,7 @@ class KeyRing:
             logger.info("%s can be read again", ref.name)
         elif entry.credential is not None and entry.credential.version != version:
             logger.info("%s has a new value", ref.name)
+        self._tripwire.watch(ref, ref.name, secret)
         entry.credential = Credential(secret, version, now)
         entry.fresh_until = now + fresh_for
         entry.usable_until = now + lasts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from policy.keysource import KeyRef
 from policy.secret import Secret
 
-__all__ = ["MAX_SECRET", "Credential", "Dated", "Fetch", "KeySource", "SourceFailure"]
+__all__ = ["MAX_SECRET", "Credential", "Dated", "Fetch", "KeySource", "SourceFailure", "Watch", "unwatched"]
 
 MAX_SECRET = 1 << 20
 """Octets a secret may have; enough for any PEM bundle."""
@@ -60,6 +61,14 @@ class Fetch(Protocol):
     async def __call__(self, ref: KeyRef, *, fresh: bool = False) -> Credential:
         """Raises: SecretUnavailable."""
         ...
+
+
+Watch = Callable[[Hashable, str, Secret], None]
+"""Told what somebody holds now, and by which name it may be called: `Tripwire.watch`."""
+
+
+def unwatched(owner: Hashable, name: str, secret: Secret) -> None:
+    """A Watch for a source that stands alone."""
 
 
 class Dated(msgspec.Struct, frozen=True):

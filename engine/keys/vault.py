@@ -22,7 +22,7 @@ import trio
 from policy.keysource import EnvKey, LiteralKey, TokenLogin, VaultKey
 from policy.secret import Secret
 
-from .source import Fetch, SourceFailure
+from .source import Fetch, SourceFailure, Watch, unwatched
 from .vaultlogin import Session, Sessions, Token
 from .vaultserver import Place, Refused, Server, check, check_address, decode, parse
 
@@ -68,8 +68,11 @@ class VaultSource:
 
     fresh_for: float | None = None
 
-    def __init__(self, fetch: Fetch | None = None, *, seconds: float = _SECONDS) -> None:
+    def __init__(
+        self, fetch: Fetch | None = None, *, seconds: float = _SECONDS, watch: Watch = unwatched
+    ) -> None:
         self._seconds = seconds
+        self._watch = watch
         self._sessions = Sessions(fetch, seconds)
         self._limiters: dict[str, trio.CapacityLimiter] = {}
         self._versions: OrderedDict[tuple[str, str | None, str], _Version] = OrderedDict()
@@ -83,7 +86,12 @@ class VaultSource:
         limiter = self._limiters.get(place.address)
         if limiter is None:
             limiter = self._limiters[place.address] = trio.CapacityLimiter(_THREADS_PER_SERVER)
-        session = self._sessions.get(place, ref.auth or TokenLogin(_token(ref)), limiter)
+        login = ref.auth or TokenLogin(_token(ref))
+        for what, part in msgspec.structs.asdict(login).items():
+            # Others come by way of the ring, which tells of them itself. Roles are no secret.
+            if isinstance(part, LiteralKey) and what != "role_id":
+                self._watch(part, f"the login at {place.address}", part.data)
+        session = self._sessions.get(place, login, limiter)
         answer = await self._read(ref, session, limiter)
         if isinstance(answer, SourceFailure):
             raise answer
@@ -113,6 +121,7 @@ class VaultSource:
     ) -> Secret | SourceFailure:
         mount = (place.address, place.namespace, ref.mount)
         version: int | None = ref.kv_version or self._versions.get(mount)
+        self._watch((place, ref.auth, ref.token), f"a token for {place.address}", token.secret)
         server = Server(place, token.secret, self._seconds)
         answer = await trio.to_thread.run_sync(
             _attempt, ref, server, version, abandon_on_cancel=True, limiter=limiter

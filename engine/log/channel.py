@@ -23,9 +23,10 @@ import msgspec
 import trio
 
 from engine.errors import ConfigError
+from engine.tripwire import Tripwire
 
 from .capture import Capture
-from .records import LineEncoder, Record
+from .records import OURS, LineEncoder, Record
 from .segments import SegmentSink, Sink, StandardOutput
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Log:
 class _Channel:
     """Records on their way to one sink, and the task that takes them there."""
 
-    def __init__(self, name: str, sink: Sink, encoder: LineEncoder, bound: int) -> None:
+    def __init__(self, name: str, sink: Sink, encoder: LineEncoder, bound: int, tripwire: Tripwire) -> None:
         self.name = name
         self.waiting: list[Record] = []
         self.room = bound
@@ -122,6 +123,8 @@ class _Channel:
         self.idle = False
         self._sink = sink
         self._encoder = encoder
+        self._tripwire = tripwire
+        self._place = f"log {name}"
         self._bound = bound
         self._high_water = max(1, bound * 3 // 4)
         self._in_hand: list[Record] = []
@@ -235,8 +238,10 @@ class _Channel:
         done = 0
         while done < min(len(batch), _CALL):
             piece = batch[done : done + _PIECE]
+            # Here, where hundreds of records are one text already and the event loop does not wait.
+            lines = self._tripwire.json_lines(self._encoder.encode(piece), self._place, OURS)
             try:
-                self._sink.write(self._encoder.encode(piece), now)
+                self._sink.write(lines, now)
             except OSError as error:
                 return done, error
             done += len(piece)
@@ -304,22 +309,25 @@ async def open_log(
     nodeid: str | None = None,
     drain_limit: float = DRAIN_LIMIT,
     bounces: Bounces | None = None,
+    tripwire: Tripwire | None = None,
 ) -> AsyncIterator[Log]:
     """A running log with one logger per declaration. Leaving the block writes what is left.
 
     `bounces`: gives refusals their class. `nodeid`: of this node, in each line; by default `node_id`.
     `drain_limit`: seconds for the rest at the end, even when everything around is cancelled.
+    `tripwire`: knows the secrets that no line may show.
 
     Raises: ConfigError when a log directory cannot be used.
     """
     node = node_id() if nodeid is None else nodeid
+    tripwire = Tripwire() if tripwire is None else tripwire
     channels = []
     together = Capture(
         [name for declaration in declarations for name in declaration.meta],
         [name for declaration in declarations for name in declaration.headers],
     )
     for declaration in declarations:
-        channels.append(await _channel(declaration, node, bounces, alone=len(declarations) == 1))
+        channels.append(await _channel(declaration, node, bounces, tripwire, alone=len(declarations) == 1))
     async with trio.open_nursery() as nursery:
         for channel in channels:
             nursery.start_soon(channel.run)
@@ -331,7 +339,7 @@ async def open_log(
 
 
 async def _channel(
-    declaration: LogDeclaration, node: str, bounces: Bounces | None, *, alone: bool
+    declaration: LogDeclaration, node: str, bounces: Bounces | None, tripwire: Tripwire, *, alone: bool
 ) -> _Channel:
     sink: Sink
     if declaration.log_dir == "-":
@@ -359,7 +367,7 @@ async def _channel(
         encoder = LineEncoder(
             node, narrow_meta=own.pick_meta, narrow_headers=own.pick_headers, bounces=bounces
         )
-    return _Channel(name, sink, encoder, declaration.back_pressure)
+    return _Channel(name, sink, encoder, declaration.back_pressure, tripwire)
 
 
 def node_id() -> str:

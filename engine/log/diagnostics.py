@@ -24,6 +24,7 @@ from typing import Final, TextIO
 import msgspec
 
 from engine.errors import ConfigError
+from engine.tripwire import Tripwire, private
 
 __all__ = ["LEVELS", "STYLES", "diagnostics", "parse_levels"]
 
@@ -33,6 +34,9 @@ STYLES: Final = ("auto", "plain", "json")
 _ROOT = "posthorn"
 _BOUND = 10_000
 """Lines that wait for standard error: some megabytes."""
+
+_PLACE = "diagnostics"
+_OURS = frozenset(("time", "level", "logger"))
 
 _LAST_WORDS = 2.0
 """Seconds for writing what is left at the end."""
@@ -63,11 +67,18 @@ def parse_levels(text: str) -> dict[str, int]:
 
 
 @contextmanager
-def diagnostics(*, level: str = "info", style: str = "auto", stream: TextIO | None = None) -> Iterator[None]:
+def diagnostics(
+    *,
+    level: str = "info",
+    style: str = "auto",
+    stream: TextIO | None = None,
+    tripwire: Tripwire | None = None,
+) -> Iterator[None]:
     """Diagnostics to standard error while the block runs; its end writes what is left.
 
     `level`: see `parse_levels`. `style`: ``auto`` is for people (in colour on a terminal unless
-    NO_COLOR is set), ``plain`` the same without colour, ``json`` one object per line.
+    NO_COLOR is set), ``plain`` the same without colour, ``json`` one object per line. `tripwire`: knows the
+    secrets that no line may show.
 
     Raises: ConfigError for an unknown level or style, before anything is changed.
     """
@@ -75,7 +86,7 @@ def diagnostics(*, level: str = "info", style: str = "auto", stream: TextIO | No
     if style not in STYLES:
         raise ConfigError(f'log format "{style}": right would be one of {", ".join(STYLES)}')
     target = sys.stderr if stream is None else stream
-    writer = _Writer(target, _formatter(style, target))
+    writer = _Writer(target, _formatter(style, target), tripwire or Tripwire(), json=style == "json")
     handler = _Handler(writer)
     root = logging.getLogger()
     before = {name: logging.getLogger(name).level for name in (*levels, _ROOT)}
@@ -113,10 +124,10 @@ class _Handler(logging.handlers.QueueHandler):
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # The arguments may change until the thread looks at them, so the text is made now. Traceback
         # text too: it must not keep frames, and what they refer to, alive.
-        record.message = record.getMessage()
+        record.message = private(record.getMessage())
         record.msg, record.args = record.message, None
         if record.exc_info and not record.exc_text:
-            record.exc_text = _TRACEBACK.formatException(record.exc_info)
+            record.exc_text = private(_TRACEBACK.formatException(record.exc_info))
         record.exc_info = None
         return record
 
@@ -124,12 +135,16 @@ class _Handler(logging.handlers.QueueHandler):
 class _Writer:
     """The thread that owns the stream."""
 
-    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+    def __init__(
+        self, stream: TextIO, formatter: logging.Formatter, tripwire: Tripwire, *, json: bool
+    ) -> None:
         self.queue: queue.Queue[logging.LogRecord | None] = queue.Queue(_BOUND)
         self.dropped = 0
         self._told = 0
         self._stream = stream
         self._formatter = formatter
+        self._tripwire = tripwire
+        self._json = json
         # A daemon: a stream nobody reads must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="diagnostics", daemon=True)
 
@@ -162,12 +177,18 @@ class _Writer:
                 self._told = dropped
             if lines:
                 try:
-                    self._stream.write("\n".join(lines) + "\n")
+                    self._stream.write(self._harmless("\n".join(lines) + "\n"))
                     self._stream.flush()
                 except (OSError, ValueError):
                     self.dropped += len(lines)
             if record is None:
                 return
+
+    def _harmless(self, lines: str) -> str:
+        if not self._json:
+            return self._tripwire.text(lines, _PLACE)
+        octets = lines.encode("utf-8", "surrogatepass")
+        return self._tripwire.json_lines(octets, _PLACE, _OURS).decode("utf-8", "replace")
 
     @staticmethod
     def _drops(number: int) -> logging.LogRecord:

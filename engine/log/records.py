@@ -18,7 +18,7 @@ import msgspec
 if TYPE_CHECKING:
     from policy.shaping.rules import Bounces
 
-__all__ = ["KINDS", "LineEncoder", "Record", "bounce_class"]
+__all__ = ["KINDS", "OURS", "LineEncoder", "Record", "bounce_class"]
 
 KINDS = (
     "Reception",  # taken over; not yet proof of delivery
@@ -37,6 +37,25 @@ _CLASSED = frozenset(("TransientFailure", "Bounce", "Expiration", "Rejection"))
 
 SCHEMA = 1
 """The field ``v`` of each line. Fields may be added under the same number; none changes its type."""
+
+
+OURS = frozenset(
+    [
+        "type",
+        "id",
+        "event_time",
+        "created_time",
+        "nodeid",
+        "session_id",
+        "cause",
+        "next_due",
+        "tls_cipher",
+        "tls_protocol_version",
+        "delivery_protocol",
+        "reception_protocol",
+    ]
+)
+"""Members of a line whose values are ours, of few words or of chance: nothing a peer or a policy says."""
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

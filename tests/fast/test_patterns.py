@@ -51,11 +51,27 @@ def test_all_octets_of_all_patterns_are_in_a_span(twin: Any) -> None:
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_word_stands_alone(twin: Any) -> None:
     word = made(twin, {b"secret": True, b"secrets1": True, b"s3cr3t": False})
-    for text in (b"secret", b" secret.", b"/secret/", b'"secret"', b"\\nsecret", b"%3Dsecret", b"\\x0asecret"):
+    for text in (
+        b"secret",
+        b" secret.",
+        b"/secret/",
+        b'"secret"',
+        b"\\nsecret",
+        b"%3Dsecret",
+        b"\\x0asecret",
+    ):
         assert word.search(text), text
     for text in (b"\\u2028secret", b"\xc3\xa4secret\xc3\xa4"):
         assert word.search(text), text
-    for text in (b"secretly", b"xsecret", b"secret-unavailable", b"my_secret", b"secrets", b"7secret", b"nsecret"):
+    for text in (
+        b"secretly",
+        b"xsecret",
+        b"secret-unavailable",
+        b"my_secret",
+        b"secrets",
+        b"7secret",
+        b"nsecret",
+    ):
         assert word.search(text) is None, text
     assert word.search(b"xs3cr3ts") == [(1, 7, 0)]
 

@@ -1,0 +1,116 @@
+"""In how many ways a secret may be written down. Pure."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus
+
+__all__ = ["SHORTEST", "forms"]
+
+SHORTEST = 6
+"""Octets a secret must have to be searched for as it is. A shorter one is in ordinary text all the time."""
+
+_WORD = 12
+"""Octets below which a secret of letters, digits, ``-`` and ``_`` counts only where it stands alone."""
+_ENCODED = 8
+"""Characters a form in base64 or hexadecimal must have."""
+
+_WHOLE = 128
+"""Octets up to which a secret is searched for in one piece."""
+_PIECE = 96
+_OVERLAP = 6  # so that no digit of base64 between two pieces is left over
+_LINE = 16
+"""Octets a line of a longer secret must have: what is shorter may be a brace or a word."""
+
+_PLAIN_WORD = re.compile(rb"[0-9A-Za-z_-]+")
+_PRIVATE = re.compile(rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----(.*?)-----END \1-----", re.DOTALL)
+
+
+def forms(secret: bytes) -> dict[bytes, bool]:
+    """What to look for, and whether it counts only where it stands alone (`PatternSet`).
+
+    As it is; in hexadecimal; in base64 of both alphabets, wherever in a larger blob it begins and ends
+    (NUL user NUL password of AUTH PLAIN is one); percent-encoded; escaped for JSON, twice too, and by
+    Python. A long secret is searched for in its lines and in pieces of those. Of a PEM file only private
+    keys are secret.
+    """
+    found: dict[bytes, bool] = {}
+    for piece in _pieces(secret):
+        if len(piece) >= SHORTEST:
+            found.setdefault(piece, len(piece) < _WORD and _PLAIN_WORD.fullmatch(piece) is not None)
+        for form in _escaped(piece):
+            if len(form) >= SHORTEST:
+                found.setdefault(form, False)
+        for form in _encoded(piece):
+            if len(form) >= _ENCODED:
+                found.setdefault(form, False)
+    return found
+
+
+def _pieces(secret: bytes) -> Iterator[bytes]:
+    if b"-----BEGIN " in secret:
+        lines = [line for _, body in _PRIVATE.findall(secret) for line in body.splitlines()]
+    elif len(secret) <= _WHOLE:
+        yield secret
+        return
+    else:
+        lines = secret.splitlines()
+    for line in lines:
+        line = line.strip()
+        while len(line) > _WHOLE:
+            yield line[:_PIECE]
+            line = line[_PIECE - _OVERLAP :]
+        if len(line) >= _LINE:
+            yield line
+
+
+def _escaped(piece: bytes) -> Iterator[bytes]:
+    """Forms that differ from the piece where it holds more than letters and digits."""
+    for safe in ("", "/"):
+        coded = quote(piece, safe=safe)
+        yield coded.encode()
+        yield _lower_hex(coded).encode()
+    coded = quote_plus(piece)
+    yield coded.encode()
+    yield _lower_hex(coded).encode()
+    shown = {repr(piece)[2:-1]}
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        text = piece.decode("utf-8", "backslashreplace")
+        shown.add(text)
+        lossy = piece.decode("utf-8", "replace")
+        if lossy.count("\ufffd") * 2 < len(lossy):
+            shown.add(lossy)
+    shown.add(repr(text)[1:-1])
+    for ascii_only in (True, False):
+        once = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+        shown |= {once, json.dumps(once, ensure_ascii=ascii_only)[1:-1]}
+    # Python's own escapes may be inside JSON.
+    shown |= {json.dumps(form)[1:-1] for form in list(shown)}
+    for form in shown:
+        yield form.encode("utf-8", "replace")
+
+
+def _lower_hex(coded: str) -> str:
+    return re.sub("%..", lambda found: found[0].lower(), coded)
+
+
+def _encoded(piece: bytes) -> Iterator[bytes]:
+    yield piece.hex().encode()
+    yield piece.hex().upper().encode()
+    # In a blob, what stands before and behind is unknown, is a NUL, or is nothing.
+    for before in range(3):
+        for led in (b"", b"\0"):
+            value = led + piece
+            padded = base64.b64encode(bytes(before) + value)
+            first = (before * 8 + 5) // 6  # the digits that depend on the octets before are left out
+            sure = (before + len(value)) * 8 // 6
+            last = -(-(before + len(value)) * 8 // 6)
+            for end in {sure, last, len(padded)}:
+                form = padded[first:end]
+                yield form
+                yield form.replace(b"+", b"-").replace(b"/", b"_")

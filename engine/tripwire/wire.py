@@ -1,0 +1,261 @@
+"""Which secrets are live, and what happens where one is found.
+
+Key sources register what they resolve (`Tripwire.watch`); an older version stays registered for `KEPT`
+seconds, because sessions that used it may still be under way. A client's password is known to the
+session it was said in and to nobody else (`private`): clients choose what they send, and one that says
+``delivered`` must not make that word vanish from everybody's records.
+
+Sets of patterns do not change: a new secret goes into a small one that is made on the spot, `tidy` brings
+all into one in a worker thread, and both are exchanged in one assignment.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable
+from contextvars import ContextVar
+
+import msgspec
+
+from engine._fast import PatternSet
+from policy.secret import Secret
+
+from .forms import forms
+from .jsonlines import rewritten
+
+__all__ = ["KEPT", "MARK", "Tripwire", "TripwireStatistics", "masking", "private"]
+
+logger = logging.getLogger("posthorn.tripwire")
+
+MARK = b"********"
+"""Stands where a secret was. Of one length, as that of a password is nobody's business either."""
+
+KEPT = 3600.0
+"""Seconds an older version of a secret stays registered."""
+
+_REPORT = 60.0
+"""Seconds between two alarms about one secret in one place."""
+_YOUNG = 32
+"""Secrets up to which a new one is added on the spot: a third of a millisecond of the event loop."""
+_REMEMBERED = 10_000
+"""Places and names that alarms are counted for."""
+
+masking: ContextVar[Callable[[str], str] | None] = ContextVar("masking", default=None)
+"""What hides the secrets of the session that the running task serves; see `private`."""
+
+
+def private(text: str) -> str:
+    """`text` without the passwords that this session's client has said. They are its own: no alarm."""
+    mask = masking.get()
+    return text if mask is None else mask(text)
+
+
+class TripwireStatistics(msgspec.Struct, frozen=True):
+    """Counts for metrics. `watched`: secrets, older versions included; `hits`: found since the start, by
+    place and name."""
+
+    watched: int
+    hits: dict[tuple[str, str], int]
+
+
+class _Watched:
+    """One secret. `until`: monotonic time at which it is forgotten."""
+
+    __slots__ = ("name", "owners", "patterns", "until")
+
+    def __init__(self, name: str, secret: Secret) -> None:
+        self.name = name
+        self.owners: set[Hashable] = set()
+        self.patterns = list(forms(secret.reveal()).items())
+        self.until = math.inf
+
+
+class _Layer:
+    """Some secrets in one set of patterns."""
+
+    __slots__ = ("names", "patterns", "secrets")
+
+    def __init__(self, secrets: Iterable[_Watched]) -> None:
+        self.secrets = tuple(secrets)
+        known: dict[bytes, tuple[bool, str]] = {}
+        for watched in self.secrets:
+            for pattern, word in watched.patterns:
+                before = known.get(pattern)
+                if before is None or (before[0] and not word):
+                    known[pattern] = (word, watched.name)
+        found = sorted(known)
+        self.names = [known[pattern][1] for pattern in found]
+        self.patterns = PatternSet(found, bytes(known[pattern][0] for pattern in found))
+
+
+class Tripwire:
+    """See the module. One for the process. Every method may be called in any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._current: dict[Hashable, Secret] = {}
+        self._watched: dict[Secret, _Watched] = {}
+        self._layers: tuple[_Layer, ...] = ()
+        self._tidying = False
+        self._hits: dict[tuple[str, str], int] = {}
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Tripwire: {len(self._watched)} secrets>"
+
+    # -- which secrets ---------------------------------------------------------------------------
+
+    def watch(self, owner: Hashable, name: str, secret: Secret) -> None:
+        """`secret` is what `owner` (a reference, say) stands for from now on; `name` is for alarms.
+
+        Nothing happens if it did so before; else the earlier value becomes an older version. A value
+        with no form that can be told from ordinary text is not searched for (`forms`).
+        """
+        with self._lock:
+            if self._current.get(owner) == secret:
+                return
+            self._release(owner)
+            self._current[owner] = secret
+            watched = self._watched.get(secret)
+            if watched is None:
+                watched = self._watched[secret] = _Watched(name, secret)
+                self._add(watched)
+            watched.owners.add(owner)
+            watched.until = math.inf
+
+    def release(self, owner: Hashable) -> None:
+        """`owner` stands for nothing any more; what it stood for is an older version now."""
+        with self._lock:
+            self._release(owner)
+
+    def _release(self, owner: Hashable) -> None:
+        before = self._current.pop(owner, None)
+        if before is not None:
+            watched = self._watched[before]
+            watched.owners.discard(owner)
+            if not watched.owners:
+                watched.until = self._clock() + KEPT
+
+    def _add(self, watched: _Watched) -> None:
+        layers = self._layers
+        if layers and len(layers[-1].secrets) < _YOUNG:
+            self._layers = (*layers[:-1], _Layer((*layers[-1].secrets, watched)))
+        else:
+            self._layers = (*layers, _Layer((watched,)))
+
+    @property
+    def untidy(self) -> bool:
+        """Whether `tidy` has something to do: call it then, in a worker thread."""
+        return len(self._layers) > 2 and not self._tidying
+
+    def tidy(self) -> None:
+        """Make one set of many, without older versions whose time is over. Milliseconds for thousands of
+        secrets, and the lock is held for none of them."""
+        with self._lock:
+            if self._tidying:
+                return
+            self._tidying = True
+            now = self._clock()
+            for secret in [secret for secret, watched in self._watched.items() if watched.until < now]:
+                del self._watched[secret]
+            taken = len(self._layers)
+            secrets = list(self._watched.values())
+        layer = None
+        try:
+            layer = _Layer(secrets)
+        finally:
+            with self._lock:
+                self._tidying = False
+                if layer is not None:
+                    self._settle(layer, taken)
+
+    def _settle(self, layer: _Layer, taken: int) -> None:
+        # The last layer taken may have grown meanwhile: its newcomers are in no other.
+        known = {id(watched) for watched in layer.secrets}
+        late = [
+            watched
+            for each in self._layers[taken - 1 :]
+            for watched in each.secrets
+            if id(watched) not in known and watched.until >= self._clock()
+        ]
+        self._layers = (layer, _Layer(late)) if late else (layer,)
+
+    def statistics(self) -> TripwireStatistics:
+        with self._lock:
+            return TripwireStatistics(len(self._watched), dict(self._hits))
+
+    # -- what is about to be shown ---------------------------------------------------------------
+
+    def octets(self, data: bytes, place: str) -> bytes:
+        """`data` with each secret in it masked; an alarm names `place`. Without one, the same object."""
+        for layer in self._layers:
+            if layer.patterns.search(data) is not None:
+                return self._masked(data, place)
+        return data
+
+    def text(self, text: str, place: str) -> str:
+        """Likewise."""
+        if not self._layers:
+            return text
+        data = text.encode("utf-8", "surrogatepass")
+        masked = self.octets(data, place)
+        return text if masked is data else masked.decode("utf-8", "replace")
+
+    def json_lines(self, lines: bytes, place: str, ours: frozenset[str] = frozenset()) -> bytes:
+        """Likewise for objects of JSON, one in a line, which stay that: inside of strings is looked alone.
+
+        `ours`: names of outer members whose value is a word of our own and no text of anybody's.
+        """
+        for layer in self._layers:
+            if layer.patterns.search(lines) is not None:
+                break
+        else:
+            return lines
+        return b"".join(
+            self._json_line(line, place, ours) if self._shows(line) else line
+            for line in lines.splitlines(keepends=True)
+        )
+
+    def _shows(self, data: bytes) -> bool:
+        return any(layer.patterns.search(data) is not None for layer in self._layers)
+
+    def _json_line(self, line: bytes, place: str, ours: frozenset[str]) -> bytes:
+        return rewritten(line, lambda text: self.text(text, place), ours)
+
+    def _masked(self, data: bytes, place: str) -> bytes:
+        spans: list[tuple[int, int]] = []
+        names: dict[str, None] = {}
+        for layer in self._layers:
+            for begin, end, number in layer.patterns.search(data) or ():
+                spans.append((begin, end))
+                names[layer.names[number]] = None
+        parts = []
+        at = 0
+        for begin, end in sorted(spans):
+            if begin >= at:
+                parts += [data[at:begin], MARK]
+            at = max(at, end)
+        parts.append(data[at:])
+        for name in names:
+            self._alarm(place, name)
+        return b"".join(parts)
+
+    def _alarm(self, place: str, name: str) -> None:
+        key = (place, name)
+        now = self._clock()
+        with self._lock:
+            if key not in self._hits and len(self._hits) >= _REMEMBERED:
+                key = (place, "others")
+            count = self._hits[key] = self._hits.get(key, 0) + 1
+            told_at, told = self._told.get(key, (-math.inf, 0))
+            if now - told_at < _REPORT:
+                return
+            self._told[key] = (now, count)
+        more = f" ({count - told - 1} times more in between)" if count - told > 1 else ""
+        logger.error(
+            "LEAK: the secret of %s was about to be shown in %s; it was masked%s", key[1], place, more
+        )
