@@ -45,6 +45,7 @@ from engine.queues.limits import LocalLimits
 from engine.shaping import HostsOf, ShapingService, State, Unresolved, open_shaping
 from engine.signals import Signals
 from engine.spool import Spool, claim_spool, open_spool
+from engine.tripwire import Tripwire
 from engine.watchdog import open_watchdog
 from policy.runtime import MemoryDeclaration
 
@@ -104,6 +105,8 @@ class Outside:
     """
 
     key_sources: Mapping[type, KeySource] = {}
+    tripwire: Tripwire | None = None
+    """Knows the live secrets; None: `open_engine` makes one."""
 
     @asynccontextmanager
     async def open_stores(
@@ -115,7 +118,7 @@ class Outside:
         """
         async with (
             claim_spool(spool.path) as claim,
-            open_log(logs, bounces=bounces) as log,
+            open_log(logs, bounces=bounces, tripwire=self.tripwire) as log,
             open_spool(
                 claim,
                 segment_size=spool.segment_size,
@@ -160,6 +163,8 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
     address). Call `Engine.drain` before leaving for a graceful end.
     """
     outside = outside if outside is not None else Outside()
+    if outside.tripwire is None:
+        outside.tripwire = Tripwire()
     declarations = await policy.run_init()
     spool_declaration = declarations.spool
     if spool_declaration is None:
@@ -171,7 +176,7 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
     async with (
         _watched(hooks),
         outside.open_stores(spool_declaration, declarations.logs, policy.hooks.bounces) as (log, spool),
-        open_keys(hooks, instead=outside.key_sources) as keys,
+        open_keys(hooks, instead=outside.key_sources, tripwire=outside.tripwire) as keys,
     ):
         resolver = Resolver(
             outside.dns(),
@@ -216,6 +221,7 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
                 keys=keys,
                 hostname=hostname,
                 memory=Memory(unfinished_limit(memory, declarations)),
+                tripwire=outside.tripwire,
                 listen=outside.listen,
             ) as listeners:
                 resolver.own = own_hosts(declarations, listeners.addresses)
@@ -296,6 +302,7 @@ async def serve(
     *,
     started: Callable[[Engine], None] | None = None,
     signals: Signals | None = None,
+    tripwire: Tripwire | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain; a second signal leaves at once.
 
@@ -304,11 +311,12 @@ async def serve(
     Everything that got its 250 is in the spool whatever happens. The process ends within those
     limits plus 25 s even if a disk, a thread or a hook hangs. SIGHUP is logged and changes nothing.
 
-    `signals`: they are handled already, since before the event loop. Main thread only.
+    `signals`: they are handled already, since before the event loop. `tripwire`: the one that looks at the
+    diagnostics, too. Main thread only.
     """
     if signals is None:
         with Signals() as signals:
-            await serve(policy, started=started, signals=signals)
+            await serve(policy, started=started, signals=signals, tripwire=tripwire)
         return
     logger.info("Posthorn %s, policy %s, %s hot path", __version__, policy.path, _fast.ACTIVE)
     for note in policy.notes:
@@ -317,10 +325,12 @@ async def serve(
         logger.warning("the compiled hot path is not active; this is several times slower")
     _raise_file_limit()
     life = _Life(signals)
+    outside = Outside()
+    outside.tripwire = tripwire
     with signals.in_loop(), _tuned_collector():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(life.obey, nursery.cancel_scope)
-            async with open_engine(policy) as engine:
+            async with open_engine(policy, outside) as engine:
                 # What was loaded so far lives as long as the process: the collector need not look again.
                 gc.collect()
                 gc.freeze()

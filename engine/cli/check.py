@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import trio
 from cyclopts import Parameter
 
 from engine.cli.report import guarded
+
+if TYPE_CHECKING:
+    from engine.tripwire import Tripwire
 
 __all__ = ["check"]
 
@@ -38,10 +41,19 @@ def check(
     offline
         Read no URL of the shaping files and ask no DNS.
     """
-    return guarded(lambda: trio.run(_check, policy, domain, secrets, offline), command="check")
+    from engine.tripwire import Tripwire
+
+    tripwire = Tripwire()
+    return guarded(
+        lambda: trio.run(_check, policy, domain, secrets, offline, tripwire),
+        command="check",
+        tripwire=tripwire,
+    )
 
 
-async def _check(path: Path | None, domains: list[str] | None, secrets: bool, offline: bool) -> None:
+async def _check(
+    path: Path | None, domains: list[str] | None, secrets: bool, offline: bool, tripwire: Tripwire
+) -> None:
     from engine.cli.inspection import SAMPLE, Inspection
     from engine.errors import HookError
     from policy import PolicyLoadError
@@ -57,9 +69,10 @@ async def _check(path: Path | None, domains: list[str] | None, secrets: bool, of
     found = Inspection(loaded, await loaded.run_init())
     await found.run(domains or [SAMPLE], offline=offline)
     if secrets:
-        await found.fetch_secrets()
+        await found.fetch_secrets(tripwire)
     if found.problems:
         raise ExceptionGroup("the policy has mistakes", [HookError(problem) for problem in found.problems])
-    print(f"{loaded.path}: ok")
+    lines = [f"{loaded.path}: ok"]
     for name, text in [*found.facts, *(("note", note) for note in found.notes)]:
-        print(f"  {name:<10} {text}")
+        lines.append(f"  {name:<10} {text}")
+    print(tripwire.text("\n".join(lines), "standard output"))

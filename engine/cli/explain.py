@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import trio
 from cyclopts import Parameter
 
 from engine.cli.report import guarded
 
 __all__ = ["explain"]
+
+_PLACE = "standard output"
 
 
 def explain(
@@ -51,11 +54,19 @@ def explain(
         One JSON object instead of text.
     """
 
+    from engine.tripwire import Tripwire
+
+    tripwire = Tripwire()
+
     async def run() -> None:
         from engine.cli.explanation import Question, explained
 
         question = Question(address, source, tenant, campaign, routing_domain, secrets)
-        found = await explained(policy, question)
-        print(found.as_json() if json else found.as_text())
+        found = await explained(policy, question, tripwire)
+        if json:
+            line = tripwire.json_lines(found.as_json().encode(), _PLACE)
+            print(msgspec.json.format(line).decode())
+        else:
+            print(tripwire.text(found.as_text(), _PLACE))
 
-    return guarded(lambda: trio.run(run), command="explain")
+    return guarded(lambda: trio.run(run), command="explain", tripwire=tripwire)

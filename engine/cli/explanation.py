@@ -20,6 +20,7 @@ from engine.queues.limits import LocalLimits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import ScheduledQueue
 from engine.shaping import Automation, State, open_shaping
+from engine.tripwire import Tripwire
 from policy.egress import EgressPath, QueueConfig
 from policy.load import load_policy
 from policy.release import Release
@@ -112,7 +113,7 @@ class Explanation(msgspec.Struct, frozen=True):
 
     def as_json(self) -> str:
         """One JSON object."""
-        return msgspec.json.format(msgspec.json.encode(self)).decode()
+        return msgspec.json.encode(self).decode()
 
     def as_text(self) -> str:
         """For a terminal."""
@@ -142,8 +143,10 @@ class Explanation(msgspec.Struct, frozen=True):
         return "\n".join(rows)
 
 
-async def explained(path: Path | None, question: Question) -> Explanation:
-    """Ask what the engine would ask. Raises: ConfigError, HookError, PolicyError."""
+async def explained(path: Path | None, question: Question, tripwire: Tripwire) -> Explanation:
+    """Ask what the engine would ask. `tripwire` is told the secrets that were fetched for it.
+
+    Raises: ConfigError, HookError, PolicyError."""
     loaded = load_policy(path)
     declarations = await loaded.run_init()
     hooks = AskedHooks(loaded)
@@ -164,7 +167,7 @@ async def explained(path: Path | None, question: Question) -> Explanation:
     spool = declarations.spool
     state = State(spool.path, writes=False) if spool is not None else None
     async with (
-        open_keys(hooks) as keys,
+        open_keys(hooks, tripwire=tripwire) as keys,
         open_shaping(loaded.hooks.shapers, hosts_of(resolver), state) as shaping,
     ):
         try:

@@ -26,6 +26,7 @@ from engine.egress.site import asked_for, mx_list_site
 from engine.errors import ConfigError, HookError, SecretUnavailable
 from engine.ingress.logins import offered
 from engine.keys import SourceFailure, key_sources, open_keys
+from engine.tripwire import Tripwire
 from policy import Reject
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, QueueConfig
 from policy.errors import did_you_mean
@@ -83,9 +84,9 @@ class Inspection:
         servers = os.environ.get("POSTHORN_DNS_SERVERS", "").split()
         return Resolver(StubResolver(servers), hosts=HostsFile(), own=own_hosts(self._declarations))
 
-    async def fetch_secrets(self) -> None:
+    async def fetch_secrets(self, tripwire: Tripwire) -> None:
         """Fetch every secret that was met; one that cannot be had is a mistake. None is shown."""
-        async with open_keys(self._hooks) as keys:
+        async with open_keys(self._hooks, tripwire=tripwire) as keys:
             for key, where in self.keys.items():
                 try:
                     credential = await keys.fetch(key)

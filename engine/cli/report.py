@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.tripwire import Tripwire
 
 __all__ = ["INTERRUPTED", "guarded"]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the signal's number, as shells have it."""
 
+_PLACE = "standard error"
+
 _BROKEN_PIPE = 141
 """The same for a reader that went away (``posthorn check x.py | head -1``)."""
 
 
-def guarded(call: Callable[[], object], *, command: str) -> int:
+def guarded(call: Callable[[], object], *, command: str, tripwire: Tripwire | None = None) -> int:
     """Run a command; the exit status.
 
     0 when it returned; 2 when everything it raised is a mistake in a policy, the configuration or
     the surroundings, each told in one line; 130 after Ctrl-C. Nobody reads any more: quietly 141.
     Anything else is a defect and keeps its traceback.
+
+    `tripwire`: of a command that handles secrets. What it says of an error then shows none of them; the
+    traceback of a defect is written here, and the status is 1.
     """
     from engine.errors import ConfigError, HookError, SpoolError
     from policy import PolicyError, Reject
@@ -39,15 +49,19 @@ def guarded(call: Callable[[], object], *, command: str) -> int:
             _forget_output()
             return _BROKEN_PIPE
         if not all(isinstance(leaf, expected) for leaf in found):
-            raise
-        _tell(command, found)
+            if tripwire is None:
+                raise
+            sys.stderr.write(tripwire.text(traceback.format_exc(), _PLACE))
+            return 1
+        _tell(command, found, tripwire)
         return 2
     return 0
 
 
-def _tell(command: str, what: Iterable[object]) -> None:
+def _tell(command: str, what: Iterable[object], tripwire: Tripwire | None = None) -> None:
+    said = "".join(f"posthorn {command}: {one}\n" for one in what)
     # In one write: what other processes say on the same terminal or file comes before it or behind it.
-    sys.stderr.write("".join(f"posthorn {command}: {one}\n" for one in what))
+    sys.stderr.write(said if tripwire is None else tripwire.text(said, _PLACE))
 
 
 def _forget_output() -> None:

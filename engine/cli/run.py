@@ -45,12 +45,15 @@ def _run(signals: Signals, policy: Path | None, log_level: str, log_format: str)
 
     from engine.app import serve
     from engine.log.diagnostics import diagnostics
+    from engine.tripwire import Tripwire
     from policy.load import load_policy
+
+    tripwire = Tripwire()
 
     def run_it() -> None:
         loaded = load_policy(policy)
         if not signals.note_only():
-            trio.run(lambda: serve(loaded, signals=signals))
+            trio.run(lambda: serve(loaded, signals=signals, tripwire=tripwire))
 
-    with diagnostics(level=log_level, style=log_format):
-        return guarded(run_it, command="run")
+    with diagnostics(level=log_level, style=log_format, tripwire=tripwire):
+        return guarded(run_it, command="run", tripwire=tripwire)

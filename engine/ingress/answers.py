@@ -15,6 +15,7 @@ import trio
 
 from engine.errors import HookError
 from engine.smtp import Address, Auth, AuthLookup, BodyReceived, Hello, Mail, Rcpt, Reply, ServerSession
+from engine.tripwire import keep_private, private
 from policy.hooks import Reject
 
 from .connection import Connection
@@ -224,6 +225,9 @@ class Answers:
         guesses = self._service.guesses
         authz = event.authzid or event.authcid
         peer, account = connection.peer, event.authcid or authz
+        for said in (event.password, event.token):
+            if said is not None:
+                keep_private(said)  # before any hook sees it
         self._stop_clock()
         rejected: Reject | None = None
         try:
@@ -293,13 +297,13 @@ class Answers:
     def _reply_of(self, reject: Reject) -> tuple[Reply, bool]:
         enhanced = reject.enhanced or f"{reject.code // 100}.0.0"
         close = reject.code == 421 or reject.mode == "ForceDisconnect"
-        return Reply(reject.code, enhanced, reject.text), close
+        return Reply(reject.code, enhanced, private(reject.text)), close
 
     def _blame(self, error: HookError, *, traceback: bool = True) -> str:
         """Tell the operator which hook failed where; the client is told nothing of it. Returns the
         cause for the refusal's record."""
         logger.error("%s", error, exc_info=error.__cause__ if traceback else None)
-        return f"hook-error: {error}"
+        return private(f"hook-error: {error}")
 
     def report(self) -> None:
         """Write a Rejection record for each command refused since the last time."""
@@ -314,7 +318,7 @@ class Answers:
             record.code = refusal.reply.code
             record.enhanced_code = refusal.reply.enhanced
             record.content = refusal.reply.text
-            record.command = refusal.command
+            record.command = private(refusal.command)
             record.cause = refusal.cause
             service.log.write(record)
         service.counters.rejections += len(refusals)

@@ -17,6 +17,7 @@ import trio
 from engine.errors import ConfigError, ConnectionLost
 from engine.net import Listener, Stream, open_listener
 from engine.smtp import Reply
+from engine.tripwire import Tripwire
 
 from .accept import Enqueue
 from .guesses import Guesses, peer_group
@@ -201,6 +202,7 @@ async def open_listeners(
     keys: KeyRing,
     hostname: str,
     memory: Memory,
+    tripwire: Tripwire | None = None,
     listen: Callable[[str, int], Listener] = open_listener,
 ) -> AsyncIterator[Listeners]:
     """Bind all listeners, then accept on them; owner of the accept loops and the inbound sessions.
@@ -208,12 +210,14 @@ async def open_listeners(
     Call `Listeners.drain` before leaving for a graceful end; leaving the block cancels what is
     left (a commit under way is finished first). `hostname` serves listeners that declare none; `memory`
     is that of messages under way, for all of them; `listen` binds an address and port.
+    `tripwire` knows the secrets that no reply may hold.
 
     Raises: ConfigError naming the address that cannot be listened on, or the mechanism that no hook
     serves, and why.
     """
     listeners = Listeners(PeerLimits())
     guesses = Guesses()
+    tripwire = tripwire if tripwire is not None else Tripwire()
     try:
         for declaration in declarations:
             where = declaration.listen
@@ -237,6 +241,7 @@ async def open_listeners(
                 mechanisms=mechanisms,
                 guesses=guesses,
                 memory=memory,
+                tripwire=tripwire,
             )
             listeners.add(listener, service)
         async with trio.open_nursery() as nursery:

@@ -19,6 +19,7 @@ import trio
 
 from engine.errors import ConfigError, HookError
 from engine.smtp import MECHANISMS, Auth, AuthLookup, Known, ServerSession, password_fits
+from engine.tripwire import keep_private
 from policy.scramkeys import LEAST_ITERATIONS, ScramHash, ScramKeys
 from policy.secret import Secret
 
@@ -68,6 +69,8 @@ class Users:
         known: Known = answer if isinstance(answer, Secret | ScramKeys) else None
         if isinstance(known, ScramKeys):
             self._iterations = known.iterations
+        elif isinstance(known, Secret):
+            keep_private(known)
         unknown = self._unknown(event.authcid, "SHA-1" if "SHA-1" in event.mechanism else "SHA-256")
         # Iterations of a hash, stored ones or made up: not in the event loop.
         await trio.to_thread.run_sync(session.known, known, unknown, limiter=self._limiter)
@@ -98,6 +101,8 @@ class Users:
         answer = await self._store.wait(event.authcid, event.mechanism, None, meta)
         if answer is True:
             raise _wrong(event.mechanism, "True", "the user's password or policy.scram_keys(...)")
+        if isinstance(answer, Secret):
+            keep_private(answer)
         if isinstance(answer, ScramKeys):
             right = await trio.to_thread.run_sync(password_fits, password, answer, limiter=self._limiter)
         else:

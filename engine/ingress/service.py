@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.log import Log
     from engine.memory import Memory
     from engine.spool import Spool
+    from engine.tripwire import Tripwire
     from policy.ingress import ListenerDeclaration
 
     from .guesses import Guesses
@@ -72,7 +73,7 @@ def _nonce() -> str:
 
 class Service:
     """One listener's settings and services. `address`: what hooks are told as `listener`. `mechanisms`: of
-    AUTH, see `logins.offered`. `guesses`, `memory`: shared by all listeners."""
+    AUTH, see `logins.offered`. `guesses`, `memory`, `tripwire`: shared by all listeners."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class Service:
         mechanisms: tuple[str, ...] = (),
         guesses: Guesses,
         memory: Memory,
+        tripwire: Tripwire,
     ) -> None:
         self.declaration = declaration
         self.hostname = declaration.hostname or hostname
@@ -113,6 +115,9 @@ class Service:
         self.users = Users(plain, store)
         self.guesses = guesses
         self.memory = memory
+        self.tripwire = tripwire
+        self.replies = f"replies of {address}"
+        """How alarms call what sessions say."""
         self.on_mail = Ask(hooks, "smtp_server_mail_from")
         self.on_rcpt = Ask(hooks, "smtp_server_rcpt_to")
         self.on_domain = Ask(hooks, "get_listener_domain")

@@ -264,7 +264,7 @@ class InboundSession:
             self._answers.report()
             if session.closing:
                 return  # what is left to say is said at the end
-            output = session.data_to_send()
+            output = self._output()
             if output:
                 self._stage = _SENDING
                 await stream.send_all(output)
@@ -306,13 +306,17 @@ class InboundSession:
                 self._stage = _READING
                 return
 
+    def _output(self) -> bytes:
+        """What is to be said, without any live secret: hooks may put anything into a reply."""
+        return self._service.tripwire.octets(self._session.data_to_send(), self._service.replies)
+
     async def _pay(self, waiting: Coroutine[Any, Any, None] | None = None) -> None:
         """Send the reply to a final dot before anything is awaited that stands behind it: a client
         that gives up waiting for it sends the message again (RFC 1047; reliability D6)."""
         self._owed = None
         try:
             self._stage = _SENDING
-            await self._stream.send_all(self._session.data_to_send())
+            await self._stream.send_all(self._output())
             self._stage = _WORKING
         except BaseException:
             if waiting is not None:
@@ -373,7 +377,7 @@ class InboundSession:
         self._answers.report()
         if self._stage is _SENDING:
             return
-        output = self._session.data_to_send()
+        output = self._output()
         stream = self._stream
         if output:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE):
@@ -413,7 +417,7 @@ class InboundSession:
         if session.closing:
             return  # there was something behind the STARTTLS in plain text
         self._stage = _SENDING  # from here on no plain text may follow, whatever happens
-        await stream.send_all(session.data_to_send())
+        await stream.send_all(self._output())
         with trio.move_on_after(TLS_HANDSHAKE) as scope:
             try:
                 await stream.start_tls(context, server_side=True)

@@ -47,7 +47,6 @@ OURS = frozenset(
         "created_time",
         "nodeid",
         "session_id",
-        "cause",
         "next_due",
         "tls_cipher",
         "tls_protocol_version",

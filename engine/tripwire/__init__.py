@@ -6,6 +6,6 @@ a command is searched for every live secret; what is found is masked, counted, a
 """
 
 from .forms import SHORTEST, forms
-from .wire import KEPT, MARK, Tripwire, TripwireStatistics, masking, private
+from .wire import KEPT, MARK, Tripwire, TripwireStatistics, keep_private, private
 
-__all__ = ["KEPT", "MARK", "SHORTEST", "Tripwire", "TripwireStatistics", "forms", "masking", "private"]
+__all__ = ["KEPT", "MARK", "SHORTEST", "Tripwire", "TripwireStatistics", "forms", "keep_private", "private"]

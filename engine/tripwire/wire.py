@@ -2,7 +2,7 @@
 
 Key sources register what they resolve (`Tripwire.watch`); an older version stays registered for `KEPT`
 seconds, because sessions that used it may still be under way. A client's password is known to the
-session it was said in and to nobody else (`private`): clients choose what they send, and one that says
+session it was said in and to nobody else (`keep_private`): clients choose what they send, and one that says
 ``delivered`` must not make that word vanish from everybody's records.
 
 Sets of patterns do not change: a new secret goes into a small one that is made on the spot, `tidy` brings
@@ -26,7 +26,7 @@ from policy.secret import Secret
 from .forms import forms
 from .jsonlines import rewritten
 
-__all__ = ["KEPT", "MARK", "Tripwire", "TripwireStatistics", "masking", "private"]
+__all__ = ["KEPT", "MARK", "Tripwire", "TripwireStatistics", "keep_private", "private"]
 
 logger = logging.getLogger("posthorn.tripwire")
 
@@ -42,15 +42,6 @@ _YOUNG = 32
 """Secrets up to which a new one is added on the spot: a third of a millisecond of the event loop."""
 _REMEMBERED = 10_000
 """Places and names that alarms are counted for."""
-
-masking: ContextVar[Callable[[str], str] | None] = ContextVar("masking", default=None)
-"""What hides the secrets of the session that the running task serves; see `private`."""
-
-
-def private(text: str) -> str:
-    """`text` without the passwords that this session's client has said. They are its own: no alarm."""
-    mask = masking.get()
-    return text if mask is None else mask(text)
 
 
 class TripwireStatistics(msgspec.Struct, frozen=True):
@@ -89,6 +80,45 @@ class _Layer:
         found = sorted(known)
         self.names = [known[pattern][1] for pattern in found]
         self.patterns = PatternSet(found, bytes(known[pattern][0] for pattern in found))
+
+
+_SAID = 8
+"""Passwords of one session that are remembered; it may try fewer."""
+_said: ContextVar[_Layer | None] = ContextVar("said", default=None)
+
+
+def keep_private(secret: Secret) -> None:
+    """From now on `private` hides `secret` in what the running task, and threads it waits for, have to tell:
+    the password a client has just said, or what is stored of it."""
+    layer = _said.get()
+    before = layer.secrets[1 - _SAID :] if layer is not None else ()
+    _said.set(_Layer((*before, _Watched("", secret))))
+
+
+def private(text: str) -> str:
+    """`text` without what this session keeps private. That is its client's own: no alarm, and what other
+    sessions tell is not touched."""
+    layer = _said.get()
+    if layer is None:
+        return text
+    data = text.encode("utf-8", "surrogatepass")
+    found = layer.patterns.search(data)
+    return (
+        text
+        if found is None
+        else _without(data, [(begin, end) for begin, end, _ in found]).decode("utf-8", "replace")
+    )
+
+
+def _without(data: bytes, spans: list[tuple[int, int]]) -> bytes:
+    parts = []
+    at = 0
+    for begin, end in sorted(spans):
+        if begin >= at:
+            parts += [data[at:begin], MARK]
+        at = max(at, end)
+    parts.append(data[at:])
+    return b"".join(parts)
 
 
 class Tripwire:
@@ -233,16 +263,9 @@ class Tripwire:
             for begin, end, number in layer.patterns.search(data) or ():
                 spans.append((begin, end))
                 names[layer.names[number]] = None
-        parts = []
-        at = 0
-        for begin, end in sorted(spans):
-            if begin >= at:
-                parts += [data[at:begin], MARK]
-            at = max(at, end)
-        parts.append(data[at:])
         for name in names:
             self._alarm(place, name)
-        return b"".join(parts)
+        return _without(data, spans)
 
     def _alarm(self, place: str, name: str) -> None:
         key = (place, name)
