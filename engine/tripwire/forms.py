@@ -22,6 +22,8 @@ _WHOLE = 128
 """Octets up to which a secret is searched for in one piece."""
 _PIECE = 96
 _OVERLAP = 6  # so that no digit of base64 between two pieces is left over
+_LONGEST = 1024
+"""Octets of a form: eight for each one of the piece, and some are escaped with more."""
 _LINE = 16
 """Octets a line of a longer secret must have: what is shorter may be a brace or a word."""
 
@@ -43,7 +45,7 @@ def forms(secret: bytes) -> dict[bytes, bool]:
             found.setdefault(piece, len(piece) < _WORD and _PLAIN_WORD.fullmatch(piece) is not None)
         for form in _escaped(piece):
             if len(form) >= SHORTEST:
-                found.setdefault(form, False)
+                found.setdefault(form[:_LONGEST], False)
         for form in _encoded(piece):
             if len(form) >= _ENCODED:
                 found.setdefault(form, False)
@@ -76,21 +78,13 @@ def _escaped(piece: bytes) -> Iterator[bytes]:
     coded = quote_plus(piece)
     yield coded.encode()
     yield _lower_hex(coded).encode()
-    shown = {repr(piece)[2:-1]}
-    try:
-        text = piece.decode()
-    except UnicodeDecodeError:
-        text = piece.decode("utf-8", "backslashreplace")
-        shown.add(text)
-        lossy = piece.decode("utf-8", "replace")
-        if lossy.count("\ufffd") * 2 < len(lossy):
-            shown.add(lossy)
-    shown.add(repr(text)[1:-1])
-    for ascii_only in (True, False):
-        once = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
-        shown |= {once, json.dumps(once, ensure_ascii=ascii_only)[1:-1]}
-    # Python's own escapes may be inside JSON.
-    shown |= {json.dumps(form)[1:-1] for form in list(shown)}
+    texts = {piece.decode("utf-8", "backslashreplace")}
+    lossy = piece.decode("utf-8", "replace")
+    if lossy.count("\ufffd") * 2 < len(lossy):
+        texts.add(lossy)
+    shown = {repr(piece)[2:-1], *texts, *(repr(text)[1:-1] for text in texts)}
+    for _ in range(2):  # JSON inside of JSON, and Python's escapes there
+        shown |= {json.dumps(text, ensure_ascii=plain)[1:-1] for text in shown for plain in (True, False)}
     for form in shown:
         yield form.encode("utf-8", "replace")
 

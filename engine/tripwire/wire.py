@@ -84,12 +84,17 @@ class _Layer:
 
 _SAID = 8
 """Passwords of one session that are remembered; it may try fewer."""
+_LONGEST_SAID = 2048
+"""Octets of each that are hidden: clients must not make us work for more."""
 _said: ContextVar[_Layer | None] = ContextVar("said", default=None)
 
 
 def keep_private(secret: Secret) -> None:
     """From now on `private` hides `secret` in what the running task, and threads it waits for, have to tell:
     the password a client has just said, or what is stored of it."""
+    value = secret.reveal()
+    if len(value) > _LONGEST_SAID:
+        secret = Secret(value[:_LONGEST_SAID])
     layer = _said.get()
     before = layer.secrets[1 - _SAID :] if layer is not None else ()
     _said.set(_Layer((*before, _Watched("", secret))))

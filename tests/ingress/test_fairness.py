@@ -15,6 +15,7 @@ from engine.ingress.guesses import Guesses
 from engine.ingress.service import Service
 from engine.ingress.smtp import InboundSession
 from engine.memory import Memory
+from engine.tripwire import Tripwire
 from policy.ingress import LISTENER
 from tests.ingress.peer import BODY, ENVELOPE, FakeLog, FakeSpool, NoKeys, make_hooks, open_relay
 
@@ -63,6 +64,7 @@ def _session(stream: Any, hooks: dict[str, Callable[..., Any]], options: dict[st
         keys=NoKeys(),  # type: ignore[arg-type]
         guesses=Guesses(),
         memory=Memory(1 << 30),
+        tripwire=Tripwire(),
     )
     return InboundSession(stream, service)
 

@@ -97,6 +97,8 @@ class Relay:
         self.process: subprocess.Popen[bytes] | None = None
         self._env = env
         self._level = level
+        self.style = "plain"
+        """Of the diagnostics; to be set before the start."""
         self._starts = 0
 
     # -- life ------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class Relay:
         self._starts += 1
         with self._output("stdout").open("wb") as out, self._output("stderr").open("wb") as err:
             self.process = subprocess.Popen(
-                [*command(), "run", str(self.policy), "--log-level", self._level],
+                [*command(), "run", str(self.policy), "--log-level", self._level, "--log-format", self.style],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
