@@ -8,9 +8,10 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.micro import shaping as of_shaping
+from bench.micro import tripwire as of_tripwire
 from bench.micro.cases import CASES, TWINS
 from bench.micro.measure import facts, nanoseconds
-from bench.micro.shaping import measured
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -57,11 +58,13 @@ def main() -> None:
                 "compiled_mb_per_s": round(speed, 1),
             }
         )
-    shaping: list[dict[str, object]] = []
-    if not arguments.only or arguments.only in "shaping load look-up":
-        shaping = measured(seconds=arguments.seconds)
-        for found in shaping:
-            print(row.format(found["function"], found["input"], shown(float(str(found["ns"]))), "", "", ""))
+    parts = {"shaping load look-up": of_shaping.measured, "tripwire": of_tripwire.measured}
+    found: dict[str, list[dict[str, object]]] = {}
+    for name, measured in parts.items():
+        if not arguments.only or arguments.only in name:
+            found[name.split()[0]] = figures = measured(seconds=arguments.seconds)
+            for each in figures:
+                print(row.format(each["function"], each["input"], shown(float(str(each["ns"]))), "", "", ""))
     if arguments.only:
         return
     now = datetime.now(UTC)
@@ -74,7 +77,7 @@ def main() -> None:
                 "date": now.isoformat(timespec="seconds"),
                 **facts(command),
                 "results": results,
-                "shaping": shaping,
+                **found,
             },
             indent=1,
         )

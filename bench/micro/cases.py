@@ -102,6 +102,17 @@ def plain(function: str, name: str, *args: Any) -> Case:
 
 SMALL, LARGE = text(4096), text(100_000)
 
+PATTERNS = sorted({b"%s%06d" % (word, n) for n in range(1000) for word in (b"password-", b"token-")})
+
+
+def search(name: str, octets: bytes) -> Case:
+    def make(twin: Twin) -> Callable[[], object]:
+        patterns = twin["PatternSet"](PATTERNS, bytes(len(PATTERNS)))
+        return lambda: patterns.search(octets)
+
+    return Case("PatternSet", name, len(octets), make)
+
+
 CASES = [
     lines("MAIL, RCPT, DATA in one feed", b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"),
     lines("one short command", b"QUIT\r\n"),
@@ -125,4 +136,5 @@ CASES = [
     plain("scan", "100 KB", LARGE),
     plain("header_end", "4 KiB", SMALL),
     plain("header_index", "20 fields", SMALL, len(HEADER)),
+    search("2,000 patterns in 100 KB", LARGE),
 ]
