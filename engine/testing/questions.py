@@ -27,6 +27,7 @@ from policy.egress import EgressPath, EgressSource, QueueConfig
 from policy.hooks import EVENTS
 from policy.runtime import Declarations
 from policy.shaping import Failure, Found
+from policy.shaping.rules import INTERNAL
 from policy.shaping.shown import shown_key
 from policy.units import parse_duration
 
@@ -207,21 +208,23 @@ class Questions:
             source = next(iter(sites))
         if source not in sites:
             raise LookupError(f"mail for {name.route} leaves from {', '.join(sites)}, not from {source}")
-        first = text.partition(" ")[0]
+        first, _, rest = text.partition(" ")
+        enhanced = first if first.count(".") == 2 and first.replace(".", "").isdigit() else ""
         failure = Failure(
             name.route,
             source,
             asked_for(sites[source]),
             int(code),
-            first if first.count(".") == 2 and first.replace(".", "").isdigit() else "",
+            enhanced,
             f"{code} {text}",
             command,
+            internal=(rest if enhanced else text).startswith(INTERNAL),
             tenant=name.tenant,
             campaign=name.campaign,
         )
         done: list[str] = []
         for shaper in self._policy.hooks.shapers:
-            for match in shaper.orders.judge(shaper.table, failure, self.now):
+            for match in shaper.orders.judge(shaper.table, shaper.classed(failure), self.now):
                 done += [action.shown for order, action, _ in match.orders if not order.shadow]
             shaper.use_orders()
         return tuple(done)

@@ -162,3 +162,30 @@ def test_hooks_without_a_file() -> None:
     path = policy.make_egress_path(enable_tls="Required")
     asked = load({"get_egress_path_config": lambda domain, site_name: path}, dns=DNS)
     assert asked.path("bob@example.com") == path
+
+
+def test_rules_on_bounce_classes_and_on_replies_of_our_own(tmp_path: Path) -> None:
+    (tmp_path / "shaping.toml").write_text(
+        """
+[[default.automation]]
+class = "QuotaIssues"
+action = "Suspend"
+duration = "1 hour"
+
+[[default.automation]]
+regex = "is held"
+match_internal = true
+action = "SuspendTenant"
+duration = "1 hour"
+"""
+    )
+    (tmp_path / "mypolicy.py").write_text(
+        "import policy\n"
+        "policy.configure_bounce_classifier([policy.BOUNCES])\n"
+        'policy.shaping.setup(["shaping.toml"])\n'
+    )
+    asked = load(tmp_path / "mypolicy.py", dns=DNS)
+    assert asked.reply("bob@example.com", "452 4.2.2 mailbox full") == ("Suspend",)
+    assert asked.reply("bob@example.com", "451 Posthorn internal: is held", tenant="news") == (
+        "SuspendTenant",
+    )

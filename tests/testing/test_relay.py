@@ -123,6 +123,16 @@ async def test_only_the_relays_own_authority_is_trusted_and_only_meanwhile() -> 
     assert os.environ.get("SSL_CERT_FILE") == before
 
 
+@scenario
+async def test_tls_before_the_greeting() -> None:
+    hop = NextHop(tls=True, implicit=True)
+    given = path(enable_tls="Required", tls_implicit=True)
+    async with open_relay(given, hops={"example.com:465": hop}) as relay:
+        await relay.submit()
+        (record,) = await relay.wait_for("Delivery")
+        assert record.tls_verified and hop.commands[0] == "(tls)"
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs Debian's openssl")
 @scenario
 async def test_the_systems_certificates_are_not_trusted(
