@@ -78,6 +78,13 @@ def test_the_public_names() -> None:
         assert name.isupper() or inspect.getdoc(getattr(testing, name)), f"{name} has no docstring"
 
 
+def test_policies_do_not_load_the_engine() -> None:
+    said = "import policy, sys; print(any(name.partition('.')[0] == 'engine' for name in sys.modules))"
+    for names, loaded in (("", "False"), ("import policy.testing; ", "True")):
+        command = [sys.executable, "-c", names + said]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() == loaded
+
+
 @pytest.mark.parametrize("name", personas.__all__)
 def test_every_persona_says_what_is_observable(name: str) -> None:
     said = inspect.getdoc(getattr(personas, name)) or ""
