@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from .keysource import CommandKey, CredentialKey, EnvKey, FileKey, VaultKey
+from .keysource import AwsKey, AzureKey, CommandKey, CredentialKey, EnvKey, FileKey, GoogleKey, VaultKey
 
 __all__ = ["reaches"]
 
@@ -35,6 +35,8 @@ def reaches(value: Any, *, public: bool = False) -> str:
         and value.auth is None
     ):
         return "send this machine's Vault token to a vault_address"
+    if isinstance(value, AzureKey) or (isinstance(value, AwsKey | GoogleKey) and value.endpoint is not None):
+        return "log in for this machine at a server that it names"
     if isinstance(value, msgspec.Struct):
         inner = (reaches(getattr(value, name)) for name in value.__struct_fields__)
         return next((what for what in inner if what), "")

@@ -13,18 +13,22 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from .cloudkeys import AWS, AZURE, GOOGLE, AwsKey, AzureKey, GoogleKey, read_aws, read_azure, read_google
 from .errors import PolicyError, Wrong, a_type, caller, did_you_mean
-from .keyterms import TERMS, Terms, read_terms
+from .keyterms import TERMS, Termed, read_terms
 from .keytext import segments, text, url
 from .secret import Secret
 
 __all__ = [
     "AppRoleLogin",
+    "AwsKey",
+    "AzureKey",
     "CallbackKey",
     "CommandKey",
     "CredentialKey",
     "EnvKey",
     "FileKey",
+    "GoogleKey",
     "JwtLogin",
     "KeyRef",
     "LiteralKey",
@@ -39,14 +43,9 @@ __all__ = [
 
 FORMS = (
     'a path, {"key_data": ...}, {"file": path}, {"env": name}, {"credential": name}, {"exec": [...]}, '
-    '{"vault_mount": ..., "vault_path": ...} or {"event_name": ..., "event_args": [...]}'
+    '{"vault_mount": ..., "vault_path": ...}, {"aws_secret": name}, {"google_secret": name}, '
+    '{"azure_vault": URL, "azure_secret": name} or {"event_name": ..., "event_args": [...]}'
 )
-
-
-class _Termed(msgspec.Struct, frozen=True, kw_only=True):
-    """A reference whose value is read from elsewhere and may not be there: it says what then."""
-
-    terms: Terms = Terms()
 
 
 class LiteralKey(msgspec.Struct, frozen=True, tag="literal"):
@@ -63,7 +62,7 @@ class LiteralKey(msgspec.Struct, frozen=True, tag="literal"):
         return "LiteralKey(***)"
 
 
-class FileKey(_Termed, frozen=True, tag="file"):
+class FileKey(Termed, frozen=True, tag="file"):
     """The content of a file."""
 
     path: str
@@ -74,7 +73,7 @@ class FileKey(_Termed, frozen=True, tag="file"):
         return f"file:{self.path}"
 
 
-class EnvKey(_Termed, frozen=True, tag="env"):
+class EnvKey(Termed, frozen=True, tag="env"):
     """The value of an environment variable."""
 
     variable: str
@@ -85,7 +84,7 @@ class EnvKey(_Termed, frozen=True, tag="env"):
         return f"env:{self.variable}"
 
 
-class CredentialKey(_Termed, frozen=True, tag="credential"):
+class CredentialKey(Termed, frozen=True, tag="credential"):
     """A credential of the service, a file in the directory that systemd made for it (systemd.exec(5))."""
 
     credential: str
@@ -96,7 +95,7 @@ class CredentialKey(_Termed, frozen=True, tag="credential"):
         return f"credential:{self.credential}"
 
 
-class CommandKey(_Termed, frozen=True, tag="exec"):
+class CommandKey(Termed, frozen=True, tag="exec"):
     """What a program writes to its standard output. `argv`: its absolute path and its arguments, without a
     shell. `environment`: names of variables it gets besides HOME, LANG and a plain PATH."""
 
@@ -136,7 +135,7 @@ class JwtLogin(msgspec.Struct, frozen=True, tag="jwt"):
 VaultLogin: TypeAlias = TokenLogin | AppRoleLogin | JwtLogin
 
 
-class VaultKey(_Termed, frozen=True, tag="vault"):
+class VaultKey(Termed, frozen=True, tag="vault"):
     """Field `key` of the secret at `path` of HashiCorp Vault's (or OpenBao's) KV engine `mount`.
 
     None means: `address`, `token`, `namespace`, `ca` from the environment (VAULT_ADDR, VAULT_TOKEN,
@@ -162,7 +161,7 @@ class VaultKey(_Termed, frozen=True, tag="vault"):
         return f"vault:{self.mount}/{self.path}#{self.key}{pinned}"
 
 
-class CallbackKey(_Termed, frozen=True, tag="callback"):
+class CallbackKey(Termed, frozen=True, tag="callback"):
     """What the hook registered with ``policy.on(event_name, keysource=True)`` answers."""
 
     event_name: str
@@ -202,7 +201,17 @@ class OAuth2Key(msgspec.Struct, frozen=True, tag="oauth2"):
 
 
 KeyRef: TypeAlias = (
-    LiteralKey | FileKey | EnvKey | CredentialKey | CommandKey | VaultKey | CallbackKey | OAuth2Key
+    LiteralKey
+    | FileKey
+    | EnvKey
+    | CredentialKey
+    | CommandKey
+    | VaultKey
+    | AwsKey
+    | GoogleKey
+    | AzureKey
+    | CallbackKey
+    | OAuth2Key
 )
 
 
@@ -485,6 +494,9 @@ _FORMS: tuple[tuple[str, tuple[str, ...], _Make], ...] = (
         ),
         _vault,
     ),
+    ("aws_secret", AWS, read_aws),
+    ("google_secret", GOOGLE, read_google),
+    ("azure_vault", AZURE, read_azure),
     ("event_name", ("event_name", "event_args", *TERMS), _callback),
     (
         "token_endpoint",

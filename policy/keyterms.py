@@ -16,7 +16,7 @@ import msgspec
 from .errors import Wrong, a_type, did_you_mean
 from .units import parse_duration
 
-__all__ = ["TERMS", "Terms", "read_terms"]
+__all__ = ["TERMS", "Termed", "Terms", "read_terms"]
 
 _LONGEST = 400 * 86400.0
 
@@ -35,6 +35,12 @@ class Terms(msgspec.Struct, frozen=True):
     stale_for: float | None = None
     on_outage: Literal["stale", "hold"] = "stale"
     on_denied: Literal["stale", "hold"] = "stale"
+
+
+class Termed(msgspec.Struct, frozen=True, kw_only=True):
+    """A reference whose value is read from elsewhere and may not be there: it says what then."""
+
+    terms: Terms = Terms()
 
 
 TERMS = ("ttl", "stale_for", "on_outage", "on_denied")

@@ -18,19 +18,25 @@ import trio
 
 from engine.tripwire import Tripwire
 from policy.keysource import (
+    AwsKey,
+    AzureKey,
     CallbackKey,
     CommandKey,
     CredentialKey,
     EnvKey,
     FileKey,
+    GoogleKey,
     KeyRef,
     LiteralKey,
     OAuth2Key,
     VaultKey,
 )
 
+from .aws import AwsSource
+from .azure import AzureSource
 from .callback import CallbackSource, KeyHooks
 from .command import CommandSource
+from .google import GoogleSource
 from .local import CredentialSource, EnvSource, FileSource, LiteralSource
 from .oauth2 import OAuth2Source
 from .ring import STALE_FOR, TTL, WAIT, KeyRing, KeyStatistics
@@ -63,6 +69,9 @@ def key_sources(
         CredentialKey: CredentialSource(files),
         CommandKey: CommandSource(),
         VaultKey: VaultSource(fetch, watch=watch),
+        AwsKey: AwsSource(),
+        GoogleKey: GoogleSource(),
+        AzureKey: AzureSource(),
         CallbackKey: CallbackSource(hooks),
         OAuth2Key: OAuth2Source(fetch, watch=watch),
     }

@@ -14,7 +14,17 @@ import msgspec
 import trio
 
 from engine.keys import KeySource, SourceFailure
-from policy.keysource import CommandKey, CredentialKey, EnvKey, FileKey, OAuth2Key, VaultKey
+from policy.keysource import (
+    AwsKey,
+    AzureKey,
+    CommandKey,
+    CredentialKey,
+    EnvKey,
+    FileKey,
+    GoogleKey,
+    OAuth2Key,
+    VaultKey,
+)
 from policy.secret import Secret
 
 __all__ = ["Secrets"]
@@ -62,7 +72,8 @@ class Secrets:
 
     def sources(self) -> dict[type, KeySource]:
         """What reads each kind of reference."""
-        kinds: tuple[type, ...] = (VaultKey, FileKey, EnvKey, CredentialKey, CommandKey, OAuth2Key)
+        elsewhere: tuple[type, ...] = (VaultKey, AwsKey, GoogleKey, AzureKey, OAuth2Key)
+        kinds: tuple[type, ...] = (*elsewhere, FileKey, EnvKey, CredentialKey, CommandKey)
         return {kind: _Source(self, _FRESH.get(kind)) for kind in kinds}
 
     async def read(self, name: str) -> Secret:
