@@ -43,7 +43,7 @@ class AzureSource(CloudSource):
     def ask(self, ref: AzureKey) -> Secret:
         client = self.client(ref.vault, lambda: self._make(ref.vault))
         value = client.get_secret(ref.secret, ref.version).value
-        if value is None:
+        if not isinstance(value, str):
             raise SourceFailure("there is no value", definite=True)
         return Secret(value)
 

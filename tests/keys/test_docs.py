@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from engine.keys import key_sources, local, ring, vault, vaultlogin, vaultserver
+from engine.keys.aws import AwsSource
+from engine.keys.azure import AzureSource
+from engine.keys.google import GoogleSource
+from policy.cloudkeys import AWS, AZURE, GOOGLE
 from policy.keysource import _AUTH, VaultKey, read_key
 from policy.keyterms import TERMS, Terms
 from policy.load import load_policy
@@ -31,7 +36,7 @@ def test_policies_load_and_only_the_destination_meant_gets_the_password(block: s
 
 
 def test_there_is_a_block_for_each_form() -> None:
-    assert len(BLOCKS) == 10
+    assert len(BLOCKS) == 11
     for mark in (
         'password="/',
         '"credential"',
@@ -40,6 +45,7 @@ def test_there_is_a_block_for_each_form() -> None:
         '"vault_mount"',
         '"vault_auth"',
         '"event_name"',
+        '"aws_secret"',
         '"key_data"',
         '"ttl"',
     ):
@@ -49,7 +55,7 @@ def test_there_is_a_block_for_each_form() -> None:
 def test_every_form_of_the_table_with_its_name() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| [^|]+ \| (?:`([^`]+)`|the same) \|$", TEXT, re.MULTILINE)
     forms = [(eval(form), name) for form, name in rows if form[0] in '{"']
-    assert len(forms) == 9
+    assert len(forms) == 12
     kinds = set()
     for value, name in forms:
         ref = read_key(value)
@@ -63,6 +69,18 @@ def test_every_vault_key_is_in_its_table() -> None:
     names = set(VaultKey.__struct_fields__) - {"terms"}
     fields = {name if name == "kv_version" else f"vault_{name}" for name in names}
     assert set(table) == fields
+
+
+def test_every_key_of_the_clouds_is_in_the_table() -> None:
+    section = TEXT.partition("## AWS, Google and Azure")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [
+        key for keys in (AWS, GOOGLE, AZURE) for key in keys if key not in TERMS
+    ]
+    extras = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert {source.extra for source in (AwsSource, GoogleSource, AzureSource)} <= set(extras)
+    assert set(re.findall(r"posthorn\[(\w+)\]", section)) <= set(extras)
 
 
 def test_every_term_is_in_its_table_with_its_default() -> None:

@@ -1,6 +1,6 @@
 """The HTTP APIs of three clouds' secret managers, as far as reading a secret goes, on loopback.
 
-Each checks what it is asked as the real one would (the login, the operation, the name) and answers in its words.
+Each checks what it is asked as the real one would (the login, the operation, the name) and answers alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.support.certificates import Authority
@@ -179,10 +182,9 @@ class Aws(Cloud):
 
 
 class Google(Cloud):
-    """Secret Manager, and the token endpoint of a service account."""
+    """Secret Manager; a service account signs its own tokens (AIP-4111), and the signature is checked."""
 
     module, extra = "google.cloud.secretmanager", "google"
-    token = "c4n4ry-google-token"
 
     def form(self, **more: Any) -> dict[str, Any]:
         endpoint = f"http://127.0.0.1:{self.port}"
@@ -190,6 +192,7 @@ class Google(Cloud):
 
     def prepare(self) -> None:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self._public = key.public_key()
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
         account = {
             "type": "service_account",
@@ -204,19 +207,29 @@ class Google(Cloud):
         self.monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
 
     def handle(self, method: str, path: str, headers: Headers, body: bytes) -> Answer:
-        if path == "/token":
-            asked = urllib.parse.parse_qs(body.decode())
-            self.must("assertion" in asked and asked["grant_type"][0].endswith("jwt-bearer"), "login")
-            return 200, {"access_token": self.token, "expires_in": 3600, "token_type": "Bearer"}, {}
         if self.answer is not None:
             return self.answer
         path = urllib.parse.urlsplit(path).path
-        if headers.get("authorization") != f"Bearer {self.token}":
+        if not self._signed(headers.get("authorization", "")):
             return 401, {"error": {"code": 401, "message": "c4n4ry", "status": "UNAUTHENTICATED"}}, {}
         if self.value is None or path != "/v1/projects/p1/secrets/relay/versions/latest:access":
             return 404, {"error": {"code": 404, "message": "c4n4ry", "status": "NOT_FOUND"}}, {}
         data = base64.b64encode(self.value.encode()).decode()
         return 200, {"name": "projects/1/secrets/relay/versions/7", "payload": {"data": data}}, {}
+
+    def _signed(self, authorization: str) -> bool:
+        text, _, signature = authorization.removeprefix("Bearer ").rpartition(".")
+        try:
+            self._public.verify(_octets(signature), text.encode(), PKCS1v15(), SHA256())
+            claims = json.loads(_octets(text.partition(".")[2]))
+        except (InvalidSignature, ValueError):
+            return False
+        names = "secretmanager" in claims.get("aud", "") or "cloud-platform" in claims.get("scope", "")
+        return claims["iss"] == "posthorn@p1.iam.example" and names
+
+
+def _octets(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 class Azure(Cloud):
