@@ -22,6 +22,7 @@ from engine.keys.source import SourceFailure
 from policy.keysource import AwsKey, read_key
 from policy.secret import Secret
 from tests.contract.key_source import CANARY, KeySourceContract, Subject, everything
+from tests.support.canary import logged
 from tests.support.cloud import Aws, Azure, Cloud, Google, need_sdk
 
 SOURCES: dict[type[Cloud], type[CloudSource]] = {Aws: AwsSource, Google: GoogleSource, Azure: AzureSource}
@@ -32,7 +33,7 @@ def _nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None
     """Also not by the SDKs, which at their debug level show whole answers."""
     with caplog.at_level(logging.DEBUG):
         yield
-    assert "c4n4ry" not in caplog.text
+    assert "c4n4ry" not in logged(caplog)
 
 
 @pytest.fixture(params=SOURCES, ids=lambda kind: kind.__name__.lower())

@@ -19,6 +19,7 @@ from engine.keys.source import SourceFailure
 from policy.keysource import KeyRef, OAuth2Key, read_key
 from policy.secret import Secret
 from tests.contract.key_source import CANARY, KeySourceContract, Subject, everything
+from tests.support.canary import logged
 from tests.support.certificates import Authority
 from tests.support.tokens import TokenEndpoint, run_endpoint
 
@@ -30,7 +31,7 @@ REFRESH = "c4n4ry-refresh-1"
 def _nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.DEBUG):
         yield
-    assert "c4n4ry" not in caplog.text
+    assert "c4n4ry" not in logged(caplog)
 
 
 @pytest.fixture

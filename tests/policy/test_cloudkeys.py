@@ -1,4 +1,4 @@
-"""References to the clouds' secret managers: what is accepted, how it is called, what is wrong with others."""
+"""References to the secret managers of the clouds: what is accepted, how it is called, what is wrong."""
 
 from __future__ import annotations
 

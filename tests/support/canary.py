@@ -9,12 +9,14 @@ import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-__all__ = ["forms", "leaks", "output_files"]
+__all__ = ["forms", "leaks", "logged", "output_files"]
 
 
 def forms(secret: bytes) -> dict[str, bytes]:
@@ -47,6 +49,11 @@ def leaks(secrets: Iterable[str], files: Iterable[Path]) -> list[str]:
             f"secret {number} ({name}) is in {path}" for number, name, form in sought if form in content
         ]
     return found
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> str:
+    """What the test has logged, for a fixture that looks afterwards: by then `caplog.text` is empty."""
+    return "\n".join(caplog.handler.format(record) for record in caplog.get_records("call"))
 
 
 def output_files(directory: Path) -> list[Path]:
