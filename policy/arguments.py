@@ -53,6 +53,7 @@ class _SmtpAuth(TypedDict, total=False):
     token: _Key
     oauth2: Mapping[str, Any]
     release_to: _ReleaseTo
+    failure_budget: _Rate
 
 
 class EgressPathOptions(TypedDict, total=False):

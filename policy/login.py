@@ -12,8 +12,20 @@ from .keysource import KeyRef, read_key
 from .kinds import AuthName, Key
 from .options import Kind, Table, kinds_of
 from .release import ReleaseTo
+from .units import Throttle, parse_throttle
 
-__all__ = ["CERTIFICATE", "EVERY", "PASSWORD", "TOKEN", "Login", "Mechanisms", "SmtpAuth", "read_mechanisms"]
+__all__ = [
+    "CERTIFICATE",
+    "EVERY",
+    "FAILURE_BUDGET",
+    "MOST_FAILURES",
+    "PASSWORD",
+    "TOKEN",
+    "Login",
+    "Mechanisms",
+    "SmtpAuth",
+    "read_mechanisms",
+]
 
 CERTIFICATE = ("EXTERNAL",)
 PASSWORD = (
@@ -51,15 +63,34 @@ Mechanisms = Annotated[
 ]
 
 
+FAILURE_BUDGET = Throttle(4, 3600.0)
+"""What a peer may see unless a policy says otherwise. A guess below what known peers lock an account for."""
+MOST_FAILURES = 100
+
+
+def _budget(value: Any) -> Throttle:
+    budget = parse_throttle(value)
+    if budget.quantity > MOST_FAILURES or budget.max_burst is not None:
+        raise Wrong(f"is more than {MOST_FAILURES}" if budget.max_burst is None else "has a max_burst")
+    return budget
+
+
+Budget = Annotated[
+    Throttle, Kind(f'a rate of at most {MOST_FAILURES} in a period, such as "4/h" or "1/30min"', _budget)
+]
+
+
 class Login(msgspec.Struct, frozen=True, kw_only=True):
     """Who we are to a peer, and how that may be shown. `mechanisms`: those allowed, the strongest first.
-    `release_to`: whom the credential may be told; None: whoever the path leads to."""
+    `release_to`: whom the credential may be told; None: whoever the path leads to.
+    `failure_budget`: failed logins of one user and version of the secret that a peer may see in a period."""
 
     mechanisms: Mechanisms
     username: AuthName | None = None
     password: Key | None = None
     token: Key | None = None
     release_to: ReleaseTo | None = None
+    failure_budget: Budget = FAILURE_BUDGET
 
     @property
     def reference(self) -> KeyRef | None:
@@ -107,7 +138,9 @@ _TABLE = Table(
         **kinds_of(Login)[0],
         "oauth2": Kind('{"token_endpoint": URL, "client_id": ..., ...}', _oauth2, secret=True),
     },
-    nullable=frozenset({"mechanisms", "username", "password", "token", "oauth2", "release_to"}),
+    nullable=frozenset(
+        {"mechanisms", "username", "password", "token", "oauth2", "release_to", "failure_budget"}
+    ),
     noun="key",
 )
 

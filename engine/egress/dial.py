@@ -41,10 +41,10 @@ from policy.egress import IMPLICIT_PORT
 from policy.keysource import OAuth2Key
 
 from .broker import CERTIFICATE, Broker, Identity
+from .circuits import LOGIN_UNANSWERED, Circuits, Endpoint
 from .clientcert import ClientCertificate, ClientCertificates
 from .connection import Connection
-from .login import LOGIN_UNANSWERED, log_in, login_key
-from .logins import Logins
+from .login import log_in, login_try
 from .secure import Safety, Terms
 from .tlsneed import TlsNeed
 
@@ -79,6 +79,7 @@ class _Asked(msgspec.Struct, frozen=True):
     source_address: str | None
     ehlo_domain: str
     identity: Identity | None
+    endpoint: Endpoint
     ca_pem: bytes | None
     certificate: ClientCertificate | None
     route: bool
@@ -112,7 +113,7 @@ class Dialer:
         self._safety = Safety()
         self.certificates = ClientCertificates(keys)
         self._is_own = is_own
-        self._logins = Logins()
+        self.circuits = Circuits()
 
     async def open(
         self,
@@ -138,8 +139,11 @@ class Dialer:
         ca_pem: bytes | None = None
         if path.tls_ca is not None:
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
+        endpoint = self.circuits.endpoint(candidates)
         need = TlsNeed.of(path)
-        asked = _Asked(path, need, source_address, ehlo_domain, identity, ca_pem, certificate, route, pace)
+        asked = _Asked(
+            path, need, source_address, ehlo_domain, identity, endpoint, ca_pem, certificate, route, pace
+        )
         troubles: list[str] = []
         held: HeldError | None = None
         for number, candidate in enumerate(candidates):
@@ -211,7 +215,7 @@ class Dialer:
         path = asked.path
         identity = asked.identity
         if identity is not None:
-            self._logins.check(login_key(identity, candidate))
+            self.circuits.check(asked.endpoint, login_try(identity, candidate, path))
         stream: Stream | None = None
         with trio.move_on_after(path.connect_timeout):
             stream = await self._connect(
@@ -231,7 +235,9 @@ class Dialer:
                 if await self._safety.secure(connection, candidate, terms):
                     await self._hello_inside(connection, path, asked.route)
             if identity is not None:
-                await log_in(connection, candidate, path, identity, self._logins, self._broker)
+                await log_in(
+                    connection, candidate, path, identity, self.circuits, asked.endpoint, self._broker
+                )
             self._safety.keep(connection)
         except BaseException:
             stream.close()

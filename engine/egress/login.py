@@ -36,28 +36,33 @@ from engine.smtp import (
     client_mechanism,
 )
 
+from .circuits import LOGIN_DEFERRED, LOGIN_UNANSWERED, Try
+
 if TYPE_CHECKING:
     from policy.egress import EgressPath
     from policy.secret import Secret
 
     from .broker import Broker, Identity
+    from .circuits import Circuits, Endpoint
     from .connection import Connection
-    from .logins import LoginKey, Logins
     from .resolve import Candidate
 
-__all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "log_in", "login_key"]
-
-LOGIN_DEFERRED = "login-deferred"
-LOGIN_UNANSWERED = "login-unanswered"
-"""Causes of held mail, beside those of the errors themselves."""
+__all__ = ["log_in", "login_try"]
 
 _LISTED = 12
 """Mechanisms of a peer that a text names."""
 
 
-def login_key(identity: Identity, candidate: Candidate) -> LoginKey:
+def login_try(identity: Identity, candidate: Candidate, path: EgressPath) -> Try:
     """What a peer counts failures of."""
-    return (candidate.name, candidate.port, identity.user, identity.version)
+    return Try(
+        candidate.name,
+        candidate.port,
+        identity.user,
+        identity.version,
+        pause=path.hold_interval,
+        budget=identity.login.failure_budget,
+    )
 
 
 async def log_in(
@@ -65,7 +70,8 @@ async def log_in(
     candidate: Candidate,
     path: EgressPath,
     identity: Identity,
-    logins: Logins,
+    circuits: Circuits,
+    endpoint: Endpoint,
     broker: Broker,
 ) -> None:
     """AUTH. Raises: TlsRequired, ReleaseRefused, AuthNotOffered, LoginRefused."""
@@ -81,7 +87,7 @@ async def log_in(
         host=candidate.name,
         port=candidate.port,
     )
-    async with logins.turn(login_key(identity, candidate), path.hold_interval) as waited:
+    async with circuits.turn(endpoint, login_try(identity, candidate, path)) as waited:
         if connection.stream.receive_nowait(1) is not None:
             if not waited:
                 # Nobody kept it waiting: it always does so, perhaps, and is not to be tried without a pause.

@@ -105,3 +105,17 @@ def test_what_could_never_be_fulfilled_is_refused(release_to: Any, mode: str, sa
 )
 def test_a_star_is_one_label(pattern: str, name: str, fits: bool) -> None:
     assert name_fits(pattern, name) == fits
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("101/h", "more than 100"), ("4/h,max_burst=2", "max_burst"), ("often", "")]
+)
+def test_a_budget_of_failures(value: str, said: str) -> None:
+    auth: dict[str, Any] = {"username": "scott", "password": {"key_data": "tiger"}}
+    with pytest.raises(policy.PolicyError, match=f"failure_budget.*{said}.*right would be"):
+        policy.make_egress_path(smtp_auth={**auth, "failure_budget": value})  # type: ignore[typeddict-item]
+    made = policy.make_egress_path(smtp_auth={**auth, "failure_budget": "2/30min"})  # type: ignore[typeddict-item]
+    assert made.login is not None and (
+        made.login.failure_budget.quantity,
+        made.login.failure_budget.period,
+    ) == (2, 1800)
