@@ -63,7 +63,7 @@ Mechanisms = Annotated[
 ]
 
 
-FAILURE_BUDGET = Throttle(4, 3600.0)
+FAILURE_BUDGET = Throttle(6, 3600.0)
 """What a peer may see unless a policy says otherwise. A guess below what known peers lock an account for."""
 MOST_FAILURES = 100
 

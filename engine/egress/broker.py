@@ -9,22 +9,35 @@ where this connection should lead plays no part, so none of them can have a cred
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+import trio
+
 from engine.errors import ReleaseRefused, TlsRequired
+from policy.keysource import OAuth2Key
 from policy.release import Release, name_fits
 from policy.secret import Secret
 
+from .rotation import AGAIN, Rotation
+
 if TYPE_CHECKING:
+    from engine.errors import LoginRefused
     from engine.keys import Credential, KeyRing
     from engine.net import Stream
     from policy.egress import EgressPath
     from policy.keysource import KeyRef
     from policy.login import Login
 
+    from .circuits import Endpoint
     from .connection import Connection
 
 __all__ = ["CERTIFICATE", "Broker", "Identity", "refusal"]
+
+logger = logging.getLogger("posthorn.egress")
+
+_NEW_TOKEN = 60.0
+"""Seconds in which a token is not fetched anew because of a refusal: it is the account that is refused."""
 
 CERTIFICATE = "certificate"
 """The version of an identity without a secret, where that of the client certificate is not known."""
@@ -34,14 +47,25 @@ _TLS_AGE = ("TLSv1.2", "TLSv1.3")
 
 
 class Identity:
-    """Who we are in one session. `version`: of the secret; without one, of the client certificate."""
+    """Who we are in one session. `version`: of the secret; without one, of the client certificate. `trial`: a
+    new version is tried with this session; how that went is said by `worked`, `refused` or `left`."""
 
-    __slots__ = ("_sealed", "login", "version")
+    __slots__ = ("_rotation", "_sealed", "login", "trial", "version")
 
-    def __init__(self, login: Login, credential: Credential | None, certificate: str = CERTIFICATE) -> None:
+    def __init__(
+        self,
+        login: Login,
+        credential: Credential | None,
+        certificate: str = CERTIFICATE,
+        rotation: Rotation | None = None,
+        *,
+        trial: bool = False,
+    ) -> None:
         self.login = login
         self.version = credential.version if credential is not None else certificate
+        self.trial = trial
         self._sealed = credential
+        self._rotation = rotation
 
     @property
     def reference(self) -> KeyRef | None:
@@ -63,6 +87,49 @@ class Identity:
         """When the secret was read (`trio.current_time`)."""
         return self._sealed.fetched if self._sealed is not None else float("-inf")
 
+    def accepted(self) -> None:
+        """The peer took the login."""
+        if self._rotation is not None:
+            self._rotation.accepted(self.version)
+
+    def worked(self) -> None:
+        """A message came to its end in the session."""
+        if self.trial and self._rotation is not None:
+            self.trial = False
+            before = self._rotation.promote(self.version)
+            if before is not None:
+                self._say("version %s was tried and is in use now, instead of %s", self.version, before)
+
+    def refused(self, error: LoginRefused, until: float) -> None:
+        """The peer refused the trial, now or before; `until`: not to be repeated before that moment."""
+        if self.trial and self._rotation is not None:
+            self.trial = False
+            self._rotation.undecided(self.version, max(trio.current_time() + AGAIN, until))
+            if not error.remark:
+                active = self._rotation.active
+                kept = active.version if active is not None else ""
+                text = "version %s is not taken into use: %s; version %s stays in use"
+                self._say(text, self.version, error, kept, level=logging.WARNING)
+
+    def left(self) -> None:
+        """The session is over, or never came to be."""
+        if self.trial and self._rotation is not None:
+            self.trial = False
+            self._rotation.undecided(self.version, trio.current_time() + AGAIN)
+
+    def current(self, newest: Credential | None) -> bool:
+        """Whether the session may go on, now that the source has `newest`; None: the secret was withdrawn
+        (reliability C45)."""
+        if newest is None:
+            return False
+        if self._rotation is None:
+            return newest.version == self.version
+        return self._rotation.current(self.version, newest.version, trio.current_time())
+
+    def _say(self, text: str, *values: object, level: int = logging.INFO) -> None:
+        name = self.reference.name if self.reference is not None else ""
+        logger.log(level, "the credential of %s (%s): " + text, self.shown, name, *values)
+
 
 class Broker:
     """See the module. One for the engine."""
@@ -71,12 +138,12 @@ class Broker:
         self._keys = keys
 
     async def identity(
-        self, path: EgressPath, *, fresh: bool = False, certificate: str = CERTIFICATE
+        self, path: EgressPath, endpoint: Endpoint, *, certificate: str = CERTIFICATE
     ) -> Identity | None:
         """Who a path says we are, by `smtp_auth` or `smtp_auth_plain_password`; None when there is no AUTH.
-        `fresh`: read the secret again first. `certificate`: the version of the client certificate, for a
-        login without another secret.
+        `certificate`: the version of the client certificate, for a login without another secret.
 
+        A new version of a password may be given for a trial; ask again, after having said how it went.
         Raises: SecretUnavailable.
         """
         login = path.login
@@ -85,7 +152,36 @@ class Broker:
         reference = login.reference
         if reference is None:
             return Identity(login, None, certificate)
-        return Identity(login, await self._keys.fetch(reference, fresh=fresh))
+        newest = await self._keys.fetch(reference)
+        if login.password is None:  # a token is another one each time, and the old one does not last
+            return Identity(login, newest)
+        rotation = _rotation(login, endpoint)
+        chosen, trial = rotation.choose(newest, trio.current_time())
+        return Identity(login, chosen, rotation=rotation, trial=trial)
+
+    async def newer(self, identity: Identity, endpoint: Endpoint) -> Identity | None:
+        """After a refusal: who we are by what the source says now; None when that is the same, or when it is
+        too early to ask. Raises: SecretUnavailable."""
+        reference = identity.reference
+        if reference is None or identity.trial:
+            return None
+        token = isinstance(reference, OAuth2Key)
+        if token and trio.current_time() - identity.fetched < _NEW_TOKEN:
+            return None
+        newest = await self._keys.fetch(reference, fresh=True)
+        if newest.version == identity.version:
+            return None
+        return Identity(identity.login, newest)
+
+    def replaced(self, newer: Identity, endpoint: Endpoint) -> Identity:
+        """The peer took a `newer` identity when it had refused the one before: that is in use from now on."""
+        if newer.login.password is None or newer._sealed is None:
+            return newer
+        rotation = _rotation(newer.login, endpoint)
+        before = rotation.replace(newer._sealed)
+        if before is not None and before != newer.version:
+            newer._say("version %s is in use now, and %s is refused", newer.version, before)
+        return Identity(newer.login, newer._sealed, rotation=rotation)
 
     def release(self, identity: Identity, session: Connection, path: EgressPath) -> Secret:
         """The secret, for this session; empty for an identity without one.
@@ -99,6 +195,10 @@ class Broker:
             raise ReleaseRefused(f"the credential of {identity.shown} is not released: {reason}")
         sealed = identity._sealed
         return sealed.secret if sealed is not None else Secret(b"")
+
+
+def _rotation(login: Login, endpoint: Endpoint) -> Rotation:
+    return endpoint.root().rotations.setdefault((login.reference, login.username), Rotation())
 
 
 def _protected(identity: Identity, session: Connection, path: EgressPath) -> None:

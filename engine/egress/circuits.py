@@ -27,9 +27,11 @@ from engine.errors import LoginRefused
 from policy.login import FAILURE_BUDGET, MOST_FAILURES
 
 if TYPE_CHECKING:
+    from policy.keysource import KeyRef
     from policy.units import Throttle
 
     from .resolve import Candidate
+    from .rotation import Rotation
 
 __all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "Circuits", "Endpoint", "OpenCircuit", "Try"]
 
@@ -41,7 +43,7 @@ _KEPT = 10_000
 """Hosts and addresses that are known, and hosts that said "not now"."""
 
 _GROWTH = 3.0
-"""Each pause is so many times the one before. A guess: with 4 an hour that is 1, 3, 9, 15 minutes."""
+"""Each pause is so many times the one before. A guess: with 6 an hour that is 1, 3, 9, 10 minutes."""
 
 
 class Try(msgspec.Struct, frozen=True):
@@ -130,12 +132,14 @@ class _Circuit:
 class Endpoint:
     """See the module. Two that turn out to be one are joined: ask `root` for what holds."""
 
-    __slots__ = ("_parent", "circuits", "members")
+    __slots__ = ("_parent", "circuits", "members", "rotations")
 
     def __init__(self) -> None:
         self._parent: Endpoint | None = None
         self.members: set[str] = set()
         self.circuits: dict[tuple[str, str], _Circuit] = {}
+        self.rotations: dict[tuple[KeyRef | None, str | None], Rotation] = {}
+        """Which version of each secret is in use here, by reference and user."""
 
     def root(self) -> Endpoint:
         """The endpoint that this one has become part of; itself when it stands alone."""
@@ -150,6 +154,8 @@ class Endpoint:
             mine = self.circuits.setdefault(key, circuit)
             if mine is not circuit:
                 mine.join(circuit)
+        for name, rotation in other.rotations.items():
+            self.rotations.setdefault(name, rotation)
         self.members |= other.members
         other._parent = self
         other.circuits = {}
@@ -226,10 +232,10 @@ class Circuits:
         circuit.until = float("-inf")
         return circuit.closed_until() <= trio.current_time()
 
-    def is_open(self, endpoint: Endpoint, wanted: Try) -> bool:
-        """Whether the last login of this user and version was not accepted."""
-        circuit = endpoint.root().circuits.get((wanted.user, wanted.version))
-        return circuit is not None and circuit.streak > 0
+    def closed_until(self, endpoint: Endpoint, user: str, version: str) -> float:
+        """No login with this version before this moment."""
+        circuit = endpoint.root().circuits.get((user, version))
+        return circuit.closed_until() if circuit is not None else float("-inf")
 
     def opened(self) -> Iterator[OpenCircuit]:
         """All that are open."""

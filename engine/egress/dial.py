@@ -38,10 +38,9 @@ from engine.keys import KeyRing
 from engine.net import Connect, Stream, connect
 from engine.smtp import ClientSession, Greeting, HelloDone
 from policy.egress import IMPLICIT_PORT
-from policy.keysource import OAuth2Key
 
 from .broker import CERTIFICATE, Broker, Identity
-from .circuits import LOGIN_UNANSWERED, Circuits, Endpoint
+from .circuits import LOGIN_DEFERRED, LOGIN_UNANSWERED, Circuits, Endpoint
 from .clientcert import ClientCertificate, ClientCertificates
 from .connection import Connection
 from .login import log_in, login_try
@@ -60,8 +59,8 @@ __all__ = ["Dialer", "NoHostReached"]
 
 logger = logging.getLogger("posthorn.egress")
 
-_NEW_TOKEN = 60.0
-"""Seconds in which a token is not fetched anew because of a refusal: it is the account that is refused."""
+_GOODBYE = 5.0
+"""Seconds to wait for the reply to the QUIT of a probe; nothing depends on it (C15)."""
 
 _FINAL_CAUSES = frozenset((LoginRefused.cause, LOGIN_UNANSWERED, SecretUnavailable.cause))
 """What ends the dialing at once: the next host would count it as another failed login."""
@@ -135,15 +134,54 @@ class Dialer:
         """
         certificate = await self.certificates.get(path)
         shown = " ".join(certificate.versions) if certificate is not None else CERTIFICATE
-        identity = await self._broker.identity(path, certificate=shown)
+        endpoint = self.circuits.endpoint(candidates)
+        identity = await self._broker.identity(path, endpoint, certificate=shown)
         ca_pem: bytes | None = None
         if path.tls_ca is not None:
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
-        endpoint = self.circuits.endpoint(candidates)
         need = TlsNeed.of(path)
         asked = _Asked(
             path, need, source_address, ehlo_domain, identity, endpoint, ca_pem, certificate, route, pace
         )
+        if identity is not None and identity.trial:
+            connection = await self._try_out(identity, candidates, asked)
+            if connection is not None:
+                return connection
+            if not await _may_connect(pace, path.idle_timeout):
+                raise TurnLost("no further connection now (max_connection_rate)", stage="connect")
+            identity = await self._broker.identity(path, endpoint, certificate=shown)
+            asked = msgspec.structs.replace(asked, identity=identity)
+        return await self._through(candidates, asked)
+
+    async def _try_out(
+        self, identity: Identity, candidates: Sequence[Candidate], asked: _Asked
+    ) -> Connection | None:
+        """A new version of a secret: a session that only logs in, and if that went well one that carries mail
+        (`rotation`). None: it did not go well, which is said and noted."""
+        try:
+            probe = await self._through(candidates, asked)
+            try:
+                await _part(probe)
+            finally:
+                probe.stream.close()
+            if await _may_connect(asked.pace, asked.path.idle_timeout):
+                connection = await self._through(candidates, asked)
+                return connection
+        except LoginRefused as error:
+            if error.cause != LOGIN_DEFERRED:
+                until = self.circuits.closed_until(asked.endpoint, identity.user, identity.version)
+                identity.refused(error, until)
+        except (HeldError, NetworkError, RemoteProtocolError) as error:
+            logger.debug("version %s of a secret could not be tried: %s", identity.version, error)
+        except BaseException:
+            identity.left()
+            raise
+        identity.left()
+        return None
+
+    async def _through(self, candidates: Sequence[Candidate], asked: _Asked) -> Connection:
+        """The first of the candidates that can be made ready."""
+        path, pace = asked.path, asked.pace
         troubles: list[str] = []
         held: HeldError | None = None
         for number, candidate in enumerate(candidates):
@@ -197,19 +235,19 @@ class Dialer:
             if isinstance(error, TlsBroken) or (opportunistic and identity is None):
                 raise
             raise TlsRequired(str(error)) from None
-        except LoginRefused:
+        except LoginRefused as error:
             # Perhaps the secret was rotated since it was cached: look once more, try a *new* one once.
-            if identity is None or identity.reference is None:
+            newer = await self._broker.newer(identity, asked.endpoint) if identity is not None else None
+            if newer is None:
                 raise
-            token = isinstance(identity.reference, OAuth2Key)
-            if token and trio.current_time() - identity.fetched < _NEW_TOKEN:
-                raise
-            newer = await self._broker.identity(path, fresh=True)
-            if newer is None or newer.version == identity.version:
-                raise
+            if not error.remark:
+                # The version that was good is so no more, just now: the new one's time has come.
+                self.circuits.hurry(asked.endpoint, login_try(newer, candidate, path))
             if not await _may_connect(asked.pace, path.idle_timeout):
                 raise  # the new one is for the next session
-            return await self._one(candidate, msgspec.structs.replace(asked, identity=newer))
+            connection = await self._one(candidate, msgspec.structs.replace(asked, identity=newer))
+            connection.identity = self._broker.replaced(newer, asked.endpoint)
+            return connection
 
     async def _one(self, candidate: Candidate, asked: _Asked) -> Connection:
         path = asked.path
@@ -285,6 +323,15 @@ class Dialer:
         if not event.ok:
             raise NetworkError(f"EHLO refused: {event.reply.line}", stage="EHLO")
         self._not_ourselves(event.reply, route, "EHLO")
+
+
+async def _part(connection: Connection) -> None:
+    """Say goodbye. The caller closes."""
+    connection.client.quit()
+    try:
+        await connection.event("QUIT", _GOODBYE)
+    except (NetworkError, RemoteProtocolError) as error:
+        logger.debug("QUIT to %s: %s", connection.address, error)
 
 
 async def _may_connect(pace: Callable[[], float] | None, patience: float) -> bool:

@@ -109,6 +109,7 @@ async def log_in(
                 raise LoginRefused(
                     f"login as {identity.shown} refused with AUTH {name}: {done.reply.line}{why}"
                 )
+    identity.accepted()
     connection.identity = identity
     connection.auth_user = identity.user
     connection.auth_mechanism = name

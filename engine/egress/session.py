@@ -135,6 +135,8 @@ class Session:
             await self._deliver(entry, connection)
         finally:
             connection.stream.close()
+            if connection.identity is not None:
+                connection.identity.left()
 
     async def _connect(self, entry: Queued) -> Connection | None:
         """A connection, or None after settling `entry` (and perhaps its whole ready queue)."""
@@ -283,8 +285,7 @@ class Session:
         identity = connection.identity
         if identity is None or identity.reference is None:
             return True
-        newest = self._services.keys.cached(identity.reference)
-        return newest is not None and newest.version == identity.version
+        return identity.current(self._services.keys.cached(identity.reference))
 
     # -- between messages, and the end -----------------------------------------------------------
 

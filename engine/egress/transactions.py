@@ -374,6 +374,8 @@ class Transactions:
         self._open = tx.dot_reply is None
         if not client.closing:
             self.useful = True
+            if (identity := self._connection.identity) is not None and identity.trial:
+                identity.worked()
             if not ready.warm:
                 ready.progressed()
         ready.finished_one(trio.current_time() - work.begun)

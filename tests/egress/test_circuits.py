@@ -273,7 +273,7 @@ async def test_a_backlog_with_a_wrong_password_keeps_to_the_budget(bench: Any, c
         await trio.sleep(180)
         assert logins_at(peer) == 2
         await trio.sleep(4 * 3600)
-        assert 12 <= logins_at(peer) <= 17, "four an hour"
+        assert 20 <= logins_at(peer) <= 25, "six an hour"
         assert "MAIL" not in peer.words() and "Bounce" not in b.log.kinds()
 
 

@@ -164,7 +164,7 @@ async def test_a_held_queue_is_tried_though_the_routes_asked_for_lead_elsewhere(
             await b.records("TransientFailure")
             moving.moved = True
             old.replies["AUTH"] = "235 ok"
-            await b.records("Delivery", 2, seconds=60)
+            await b.records("Delivery", 2, seconds=600)
             assert [len(peer.arrived) for peer in (new, old)] == [1, 1]
 
 
@@ -183,7 +183,7 @@ async def test_a_domain_that_does_not_exist_for_a_while(intervals: int, bench: A
             await trio.sleep(20 * intervals + 5)
             gone = False
             peer.replies["AUTH"] = "235 ok"
-            await b.records("Delivery", seconds=60)
+            await b.records("Delivery", seconds=600)
             assert b.router.statistics().queued == 0
 
 
@@ -231,7 +231,7 @@ async def test_a_domain_without_route_leaves_the_others_their_queue(bench: Any, 
             gone = True
             await trio.sleep(11)
             await b.submit("z@one.example")
-            await b.records("Bounce", 4, seconds=60)
+            await b.records("Bounce", 4, seconds=600)
             peer.replies.clear()
-            await b.records("Delivery", 2, seconds=60)
+            await b.records("Delivery", 2, seconds=600)
             assert b.outcomes()["z"] == ["Bounce"] * 4 and b.router.statistics().queued == 0

@@ -16,7 +16,7 @@ import trio
 import policy
 from engine import errors
 from engine.egress import login as egress_login
-from engine.egress import resolve
+from engine.egress import resolve, rotation
 from engine.ingress import answers
 from engine.keys import oauth2 as oauth2_source
 from engine.log import KINDS
@@ -303,3 +303,10 @@ def test_links_lead_somewhere() -> None:
                     h.lower().replace(" ", "-").replace("`", "") for h in re.findall(r"^#+ (.+)$", page, re.M)
                 ]
                 assert anchor in slugs
+
+
+def test_what_is_said_of_a_password_that_changes() -> None:
+    text = sections(sections(AUTH, "##")["Mail that goes out"], "###")["A password that changes"]
+    assert f"for {rotation.FALLBACK / 3600:g} hours at most" in text
+    assert f"repeated after {rotation.AGAIN:g} seconds" in text
+    assert f'default `"{login.FAILURE_BUDGET}"`' in AUTH
