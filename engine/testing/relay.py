@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 import policy as vocabulary
@@ -24,13 +25,14 @@ from engine.egress.dns import Dns, HostsFile
 from engine.egress.site import BadName, parse_endpoint
 from engine.keys import KeySource
 from engine.log import Capture, Log, Record
+from engine.log.records import LineEncoder
 from engine.net import Listener, Stream
 from engine.shaping import HostsOf, ShapingService, open_shaping
 from engine.shaping.remote import FetchFailed
 from engine.spool import MemorySpool, MemoryStore, Spool
 from policy.hooks import EVENTS, HookTable, on, registering
 from policy.load import LoadedPolicy, load_policy
-from policy.runtime import LogDeclaration, SpoolDeclaration
+from policy.runtime import Declarations, LogDeclaration, SpoolDeclaration
 from policy.shaping import Shaper
 from policy.shaping.rules import Bounces
 from policy.units import parse_duration
@@ -65,6 +67,7 @@ class Relay:
         self.secrets = world.secrets
         self.urls = world.urls
         self.ca = ca
+        self._world = world
 
     # -- mail in ---------------------------------------------------------------------------------
 
@@ -110,6 +113,17 @@ class Relay:
     def records(self, kind: str) -> list[Record]:
         """The records of a type so far: ``Delivery``, ``TransientFailure``, ``Bounce``, ..."""
         return self.journal.of(kind)
+
+    def leaks(self) -> list[Record]:
+        """Records so far whose line in the log would have shown a secret, had the tripwire not masked it: as
+        it is, in base64, percent-encoded, ... A hook that puts one into metadata does that."""
+        tripwire, encoder = self._world.tripwire, LineEncoder()
+        found: list[Record] = []
+        for record in self.journal.records if tripwire is not None else ():
+            line = encoder.encode([record])
+            if tripwire.json_lines(line, "a record of a test") != line:
+                found.append(record)
+        return found
 
     async def wait_for(self, kind: str, number: int = 1, *, within: float | str = _DAY) -> list[Record]:
         """Wait for so many records of a type. Raises: AssertionError if they do not come in time."""
@@ -180,9 +194,9 @@ async def open_relay(
         store if store is not None else MemoryStore(),
     )
     world.key_sources = {} if real_keys else world.secrets.sources()
-    with _trusting(ca), bare():
+    with tempfile.TemporaryDirectory(prefix="posthorn-") as directory, _trusting(ca, directory), bare():
         async with trio.open_nursery() as network.nursery:
-            async with open_engine(loaded(policy), world) as engine:
+            async with open_engine(_Moved(loaded(policy), f"{directory}/spool"), world) as engine:
                 yield Relay(engine, world.journal, world, ca)
             network.nursery.cancel_scope.cancel()
 
@@ -302,18 +316,31 @@ class Web:
         pass
 
 
+class _Moved(LoadedPolicy):
+    """A policy whose spool is elsewhere: an engine may keep more beside it than messages."""
+
+    def __init__(self, policy: LoadedPolicy, spool: str) -> None:
+        vars(self).update(vars(policy))
+        self._spool = spool
+
+    async def run_init(self) -> Declarations:
+        declarations = await super().run_init()
+        if declarations.spool is not None:
+            declarations.spool = msgspec.structs.replace(declarations.spool, path=self._spool)
+        return declarations
+
+
 @contextmanager
-def _trusting(ca: ThrowAwayCa) -> Iterator[None]:
-    """While the block runs, OpenSSL's default trust is this CA and nobody else."""
-    with tempfile.TemporaryDirectory(prefix="posthorn-") as directory:
-        (Path(directory) / "ca.pem").write_bytes(ca.pem)
-        before = {name: os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
-        os.environ.update(SSL_CERT_FILE=f"{directory}/ca.pem", SSL_CERT_DIR=f"{directory}/none")
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+def _trusting(ca: ThrowAwayCa, directory: str) -> Iterator[None]:
+    """While the block runs, OpenSSL trusts this CA by default and nobody else. Needs room in `directory`."""
+    (Path(directory) / "ca.pem").write_bytes(ca.pem)
+    before = {name: os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
+    os.environ.update(SSL_CERT_FILE=f"{directory}/ca.pem", SSL_CERT_DIR=f"{directory}/none")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from pathlib import Path
@@ -364,3 +365,31 @@ async def test_a_fault_in_a_script_ends_the_test() -> None:
         async with open_relay({}, hops={"example.com": NextHop(script=script)}) as relay:
             await relay.submit()
             await relay.wait("1 hour")
+
+
+@scenario
+async def test_a_secret_in_a_record_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = "nothing"
+
+    def init() -> None:
+        policy.define_spool(path="spool")
+        policy.configure_local_logs(log_dir="log", meta=["note"])
+        policy.start_esmtp_listener(listen="127.0.0.1:25")
+
+    def received(msg: policy.Message, conn_meta: policy.ConnectionMeta) -> None:
+        msg.set_meta("note", told)
+
+    hooks = login(env="RELAY") | {"init": init, "smtp_server_message_received": received}
+    hop = NextHop(users={"scott": "tiger in a cage"})
+    async with open_relay(
+        hooks, hops={"example.com": hop}, secrets={"env:RELAY": "tiger in a cage"}
+    ) as relay:
+        await relay.submit()
+        await relay.wait_for("Delivery")
+        assert relay.leaks() == []
+        told = "password=" + base64.b64encode(b"tiger in a cage").decode()
+        await relay.submit()
+        await relay.wait_for("Delivery", 2)
+        assert [record.type for record in relay.leaks()] == ["Reception", "Delivery"]
+    assert list(tmp_path.iterdir()) == []
