@@ -118,12 +118,9 @@ class Relay:
         """Records so far whose line in the log would have shown a secret, had the tripwire not masked it: as
         it is, in base64, percent-encoded, ... A hook that puts one into metadata does that."""
         tripwire, encoder = self._world.tripwire, LineEncoder()
-        found: list[Record] = []
-        for record in self.journal.records if tripwire is not None else ():
-            line = encoder.encode([record])
-            if tripwire.json_lines(line, "a record of a test") != line:
-                found.append(record)
-        return found
+        assert tripwire is not None  # the engine has made one
+        lines = [(record, encoder.encode([record])) for record in self.journal.records]
+        return [record for record, line in lines if tripwire.json_lines(line, "a record of a test") != line]
 
     async def wait_for(self, kind: str, number: int = 1, *, within: float | str = _DAY) -> list[Record]:
         """Wait for so many records of a type. Raises: AssertionError if they do not come in time."""
