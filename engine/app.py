@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine import __version__, _fast
+from engine.egress.circuitfile import CircuitFile, directory
 from engine.egress.dns import Dns, HostsFile, StubResolver, is_local_address
 from engine.egress.resolve import Resolver
 from engine.egress.router import Router, open_router
@@ -144,6 +145,11 @@ class Outside:
         async with open_shaping(shapers, hosts_of, State(spool.path)) as service:
             yield service
 
+    @asynccontextmanager
+    async def open_circuits(self, spool: SpoolDeclaration) -> AsyncIterator[CircuitFile | None]:
+        """Where it is kept which logins were refused; None: in memory alone."""
+        yield await trio.to_thread.run_sync(CircuitFile.load, directory(spool.path))
+
     async def connect(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
         """See `engine.net.connect`."""
         return await connect(address, port, source_address=source_address)
@@ -176,7 +182,13 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
     async with (
         _watched(hooks),
         outside.open_stores(spool_declaration, declarations.logs, policy.hooks.bounces) as (log, spool),
-        open_keys(hooks, instead=outside.key_sources, tripwire=outside.tripwire) as keys,
+        outside.open_circuits(spool_declaration) as circuits,
+        open_keys(
+            hooks,
+            instead=outside.key_sources,
+            tripwire=outside.tripwire,
+            fingerprint=circuits.key if circuits is not None else None,
+        ) as keys,
     ):
         resolver = Resolver(
             outside.dns(),
@@ -187,6 +199,7 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
         async with (
             outside.open_shaping(policy.hooks.shapers, hosts_of(resolver), spool_declaration) as shaping,
             open_router(
+                circuits,
                 spool=spool,
                 log=log,
                 hooks=hooks,

@@ -37,6 +37,7 @@ ROWS = {
     "engine.memory": 3,
     "engine.ca": 0,
     "engine.tripwire": 3,
+    "engine.statedir": 3,
     "engine.model": 3,
     "engine.net": 3,
     "engine.certificates": 3,

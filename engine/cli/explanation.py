@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,8 @@ import trio
 
 from engine.app import hosts_of, own_hosts
 from engine.cli.asked import AskedHooks
+from engine.egress.circuitfile import CircuitFile, directory
+from engine.egress.circuits import OpenCircuit
 from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.resolve import Resolver
 from engine.egress.routes import NoRouteNow, RouteFinder
@@ -166,8 +169,10 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
     queue = ScheduledQueue(QueueName(domain, question.tenant, question.campaign, question.routing_domain))
     spool = declarations.spool
     state = State(spool.path, writes=False) if spool is not None else None
+    file = CircuitFile.load(directory(spool.path, writes=False)) if spool is not None else None
+    circuits = file.circuits() if file is not None else []
     async with (
-        open_keys(hooks, tripwire=tripwire) as keys,
+        open_keys(hooks, tripwire=tripwire, fingerprint=file.key if file is not None else None) as keys,
         open_shaping(loaded.hooks.shapers, hosts_of(resolver), state) as shaping,
     ):
         try:
@@ -182,7 +187,7 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
                 weight,
                 seen[ready.source.name],
                 keys if question.secrets else None,
-                _stops(queue.name, ready, shaping.automation),
+                (*_stops(queue.name, ready, shaping.automation), *_refused(ready, circuits)),
             )
             for ready, weight in zip(routes.all(), routes.weights(), strict=True)
             if question.source in (None, ready.source.name)
@@ -219,6 +224,18 @@ def _stops(name: QueueName, ready: ReadyQueue, automation: Automation) -> tuple[
         automation.of_ready(ready.source.name, ready.site.key, ready.providers),
     )
     return tuple(one.text for one in found if one is not None)
+
+
+def _refused(ready: ReadyQueue, circuits: Sequence[OpenCircuit]) -> Iterator[str]:
+    """Logins of the path that the peer refused, as the relay wrote it down."""
+    login = ready.path.login
+    hosts = {name for host in ready.site.hosts for name in (host.host, host.reference_name)}
+    now = trio.current_time()
+    for one in circuits:
+        if login is not None and one.user == (login.username or "") and not hosts.isdisjoint(one.hosts):
+            left = one.until - now
+            when = f"no try for another {left:.0f} s" if left > 0 else "the next session tries"
+            yield f"version {one.version} of the credential was refused at {one.said_by}, {when}: {one.text}"
 
 
 async def _road(

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from engine.shaping import Automation
     from engine.spool import Handle, Recovered, Spool
 
+    from .circuitfile import CircuitFile
+
 __all__ = ["Router", "RouterStatistics", "open_router"]
 
 logger = logging.getLogger("posthorn.egress")
@@ -515,11 +517,14 @@ class Router:
 
 
 @asynccontextmanager
-async def open_router(**parts: object) -> AsyncIterator[Router]:
-    """A running router; leaving the block ends its tasks (call `Router.drain` first)."""
+async def open_router(circuits: CircuitFile | None = None, **parts: object) -> AsyncIterator[Router]:
+    """A running router; leaving the block ends its tasks (call `Router.drain` first). `circuits`: where open
+    circuits are kept; None: in memory alone."""
     async with trio.open_nursery() as nursery:
         router = Router(nursery, **parts)  # type: ignore[arg-type]
         nursery.start_soon(router.run)
+        if circuits is not None:
+            nursery.start_soon(circuits.keep, router.services.dialer.circuits)
         try:
             yield router
         finally:

@@ -88,6 +88,7 @@ async def open_keys(
     wait: float = WAIT,
     rng: random.Random | None = None,
     tripwire: Tripwire | None = None,
+    fingerprint: bytes | None = None,
 ) -> AsyncIterator[KeyRing]:
     """A ring, and the owner of the tasks that read and renew; leaving the block cancels them.
 
@@ -95,6 +96,7 @@ async def open_keys(
     of some of the usual ones. Times in seconds, for references that say nothing
     else: `ttl` until a value is refreshed, `stale_for` how long after that an old one serves while its
     source is out; and `wait`, how long anybody waits for a read. `tripwire`: is told of every secret.
+    `fingerprint`: the key by which versions of secrets are named, None: one for this process alone.
     """
     async with trio.open_nursery() as nursery:
 
@@ -104,7 +106,16 @@ async def open_keys(
         tripwire = tripwire if tripwire is not None else Tripwire()
         usual = key_sources(hooks, fetch, tripwire.watch)
         kinds = sources if sources is not None else {**usual, **(instead or {})}
-        ring = KeyRing(nursery, kinds, ttl=ttl, stale_for=stale_for, wait=wait, rng=rng, tripwire=tripwire)
+        ring = KeyRing(
+            nursery,
+            kinds,
+            ttl=ttl,
+            stale_for=stale_for,
+            wait=wait,
+            rng=rng,
+            tripwire=tripwire,
+            fingerprint=fingerprint,
+        )
         for source in kinds.values():
             if isinstance(source, VaultSource):
                 nursery.start_soon(source.keep_tokens)

@@ -114,6 +114,7 @@ class KeyRing:
         capacity: int = CAPACITY,
         rng: random.Random | None = None,
         tripwire: Tripwire | None = None,
+        fingerprint: bytes | None = None,
     ) -> None:
         self._nursery = nursery
         self._tripwire = tripwire if tripwire is not None else Tripwire()
@@ -123,7 +124,7 @@ class KeyRing:
         self._wait = wait
         self._capacity = capacity
         self._rng = rng if rng is not None else random.Random()
-        self._fingerprint_key = os.urandom(32)
+        self._fingerprint_key = fingerprint if fingerprint is not None else os.urandom(32)
         self._entries: OrderedDict[KeyRef, _Entry] = OrderedDict()
         self._reads = 0
         self._failures = 0

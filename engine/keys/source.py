@@ -45,8 +45,8 @@ class SourceFailure(Exception):
 class Credential(msgspec.Struct, frozen=True):
     """A secret with what identifies this version of it.
 
-    `version` is a fingerprint that is good for comparing within this process and for nothing else (keyed
-    with a random key of the process). `fetched` is the monotonic time (`trio.current_time`) of the last
+    `version` is a fingerprint that is good for comparing within this process, or those that have its key,
+    and for nothing else. `fetched` is the monotonic time (`trio.current_time`) of the last
     successful read.
     """
 

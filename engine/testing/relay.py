@@ -21,6 +21,7 @@ import trio
 import policy as vocabulary
 from engine.app import Engine, Outside, open_engine
 from engine.ca import ThrowAwayCa
+from engine.egress.circuitfile import CircuitFile
 from engine.egress.dns import Dns, HostsFile
 from engine.egress.site import BadName, parse_endpoint
 from engine.keys import KeySource
@@ -288,6 +289,10 @@ class _World(Outside):
         # Looking at files every second would make an hour long.
         async with open_shaping(shapers, hosts_of, client=Web(self.urls), watch=False) as service:
             yield service
+
+    @asynccontextmanager
+    async def open_circuits(self, spool: SpoolDeclaration) -> AsyncIterator[CircuitFile | None]:
+        yield None
 
     async def connect(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
         return await self.network.connect(address, port, source_address=source_address)

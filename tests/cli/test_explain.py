@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from engine.cli import main
 from engine.cli.explanation import auth_text, tls_text
+from engine.egress.circuitfile import CircuitFile
+from engine.egress.circuitfile import directory as logins_of
+from engine.egress.circuits import OpenCircuit
 from engine.shaping import State
 from policy import make_egress_path
 from policy.egress import EgressPath
@@ -284,3 +288,19 @@ def test_whom_a_credential_may_be_told_is_said() -> None:
     auth = {"username": "scott", "password": {"key_data": CANARY}, "release_to": release}
     text = auth_text(make_egress_path(enable_tls="Required", smtp_auth=auth))
     assert text.endswith("; released only to a peer as a.example or b.example, at 192.0.2.0/24, at port 465")
+
+
+def test_a_login_that_was_refused_is_said(ask: Any) -> None:
+    async def write() -> None:
+        now = trio.current_time()
+        text = "login as 'scott' refused with AUTH PLAIN: 535 5.7.8 no"
+        host = "192.168.1.10"
+        one = OpenCircuit(
+            (host,), "scott", "ab12", (now,), 1, now + 300, f"{host}:587", text, "login-refused"
+        )
+        CircuitFile.load(logins_of("spool")).save([one], now)
+
+    trio.run(write)
+    text = ask("bob@example.com")
+    assert "version ab12 of the credential was refused at 192.168.1.10:587, no try for another" in text
+    assert "535 5.7.8 no" in text

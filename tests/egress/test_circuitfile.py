@@ -1,0 +1,131 @@
+"""engine/egress/circuitfile.py: a restart spends no budget twice, and what is written down is no secret."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from engine.egress.circuitfile import CircuitFile, directory
+from engine.egress.circuits import Circuits, OpenCircuit, Try
+from engine.egress.resolve import Candidate
+from engine.errors import LoginRefused
+from engine.keys import open_keys
+from policy.keysource import read_key
+from policy.units import parse_throttle
+
+SCOTT = Try("mx.example", 587, "scott", "4711", budget=parse_throttle("2/h"))
+HERE = [Candidate("mx.example", "192.0.2.1", 587, "mx.example")]
+
+
+async def life(spool: Path, steps: Any) -> None:
+    """A process with this spool."""
+    circuits = Circuits()
+    file = CircuitFile.load(directory(spool))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.keep, circuits)
+        await trio.sleep(0.1)
+        await steps(circuits)
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+
+
+async def refuse(circuits: Circuits) -> None:
+    with pytest.raises(LoginRefused):
+        async with circuits.turn(circuits.endpoint(HERE), SCOTT):
+            raise LoginRefused("535 5.7.8 no")
+
+
+def left(circuits: Circuits) -> float:
+    until = circuits.closed_until(circuits.endpoint(HERE), "scott", "4711")
+    return until - trio.current_time()
+
+
+async def test_a_restart_remembers(tmp_path: Path, clock: MockClock) -> None:
+    spool = tmp_path / "spool"
+
+    async def second(circuits: Circuits) -> None:
+        assert 50 < left(circuits) <= 60
+        with pytest.raises(LoginRefused, match=r"535 5.7.8 no \(not repeated for another"):
+            circuits.check(circuits.endpoint(HERE), SCOTT)
+        await trio.sleep(60)
+        await refuse(circuits)
+
+    async def third(circuits: Circuits) -> None:
+        circuits.check(circuits.endpoint(HERE), msgspec.structs.replace(SCOTT, version="4712"))
+        with pytest.raises(LoginRefused):
+            circuits.check(circuits.endpoint(HERE), SCOTT)
+        assert left(circuits) > 1800, "two an hour"
+        await trio.sleep(3600)
+        async with circuits.turn(circuits.endpoint(HERE), SCOTT):
+            pass
+
+    async def fourth(circuits: Circuits) -> None:
+        assert not [*circuits.opened()]
+
+    await life(spool, refuse)
+    for steps in (second, third, fourth):
+        await life(spool, steps)
+
+
+async def test_a_clock_that_was_set_opens_nothing_for_ever(
+    tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    await life(spool, refuse)
+    real = time.time
+    for days, wait in ((-10, True), (10, False)):
+        monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86400)
+        circuits = Circuits()
+        for one in CircuitFile.load(directory(spool)).circuits():
+            circuits.restore(one)
+        assert (0 < left(circuits) <= 60) is wait
+
+
+async def test_no_secret_is_written_and_nobody_else_may_read(tmp_path: Path, clock: MockClock) -> None:
+    spool = tmp_path / "spool"
+    await life(spool, refuse)
+    folder = Path(f"{spool}.logins")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert sorted(os.listdir(folder)) == ["circuits", "key"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+    content = msgspec.json.decode((folder / "circuits").read_bytes().partition(b"\n")[2])
+    assert content["circuits"][0].keys() == set(OpenCircuit.__struct_fields__) - {"until", "failures"} | {
+        "left",
+        "ages",
+    }
+
+
+async def test_versions_are_named_alike_over_a_restart_and_not_elsewhere(tmp_path: Path) -> None:
+    reference = read_key({"key_data": "tiger"})
+    versions = []
+    for spool in ("a", "a", "b"):
+        key = CircuitFile.load(directory(tmp_path / spool)).key
+        async with open_keys(fingerprint=key) as keys:
+            versions.append((await keys.fetch(reference)).version)
+    assert versions[0] == versions[1] != versions[2]
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"0" * 32 + b"\n{}"])
+async def test_a_damaged_file_counts_as_missing(
+    content: bytes, tmp_path: Path, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    spool = tmp_path / "spool"
+    await life(spool, refuse)
+    Path(f"{spool}.logins/circuits").write_bytes(content)
+    assert not CircuitFile.load(directory(spool)).circuits()
+    assert "counts as missing" in caplog.text
+
+
+def test_who_only_looks_writes_nothing(tmp_path: Path) -> None:
+    CircuitFile.load(directory(tmp_path / "spool", writes=False))
+    assert not list(tmp_path.iterdir())
