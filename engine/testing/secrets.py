@@ -13,24 +13,11 @@ from typing import Any
 import msgspec
 import trio
 
-from engine.keys import KeySource, SourceFailure
-from policy.keysource import (
-    AwsKey,
-    AzureKey,
-    CommandKey,
-    CredentialKey,
-    EnvKey,
-    FileKey,
-    GoogleKey,
-    OAuth2Key,
-    VaultKey,
-)
+from engine.keys import KeySource, SourceFailure, key_sources
+from policy.keysource import CallbackKey, LiteralKey
 from policy.secret import Secret
 
 __all__ = ["Secrets"]
-
-_FRESH: dict[type, float] = {FileKey: 1.0, CredentialKey: 1.0}
-"""Seconds after which these are read again, as in life; of all others the ring's own time."""
 
 
 class _Outage(msgspec.Struct, frozen=True):
@@ -43,8 +30,7 @@ class _Outage(msgspec.Struct, frozen=True):
 class Secrets:
     """Values by the name of the reference, as records and errors show it: ``vault:secret/smtp-auth/local``
     (``#FIELD`` may be left out where it is ``#key``), ``file:/etc/posthorn/relay.password``,
-    ``env:PASSWORD``,
-    ``credential:relay``, ``exec:/usr/bin/pass show relay``, ``oauth2:CLIENT@HOST``.
+    ``env:PASSWORD``, ``credential:relay``, ``exec:/usr/bin/pass show relay``, ``oauth2:CLIENT@HOST``.
 
     `values` may be changed at any time. `reads`: how often each was read, whatever came of it.
     """
@@ -71,10 +57,13 @@ class Secrets:
         self._outages.clear()
 
     def sources(self) -> dict[type, KeySource]:
-        """What reads each kind of reference."""
-        elsewhere: tuple[type, ...] = (VaultKey, AwsKey, GoogleKey, AzureKey, OAuth2Key)
-        kinds: tuple[type, ...] = (*elsewhere, FileKey, EnvKey, CredentialKey, CommandKey)
-        return {kind: _Source(self, _FRESH.get(kind)) for kind in kinds}
+        """What reads each kind of reference but literals and the policy's own hooks; values are as old as in
+        life when they are read again."""
+        return {
+            kind: _Source(self, source.fresh_for)
+            for kind, source in key_sources().items()
+            if kind not in (LiteralKey, CallbackKey)
+        }
 
     async def read(self, name: str) -> Secret:
         """What a source answers now. Raises: SourceFailure."""

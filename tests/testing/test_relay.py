@@ -190,6 +190,7 @@ def login(**key: Any) -> Hooks:
         ({"file": "/etc/posthorn/relay"}, "file:/etc/posthorn/relay"),
         ({"env": "RELAY"}, "env:RELAY"),
         ({"credential": "relay"}, "credential:relay"),
+        ({"aws_secret": "mail/relay", "aws_key": "password"}, "aws:mail/relay#password"),
         ({"exec": ["/usr/bin/pass", "show", "relay"]}, "exec:/usr/bin/pass show relay"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
