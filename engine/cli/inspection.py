@@ -28,7 +28,7 @@ from engine.ingress.logins import offered
 from engine.keys import SourceFailure, key_sources, open_keys
 from engine.tripwire import Tripwire
 from policy import Reject
-from policy.egress import UNSPECIFIED, EgressPath, EgressPool, QueueConfig
+from policy.egress import IMPLICIT_PORT, UNSPECIFIED, EgressPath, EgressPool, QueueConfig
 from policy.errors import did_you_mean
 from policy.hooks import EVENTS
 from policy.keysource import (
@@ -322,6 +322,11 @@ class Inspection:
         where = self._where("get_egress_path_config")
         login = path.login
         await self.look_at_pair(where, path.tls_certificate, path.tls_private_key)
+        if not path.tls_implicit and IMPLICIT_PORT in {entry.port or path.port for entry in entries}:
+            self.note(
+                f"{where}: port {IMPLICIT_PORT} begins with TLS, and without tls_implicit=True a greeting in "
+                "clear text is waited for there"
+            )
         keys = {"tls_ca": path.tls_ca}
         if login is not None:
             option = "smtp_auth" if path.smtp_auth is not None else "smtp_auth_plain_password"

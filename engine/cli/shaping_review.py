@@ -10,7 +10,7 @@ import trio
 
 from engine.shaping import HostsOf, Unresolved
 from engine.shaping.remote import Client, FetchFailed, open_client
-from policy.egress import EgressPath
+from policy.egress import IMPLICIT_PORT, EgressPath
 from policy.keysource import KeyRef, LiteralKey
 from policy.login import Login
 from policy.nets import parse_host
@@ -147,6 +147,11 @@ async def _demands(table: Table, block: Block, found: Inspection) -> None:
             where = f"{block.origin.where}: [{block.origin.block}]"
             where += f' from source "{source}"' if source else ""
             _login(result, where, found)
+            if result.port == IMPLICIT_PORT and not result.tls_implicit:
+                found.note(
+                    f"{where}: port {IMPLICIT_PORT} begins with TLS, and without tls_implicit a greeting in "
+                    "clear text is waited for there"
+                )
             layers = (block.layer, block.sources[source]) if source else (block.layer,)
             if any(("tls_certificate", "") in layer.settings for layer in layers):
                 await found.match_pair(where, result.tls_certificate, result.tls_private_key)

@@ -286,6 +286,23 @@ def path(domain, source, site):
 """
 
 
+SMTPS = """
+@policy.on('get_queue_config')
+def queue(domain, tenant, campaign, routing_domain):
+    return policy.make_queue_config(protocol={'smtp': {'mx_list': ['relay.example:465']}})
+
+@policy.on('get_egress_path_config')
+def path(domain, source, site):
+    return policy.make_egress_path(enable_tls='Required')
+"""
+
+
+def test_port_465_without_tls_from_the_first_octet_on(said: Said) -> None:
+    assert "in path(): port 465 begins with TLS" in said(INIT + SMTPS, good=True)
+    implicit = SMTPS.replace("'Required'", "'Required', tls_implicit=True")
+    assert "begins with TLS" not in said(INIT + implicit, good=True)
+
+
 def test_a_client_certificate_is_looked_at(said: Said, tmp_path: Path) -> None:
     certificate, key = self_signed("relay.example", datetime.now(UTC))
     _, other_key = self_signed("relay.example", datetime.now(UTC))

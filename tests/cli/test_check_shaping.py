@@ -249,6 +249,12 @@ tls_private_key = "{tmp_path}/k.pem"
     said(text)
 
 
+def test_port_465_without_tls_from_the_first_octet_on(said: Said) -> None:
+    text = '["relay.example"]\nenable_tls = "Required"\nsmtp_port = 465\n'
+    assert "port 465 begins with TLS, and without tls_implicit a greeting" in said(text)
+    assert "begins with TLS" not in said(text + "tls_implicit = true\n")
+
+
 def test_a_pinned_key_is_enough_for_a_password(said: Said) -> None:
     text = """
 ["relay.example"]

@@ -75,8 +75,18 @@ smtpd_client_connection_count_limit = 0
 smtpd_client_connection_rate_limit = 0
 """
 
+_CLIENTS = """\
+# Who shows a certificate of this authority may send, too
+smtpd_tls_ask_ccert = yes
+smtpd_tls_CAfile = {directory}/clients.pem
+smtpd_tls_loglevel = 1
+smtpd_relay_restrictions = permit_tls_all_clientcerts, permit_sasl_authenticated, reject
+smtpd_recipient_restrictions = permit_tls_all_clientcerts, permit_sasl_authenticated, reject
+"""
+
 _MASTER = """\
 127.0.0.1:{port} inet n - n - - smtpd
+127.0.0.1:{smtps} inet n - n - - smtpd -o smtpd_tls_wrappermode=yes
 cleanup    unix  n - n - 0 cleanup
 qmgr       unix  n - n 300 1 qmgr
 rewrite    unix  - - n - - trivial-rewrite
@@ -103,11 +113,14 @@ mech_list: {mechanisms}
 
 
 class Postfix:
-    """A running instance. `ca`: a PEM file that trusts its certificate."""
+    """A running instance. `port`: with STARTTLS; `smtps`: with TLS at once. `ca`: a PEM file that trusts its
+    certificate, which is in `certificate`."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, port: int, smtps: int) -> None:
         self.directory = directory
         self.port = port
+        self.smtps = smtps
+        self.certificate = directory / "certificate.pem"
         self.ca = directory / "ca.pem"
 
     @property
@@ -135,10 +148,13 @@ class Postfix:
 
 
 @contextmanager
-def run_postfix(*, user: str, password: str, mechanisms: str = "PLAIN LOGIN") -> Iterator[Postfix]:
+def run_postfix(
+    *, user: str, password: str, mechanisms: str = "PLAIN LOGIN", clients: bytes | None = None
+) -> Iterator[Postfix]:
     """Start an instance that takes mail for example.com from `user` over TLS; stop it at the end.
 
-    `mechanisms`: what AUTH offers, as in Cyrus SASL's ``mech_list``.
+    `mechanisms`: what AUTH offers, as in Cyrus SASL's ``mech_list``. `clients`: an authority (PEM) whose
+    clients need no AUTH.
     """
     need("postfix", "postfix")
     saslpasswd = need("saslpasswd2", "sasl2-bin")
@@ -149,11 +165,16 @@ def run_postfix(*, user: str, password: str, mechanisms: str = "PLAIN LOGIN") ->
     directory = Path(tempfile.mkdtemp(prefix="posthorn-postfix-"))
     try:
         directory.chmod(0o755)
-        port = free_port()
+        port, smtps = free_port(), free_port()
         _make_directories(directory, owner)
         _make_certificate(directory)
-        values = {"directory": directory, "port": port, "uid": owner.pw_uid, "gid": owner.pw_gid}
-        (directory / "config" / "main.cf").write_text(_MAIN.format(**values))
+        ports = {"port": port, "smtps": smtps}
+        values = {"directory": directory, "uid": owner.pw_uid, "gid": owner.pw_gid, **ports}
+        main = _MAIN
+        if clients is not None:
+            (directory / "clients.pem").write_bytes(clients)
+            main += _CLIENTS
+        (directory / "config" / "main.cf").write_text(main.format(**values))
         (directory / "config" / "master.cf").write_text(_MASTER.format(**values))
         # Debian's Postfix looks in `config_directory`/sasl, whatever cyrus_sasl_config_path says.
         sasl = directory / "config" / "sasl"
@@ -168,7 +189,7 @@ def run_postfix(*, user: str, password: str, mechanisms: str = "PLAIN LOGIN") ->
         shutil.chown(users, owner.pw_uid, owner.pw_gid)
         users.chmod(0o400)
         with _master(directory, port):
-            yield Postfix(directory, port)
+            yield Postfix(directory, port, smtps)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
