@@ -11,6 +11,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives import serialization
 
+from engine.egress import tls
 from engine.errors import AuthNotOffered, LoginRefused, SecretUnavailable, TlsRequired
 from engine.keys import Credential
 from policy.egress import EgressPath, make_egress_path
@@ -237,6 +238,28 @@ async def test_external_is_for_those_only_who_asked_in_the_handshake(pki: Pki, u
     async with open_peer(tls=asking(pki, users), secured=offer) as peer, open_dial() as dial:
         await dial(path(pki, users.client(), smtp_auth=EXTERNAL), peer)
         assert [line for line in peer.commands if line.startswith("AUTH")] == ["AUTH EXTERNAL ="]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("0b000003000000", False),  # RFC 5246 7.4.2: no certificate
+        ("0b00000400000000", False),  # RFC 8446 4.4.2: no context and no certificate
+        ("0b00000a00000700000430003000", True),
+    ],
+)
+def test_an_answer_without_a_certificate_shows_nobody(message: str, shown: bool) -> None:
+    """What a client sends that was asked, and has none that the server could check."""
+
+    class Sock:
+        posthorn_shown = False
+
+    sock: Any = Sock()
+    tls._heard(sock, "write", None, 22, 11, bytes.fromhex(message))
+    assert sock.posthorn_shown is shown
+    tls._heard(sock, "read", None, 22, 11, bytes(1000))  # the server's own
+    tls._heard(sock, "write", None, 22, 1, bytes(1000))
+    assert sock.posthorn_shown is shown
 
 
 async def test_what_comes_next_is_used_when_the_peer_did_not_ask(pki: Pki, users: Pki) -> None:

@@ -17,8 +17,11 @@ from engine.egress.resolve import Candidate
 from engine.egress.resumption import SessionKey, Sessions
 from engine.egress.tlsneed import TlsNeed
 from engine.errors import TlsRequired
+from engine.keys import Credential
 from engine.net import TlsFacts
 from policy.egress import EgressPath, make_egress_path
+from policy.keysource import LiteralKey
+from policy.secret import Secret
 from tests.egress.dialing import NAME, Dial, candidate, hooks_for, open_dial
 from tests.support.peer import FakePeer, listening, open_peer
 from tests.support.pki import Pki
@@ -165,6 +168,36 @@ async def test_hosts_and_ports_share_none(pki: Pki) -> None:
         assert not resumed(await dial(path(pki), other))
         assert not resumed(await dial(path(pki), Candidate(NAME, "127.0.0.2", one.port, NAME)))
         assert resumed(await dial(path(pki), one))
+
+
+async def test_two_hosts_that_are_checked_for_one_name_share_none(pki: Pki) -> None:
+    one = path(pki, tls_server_name=OTHER)
+    async with open_peer(tls=context(pki)) as peer, open_dial() as dial:
+        await dial(one, candidate(peer, NAME))
+        assert not resumed(await dial(one, candidate(peer, "127.0.0.1")))
+        assert resumed(await dial(one, candidate(peer, NAME)))
+
+
+class Password:
+    """A key source whose value changes."""
+
+    def __init__(self) -> None:
+        self.value = b"tiger"
+
+    async def fetch(self, ref: Any, *, fresh: bool = False) -> Credential:
+        await trio.lowlevel.checkpoint()
+        value = ref.data.reveal() if isinstance(ref, LiteralKey) else self.value
+        return Credential(Secret(value), value.hex(), 0.0)
+
+
+async def test_another_version_of_the_password_is_another_session(pki: Pki) -> None:
+    ring = Password()
+    one = path(pki, smtp_auth={"username": "scott", "password": "/relay.password"})
+    async with open_peer(tls=context(pki), secured=["AUTH PLAIN"]) as peer, open_dial(ring) as dial:
+        await dial(one, peer)
+        assert resumed(await dial(one, peer))
+        ring.value = b"lion"
+        assert not resumed(await dial(one, peer))
 
 
 async def test_what_others_demand_of_the_peer_counts_too(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
