@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from engine.egress.connection import Connection
 from engine.egress.resolve import Candidate
-from engine.egress.resumption import SessionKey, Sessions
+from engine.egress.resumption import Kept, SessionKey, Sessions
 from engine.egress.tlsneed import TlsNeed
 from engine.errors import TlsRequired
 from engine.keys import Credential
@@ -190,14 +190,26 @@ class Password:
         return Credential(Secret(value), value.hex(), 0.0)
 
 
-async def test_another_version_of_the_password_is_another_session(pki: Pki) -> None:
+async def test_another_version_of_the_password_is_another_session(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    take = Sessions.take
+
+    def taking(self: Sessions, key: SessionKey, context: ssl.SSLContext) -> Kept | None:
+        taken.append((kept := take(self, key, context)) is not None)
+        return kept
+
+    monkeypatch.setattr(Sessions, "take", taking)
     ring = Password()
     one = path(pki, smtp_auth={"username": "scott", "password": "/relay.password"})
     async with open_peer(tls=context(pki), secured=["AUTH PLAIN"]) as peer, open_dial(ring) as dial:
         await dial(one, peer)
-        assert resumed(await dial(one, peer))
+        assert resumed(await dial(one, peer)) and taken == [False, True]
         ring.value = b"lion"
-        assert not resumed(await dial(one, peer))
+        await dial(one, peer)
+        # The new one is tried out first, in a session of its own, which the one for mail may resume.
+        assert taken[2:] == [False, True]
 
 
 async def test_what_others_demand_of_the_peer_counts_too(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
