@@ -8,6 +8,8 @@ from collections.abc import Generator
 import pytest
 from hypothesis import settings
 
+from tests.support import nosecrets
+
 # No deadline: on a busy machine it would only measure the neighbours.
 settings.register_profile("default", deadline=None, max_examples=100)
 settings.register_profile("ci", deadline=None, max_examples=200, print_blob=True, derandomize=True)
@@ -15,6 +17,11 @@ settings.register_profile("deep", deadline=None, max_examples=20_000)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") == "true" else "default")
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Every output of every test is searched for planted secrets."""
+    config.pluginmanager.register(nosecrets)
 
 
 @pytest.hookimpl(wrapper=True)

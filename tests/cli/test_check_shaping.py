@@ -25,7 +25,9 @@ policy.shaping.setup(FILES)
 def init():
     policy.define_spool(path="spool")
 """
-CANARY = "canary=Check+1"
+CANARY = "c4n4ry=Check+1"
+
+pytestmark = pytest.mark.plants("password.secret", "shaping.toml", "more.json")
 Said = Callable[..., str]
 
 

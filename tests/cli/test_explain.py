@@ -55,7 +55,9 @@ smtp_auth_plain_password = { file = "SECRET" }
 max_ready = 7
 """
 MORE = '{"192.168.1.10": {"enable_tls": "Required",\n "max_ready": null}}'
-CANARY = "canary=Explain+1"
+CANARY = "c4n4ry=Explain+1"
+
+pytestmark = pytest.mark.plants("password.secret")
 
 
 @pytest.fixture(autouse=True)

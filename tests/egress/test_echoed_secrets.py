@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from tests.support.bench import AUTH, to
 from tests.support.peer import open_peer
 
-PASSWORD = "canary-Tiger+9/secret"
+PASSWORD = "c4n4ry-Tiger+9/secret"
 BLOB = base64.b64encode(b"\0scott\0" + PASSWORD.encode()).decode()
 PATH = {**AUTH, "smtp_auth_plain_password": {"key_data": PASSWORD}}
 

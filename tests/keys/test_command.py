@@ -25,6 +25,7 @@ def program(directory: Path, script: str) -> CommandKey:
     return CommandKey((str(path), "show", "a b;c"))
 
 
+@pytest.mark.plants("store")
 class TestCommand(KeySourceContract):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
@@ -47,6 +48,7 @@ async def reason(ref: CommandKey, **options: float) -> SourceFailure:
     return caught.value
 
 
+@pytest.mark.plants("tool")
 @pytest.mark.parametrize(
     ("script", "says", "definite", "denied"),
     [

@@ -36,6 +36,7 @@ class TestEnv(KeySourceContract):
         return Subject(EnvSource(), EnvKey("POSTHORN_TEST_KEY"), put)
 
 
+@pytest.mark.plants("password")
 class TestFile(KeySourceContract):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
@@ -52,6 +53,7 @@ class TestFile(KeySourceContract):
         return Subject(FileSource(), FileKey(str(path)), put)
 
 
+@pytest.mark.plants("relay")
 class TestCredential(KeySourceContract):
     @pytest.fixture
     def subject(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
@@ -76,6 +78,7 @@ async def test_no_directory_of_credentials(monkeypatch: pytest.MonkeyPatch) -> N
     assert not caught.value.definite
 
 
+@pytest.mark.plants("x")
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read every file")
 async def test_a_file_one_may_not_read_is_denied(tmp_path: Path) -> None:
     (tmp_path / "x").write_text(CANARY)
@@ -178,6 +181,7 @@ async def test_a_file_that_is_being_written_is_left_to_settle(tmp_path: Path) ->
         rest.join()
 
 
+@pytest.mark.plants("password")
 @pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, False), (0o600, False)])
 async def test_a_world_readable_file_is_named_once(
     mode: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -205,6 +209,7 @@ async def test_a_readable_certificate_is_no_news(tmp_path: Path, caplog: pytest.
     assert len(caplog.records) == 1
 
 
+@pytest.mark.plants("big")
 async def test_what_is_no_readable_file(tmp_path: Path) -> None:
     fifo, big = tmp_path / "fifo", tmp_path / "big"
     os.mkfifo(fifo)

@@ -107,6 +107,7 @@ async def test_many_who_want_it_ask_once(endpoint: TokenEndpoint, keys: KeyRing)
     assert len(endpoint.asked) == 1
 
 
+@pytest.mark.plants("refresh")
 async def test_a_rotated_refresh_token_is_used_until_the_configured_one_changes(
     endpoint: TokenEndpoint, tmp_path: Path
 ) -> None:

@@ -443,9 +443,9 @@ def test_secrets_of_a_login_are_not_shown() -> None:
             "vault_path": "p",
             "vault_auth": {
                 "method": "approle",
-                "role_id": {"key_data": "canary-1"},
-                "secret_id": {"key_data": "canary-2"},
+                "role_id": {"key_data": "c4n4ry-1"},
+                "secret_id": {"key_data": "c4n4ry-2"},
             },
         }
     )
-    assert "canary" not in repr(ref) + ref.name
+    assert "c4n4ry" not in repr(ref) + ref.name

@@ -29,7 +29,7 @@ from policy.keyterms import Terms
 from policy.secret import Secret
 from tests.contract.key_source import everything
 
-CANARY = "canary-77aa"
+CANARY = "c4n4ry-77aa"
 ENDLESS: list[Any] = [CANARY]
 ENDLESS.append(ENDLESS)
 

@@ -16,7 +16,7 @@ import pytest
 from policy import Secret
 from tests.contract.key_source import everything
 
-CANARY = "canary-5f2d"
+CANARY = "c4n4ry-5f2d"
 
 
 class Holder(msgspec.Struct):

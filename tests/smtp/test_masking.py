@@ -13,7 +13,7 @@ from engine.smtp import AuthDone, ClientSession, Masker
 from policy.secret import Secret
 from tests.contract.mechanism import exchange, secret_of
 
-PASSWORD = "canary-Tiger+9/secret"
+PASSWORD = "c4n4ry-Tiger+9/secret"
 BLOB = base64.b64encode(b"\0scott\0" + PASSWORD.encode()).decode()
 masker = Masker([Secret(PASSWORD)], ["scott"])
 

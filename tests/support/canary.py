@@ -16,7 +16,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["forms", "leaks", "logged", "output_files"]
+__all__ = ["content", "forms", "leaks", "logged", "output_files"]
 
 
 def forms(secret: bytes) -> dict[str, bytes]:
@@ -42,12 +42,10 @@ def leaks(secrets: Iterable[str], files: Iterable[Path]) -> list[str]:
     found: list[str] = []
     for path in files:
         try:
-            content = _content(path)
+            octets = content(path)
         except FileNotFoundError:
             continue  # a segment that was removed meanwhile
-        found += [
-            f"secret {number} ({name}) is in {path}" for number, name, form in sought if form in content
-        ]
+        found += [f"secret {number} ({name}) is in {path}" for number, name, form in sought if form in octets]
     return found
 
 
@@ -61,12 +59,13 @@ def output_files(directory: Path) -> list[Path]:
     return [Path(parent) / name for parent, _, names in os.walk(directory) for name in names]
 
 
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if content[:4] != b"\x28\xb5\x2f\xfd":
-        return content
+def content(path: Path) -> bytes:
+    """What a file holds, and what that is when it is expanded. Raises: OSError."""
+    octets = path.read_bytes()
+    if octets[:4] != b"\x28\xb5\x2f\xfd":
+        return octets
     decompressor = zstd.ZstdDecompressor()
     try:
-        return content + decompressor.decompress(content)
+        return octets + decompressor.decompress(octets)
     except zstd.ZstdError:
-        return content
+        return octets

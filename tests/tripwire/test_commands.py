@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from engine.tripwire import Tripwire
 from policy.secret import Secret
 
-CANARY = "canary-of-commands-1.example"
+CANARY = "c4n4ry-of-commands-1.example"
 POLICY = """
 import pathlib
 import policy

@@ -50,7 +50,7 @@ WRITTEN: dict[str, Callable[[bytes], bytes]] = {
 }
 SECRETS = [
     b"correct horse battery",
-    b"canary=S3cret/+ with all",
+    b"c4n4ry=S3cret/+ with all",
     b'quote"back\\slash\ttab',
     "gr\u00fc\u00dfe-\u65e5\u672c!".encode(),
     b"\xfb\xff\xfe?>binary-octets",

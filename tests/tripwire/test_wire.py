@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.tripwire import KEPT, MARK, Tripwire, keep_private, private, wire
 from policy.secret import Secret
 
-CANARY = 'canary="S3cret\\/+ with all'
+CANARY = 'c4n4ry="S3cret\\/+ with all'
 
 
 class Clock:

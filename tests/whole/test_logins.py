@@ -23,7 +23,7 @@ from tests.support.tokens import Asked, run_endpoint
 pytestmark = pytest.mark.whole
 
 USER = "scott"
-PASSWORD = "canary=Tiger+9/by another name"
+PASSWORD = "c4n4ry=Tiger+9/by another name"
 TOKEN = "canary.Token-of~scott+1/2"
 MESSAGE = b"Subject: who am I?\r\n\r\nbody\r\n"
 

@@ -24,8 +24,8 @@ from tests.support.rawclient import RawClient
 pytestmark = pytest.mark.whole
 
 USER = "scott"
-PASSWORD = "canary=Tiger+9/on the way out"
-SUBMITTER = "canary=Lion+7/on the way in"
+PASSWORD = "c4n4ry=Tiger+9/on the way out"
+SUBMITTER = "c4n4ry=Lion+7/on the way in"
 
 
 def secured(ca: Path) -> dict[str, object]:

@@ -20,8 +20,8 @@ from tests.support.rawclient import RawClient
 
 pytestmark = pytest.mark.whole
 
-RIGHT = "canary=Right+1/password"
-WRONG = "canary=Wrong+2/password"
+RIGHT = "c4n4ry=Right+1/password"
+WRONG = "c4n4ry=Wrong+2/password"
 
 
 def submit(running: Relay, count: int = 3) -> None:

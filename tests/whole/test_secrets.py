@@ -20,7 +20,7 @@ from tests.support.rawclient import RawClient
 
 pytestmark = pytest.mark.whole
 
-CANARY = "canary=S3cret/+ with all"
+CANARY = "c4n4ry=S3cret/+ with all"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def echo(handler: http.server.BaseHTTPRequestHandler) -> None:
 
 def test_key_sources_that_fail_leave_no_trace(tmp_path: Path) -> None:
     """Each queue has a key source that fails in its own way, with a secret in its hands."""
-    token = "canary=T0ken/+with-all"
+    token = "c4n4ry=T0ken/+with-all"
 
     class Handler(http.server.BaseHTTPRequestHandler):
         do_GET = echo

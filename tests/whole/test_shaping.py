@@ -19,7 +19,7 @@ from tests.support.rawclient import RawClient
 
 pytestmark = pytest.mark.whole
 
-PASSWORD = "canary=Shaping+1/password"
+PASSWORD = "c4n4ry=Shaping+1/password"
 
 POLICY = """\
 import policy

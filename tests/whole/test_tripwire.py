@@ -18,7 +18,7 @@ from tests.support.rawclient import RawClient
 
 pytestmark = pytest.mark.whole
 
-CANARY = "canary=S3cret/+ with all"
+CANARY = "c4n4ry=S3cret/+ with all"
 FORMS: dict[str, Callable[[bytes], bytes]] = {
     "raw": lambda s: s,
     "hex": lambda s: s.hex().encode(),
