@@ -27,7 +27,7 @@ def init():
 """
 CANARY = "c4n4ry=Check+1"
 
-pytestmark = pytest.mark.plants("password.secret", "shaping.toml", "more.json")
+pytestmark = pytest.mark.plants("shaping.toml", "more.json")
 Said = Callable[..., str]
 
 

@@ -57,7 +57,7 @@ max_ready = 7
 MORE = '{"192.168.1.10": {"enable_tls": "Required",\n "max_ready": null}}'
 CANARY = "c4n4ry=Explain+1"
 
-pytestmark = pytest.mark.plants("password.secret")
+pytestmark = pytest.mark.plants("more.json")
 
 
 @pytest.fixture(autouse=True)

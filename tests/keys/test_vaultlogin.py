@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -236,12 +235,12 @@ async def test_frozen_thawed_killed_sealed(tmp_path: Path) -> None:
         async with open_keys() as keys:
             warm, cold = role.ref(), role.ref("login/cold")
             assert await say(keys, warm) == "tiger"
-            bao.process.send_signal(signal.SIGSTOP)
+            bao.freeze()
             try:
                 assert "no answer" in await say(keys, cold)
                 assert await say(keys, warm) == "tiger"
             finally:
-                bao.process.send_signal(signal.SIGCONT)
+                bao.thaw()
             with trio.fail_after(20):
                 while await say(keys, cold) != "cold":
                     await trio.sleep(0.2)

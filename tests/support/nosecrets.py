@@ -2,8 +2,10 @@
 
 A secret that a test plants holds the word `WORD`. After each test everything it put out is searched for that
 word, as it stands, in base64 at any offset, in hexadecimal: standard output and error, what was logged at the
-level the test set, and the files below its `tmp_path`, compressed ones too. Files that hold the secret because
-the test itself put it there are named: ``@pytest.mark.plants("password", "relay/policy.py")``.
+level the test set, and the files below its `tmp_path`, compressed ones too.
+
+A secret that is put in has a file called ``*.secret``, or is named by the test:
+``@pytest.mark.plants("password", "relay/mail.py")``.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def _in_files(item: pytest.Item) -> list[str]:
     directory = funcargs.get("tmp_path")
     if not isinstance(directory, Path):
         return []
-    planted = [glob for mark in item.iter_markers("plants") for glob in mark.args]
+    planted = ["*.secret"] + [glob for mark in item.iter_markers("plants") for glob in mark.args]
     found: list[str] = []
     for path in output_files(directory):
         name = path.relative_to(directory).as_posix()

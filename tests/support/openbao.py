@@ -5,7 +5,9 @@ Development mode: in memory, unsealed, KV version 2 at ``secret/``. It can be se
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -71,6 +73,14 @@ class OpenBao:
     def _unseal_key(self) -> str | None:
         found = re.search(r"Unseal Key: (\S+)", self._log.read_text())
         return None if found is None else found[1]
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nobody, until `thaw`."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)  # every thread of it has stopped
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.process.kill()

@@ -18,7 +18,7 @@ from tests.support.ports import until
 from tests.support.posthorn import relay
 from tests.support.rawclient import RawClient
 
-pytestmark = pytest.mark.whole
+pytestmark = [pytest.mark.whole, pytest.mark.plants("planted", "relay/mail.py")]
 
 CANARY = "c4n4ry=S3cret/+ with all"
 
