@@ -127,7 +127,9 @@ class _Handler(logging.handlers.QueueHandler):
         record.message = private(record.getMessage())
         record.msg, record.args = record.message, None
         if record.exc_info and not record.exc_text:
-            record.exc_text = private(_TRACEBACK.formatException(record.exc_info))
+            record.exc_text = _TRACEBACK.formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = private(record.exc_text)
         record.exc_info = None
         return record
 
