@@ -228,6 +228,11 @@ class Inspection:
             if key.ca is not None and not os.path.exists(key.ca):
                 self.note(f"{where}: ca: there is no file {key.ca} now; mail that needs the token waits")
             return all(found)
+        if isinstance(key, LiteralKey) and b"-----BEGIN CERTIFICATE" not in key.data.reveal():
+            self.note(
+                f'{where}: the secret itself is in the configuration ("key_data"), where whoever reads that '
+                "reads it; right would be a file, Vault or another key source"
+            )
         if not isinstance(key, FileKey):
             return True
         if not os.path.exists(key.path):

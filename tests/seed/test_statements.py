@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import policy
+from engine.cli.check import check
 from engine.keys import key_sources
 from policy.keysource import parse_key
 from policy.testing import SERVFAIL, NextHop, StripsStartTls, ThrowAwayCa, load, open_relay, scenario
@@ -47,6 +48,16 @@ def wants_login(**options: Any) -> NextHop:
     hop = NextHop(tls=True, users=SCOTT, **options)
     hop.replies["MAIL"] = lambda line: "250 ok" if hop.logins else "530 5.7.0 Authentication required"
     return hop
+
+
+def with_init(file: Path) -> Path:
+    """The same policy with what a start needs."""
+    made = file.with_name(f"whole_{file.name}")
+    made.write_text(
+        file.read_text() + '\n@policy.on("init")\ndef init():\n    policy.define_spool(path="spool")\n'
+        '    policy.start_esmtp_listener(listen="127.0.0.1:2525")\n'
+    )
+    return made
 
 
 def wire(hop: NextHop) -> list[str]:
@@ -202,6 +213,12 @@ async def test_S10_an_unconditional_hook_logs_in_everywhere(page: Path) -> None:
     assert all(hop.logins for hop in hops.values())
 
 
+def test_S10_and_the_check_says_so(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(page / "auth_everywhere.py", offline=True) == 2  # it declares no spool
+    assert check(with_init(page / "auth_everywhere.py"), offline=True) == 0
+    assert "both get credentials: make the hook look at the domain or the site" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("by", ["domain", "site_name"])
 @scenario
 async def test_S11_only_the_chosen_destination_sees_the_password(by: str) -> None:
@@ -225,6 +242,18 @@ async def test_S11_only_the_chosen_destination_sees_the_password(by: str) -> Non
     users = {(record.queue, record.smtp_auth_user) for record in records}
     assert users == {("example.com", "scott"), ("other.example", None)}
     assert other.tried == []
+
+
+def test_S12_a_secret_in_the_configuration_is_remarked_on(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(with_init(page / "auth_everywhere.py"), offline=True) == 0
+    assert 'smtp_auth_plain_password: the secret itself is in the configuration ("key_data")' in (
+        out := capsys.readouterr().out
+    )
+    assert "tiger" not in out
+    assert check(with_init(page / "auth_by_domain.py"), offline=True) == 0
+    assert "key_data" not in capsys.readouterr().out
 
 
 PAIR = ["tls_certificate", "tls_private_key"]
