@@ -20,6 +20,8 @@ _ENCODED = 8
 
 _WHOLE = 128
 """Octets up to which a secret is searched for in one piece."""
+_MOST = 16384
+"""Octets of one secret that are searched for, PEM files aside; what is larger is no password and no token."""
 _PIECE = 96
 _OVERLAP = 6  # so that no digit of base64 between two pieces is left over
 _LONGEST = 1024
@@ -53,6 +55,7 @@ def forms(secret: bytes) -> dict[bytes, bool]:
 
 
 def _pieces(secret: bytes) -> Iterator[bytes]:
+    secret = secret[:_MOST] if b"-----BEGIN " not in secret else secret
     if b"-----BEGIN " in secret:
         lines = [line for _, body in _PRIVATE.findall(secret) for line in body.splitlines()]
     elif len(secret) <= _WHOLE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import urllib.parse
 from collections.abc import Callable
@@ -130,6 +131,11 @@ def test_a_long_secret_is_found_in_parts() -> None:
     blob = base64.b64encode(b"user=u\x01auth=Bearer " + token)
     spans = search(token, blob)
     assert spans is not None and sum(end - begin for begin, end, _ in spans) > 0.95 * len(token) * 8 / 6
+
+
+def test_a_huge_secret_costs_no_more_than_a_large_one() -> None:
+    large = random.Random(1).randbytes(16384).hex().encode()
+    assert forms(large) == forms(large[:16384])
 
 
 def test_of_a_pem_file_only_the_key_is_secret(tmp_path: Path) -> None:
