@@ -108,7 +108,7 @@ def _read(path: Path, name: str) -> Iterator[tuple[str, str]]:
         data: Any = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
     except OSError as error:
         raise PolicyError(f"cannot be read: {error.strerror or error}", name) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f"is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}", name) from None
     rules = data.get("rules") if isinstance(data, dict) and data.keys() == {"rules"} else None
     if not isinstance(rules, dict):

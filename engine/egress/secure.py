@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -86,7 +87,7 @@ class Safety:
     def __init__(self) -> None:
         self._contexts = TlsContexts()
         self._sessions = Sessions()
-        self._broken: dict[_Broken, float] = {}
+        self._broken: OrderedDict[_Broken, float] = OrderedDict()
 
     def remember_broken(self, candidate: Candidate, terms: Terms) -> bool:
         """Note a failed handshake if the path wants that; True when a clear-text retry is allowed."""
@@ -96,10 +97,11 @@ class Safety:
         if seconds is None and retry:
             seconds = _BROKEN_TLS_DEFAULT
         if seconds is not None:
-            now = trio.current_time()
+            key = terms.broken_key(candidate)
+            self._broken[key] = trio.current_time() + seconds
+            self._broken.move_to_end(key)
             if len(self._broken) > _BROKEN_KEPT:
-                self._broken = {k: t for k, t in self._broken.items() if t > now}
-            self._broken[terms.broken_key(candidate)] = now + seconds
+                self._broken.popitem(last=False)
         return retry
 
     def _is_broken(self, candidate: Candidate, terms: Terms) -> bool:

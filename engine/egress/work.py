@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class Stumblers:
     __slots__ = ("_suspected", "_until")
 
     def __init__(self) -> None:
-        self._until: dict[str, float] = {}
+        self._until: OrderedDict[str, float] = OrderedDict()
         self._suspected: dict[str, float] = {}
 
     def has(self, address: str) -> bool:
@@ -77,10 +78,10 @@ class Stumblers:
     def add(self, address: str) -> None:
         """It just did."""
         self._suspected.pop(address, None)
-        now = trio.current_time()
+        self._until[address] = trio.current_time() + _STUMBLE_MEMORY
+        self._until.move_to_end(address)
         if len(self._until) > _STUMBLERS:
-            self._until = {known: until for known, until in self._until.items() if until > now}
-        self._until[address] = now + _STUMBLE_MEMORY
+            self._until.popitem(last=False)
 
 
 class Services:

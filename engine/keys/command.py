@@ -28,6 +28,8 @@ __all__ = ["CommandSource"]
 _SECONDS = 4.5
 """For one run; just under what a delivery waits."""
 _AT_ONCE = 4
+_REAP = 1.0
+"""Seconds in which a program that was killed has ended."""
 _NO_INPUT = 66
 _NO_PERMISSION = 77
 
@@ -87,8 +89,11 @@ async def _run(ref: CommandKey) -> tuple[int, Secret]:
         # The program and what it started. Nobody has waited for it yet, so the number is still its own.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        with trio.CancelScope(shield=True):
+        # One that changed its user, as sudo does, cannot be killed: it ends when it likes, and nobody waits
+        # for that, neither those that want a secret nor a shutdown.
+        with trio.move_on_after(_REAP, shield=True):
             await process.wait()
+        with trio.CancelScope(shield=True):
             await process.stdout.aclose()
     text = bytes(output)
     return process.returncode or 0, Secret(text[:-2] if text.endswith(b"\r\n") else text.removesuffix(b"\n"))

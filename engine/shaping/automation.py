@@ -202,11 +202,16 @@ class Automation:
                     await self._changed.wait()
                 self._changed = trio.Event()
                 begun = trio.current_time()
-                self._put_in_force()
-                spent = trio.current_time() - begun
-                if self._unwritten and trio.current_time() >= next_write:
-                    await self._write()
-                    next_write = trio.current_time() + WRITE
+                try:
+                    self._put_in_force()
+                    spent = trio.current_time() - begun
+                    if self._unwritten and trio.current_time() >= next_write:
+                        await self._write()
+                        next_write = trio.current_time() + WRITE
+                except Exception:
+                    # A barrier: what a peer said must not end the relay.
+                    logger.exception("automation: putting orders in force")
+                    spent = trio.current_time() - begun
                 await trio.sleep(max(CALM, SHARE * spent))
         finally:
             if self._unwritten:

@@ -48,24 +48,30 @@ class Client:
     async def fetch(self, url: str) -> bytes | None:
         """The content; None when it is what was fetched last. Raises: FetchFailed."""
         content: bytes | None = None
+        tag: str | None = None
         with trio.move_on_after(TIMEOUT) as scope:
             try:
-                content = await self._fetch(url)
+                content, tag = await self._fetch(url)
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
                 raise FetchFailed(_why(error)) from None
         if scope.cancelled_caught:
             raise FetchFailed(f"no answer in {TIMEOUT:g} s")
+        # Not before: content that is lost on the way to the caller must be sent again.
+        if tag:
+            self._tags[url] = tag
+        elif content is not None:
+            self._tags.pop(url, None)
         return content
 
     def forget(self, url: str) -> None:
         """The content was of no use: have it sent again next time."""
         self._tags.pop(url, None)
 
-    async def _fetch(self, url: str) -> bytes | None:
+    async def _fetch(self, url: str) -> tuple[bytes | None, str | None]:
         headers = {"If-None-Match": self._tags[url]} if url in self._tags else {}
         async with self._client.stream("GET", url, headers=headers) as response:
             if response.status_code == 304 and headers:
-                return None
+                return None, None
             if response.is_redirect:
                 raise FetchFailed(f"{response.status_code}, it has moved; right would be its new address")
             if response.status_code != 200:
@@ -78,12 +84,7 @@ class Client:
                         enough.cancel()  # raised where the next piece is read, so that nothing is left open
             if len(content) > LARGEST:
                 raise FetchFailed(f"it has more than {LARGEST} octets")
-            tag = response.headers.get("ETag")
-            if tag:
-                self._tags[url] = tag
-            else:
-                self._tags.pop(url, None)
-            return bytes(content)
+            return bytes(content), response.headers.get("ETag")
 
 
 def _why(error: BaseException) -> str:

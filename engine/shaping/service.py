@@ -159,6 +159,10 @@ class _Watcher:
                 why = f"a change is refused: {error.problems[0]}"
                 shaper.unread = {url: why if url in remote else was for url, was in shaper.unread.items()}
                 return
+            except Exception:
+                # The barrier, as in `_fetch`.
+                logger.exception("shaping: a change cannot be read, and what was in force before stays")
+                return
             had = shaper.unread
             shaper.unread = {url: why for url, why in had.items() if url not in remote}
             same = [id(one) for one in table.documents] == [id(one) for one in shaper.table.documents]
@@ -198,8 +202,17 @@ class _Watcher:
                 if document.problems:
                     self._client.forget(url)
                     raise FetchFailed(f"what it says is refused: {document.problems[0]}")
-        except FetchFailed as failed:
+        except trio.Cancelled:
+            # It may be here and on its way to a thread: without this it would never be sent again.
+            self._client.forget(url)
+            raise
+        except Exception as failed:
             why = str(failed)
+            if not isinstance(failed, FetchFailed):
+                # A barrier: whatever a URL says must not end the relay.
+                logger.exception("shaping: %s", name)
+                self._client.forget(url)
+                why = f"internal error ({type(failed).__name__}), see the diagnostics"
             if self._failing.get(name) != why:
                 self._failing[name] = why
                 if name in self._remote:

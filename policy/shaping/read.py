@@ -108,7 +108,7 @@ class _Reader:
         as_json = ending == "json" or (ending != "toml" and text.lstrip().startswith("{"))
         try:
             data = _parse_json(text) if as_json else tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, json.JSONDecodeError, _Twice, RecursionError) as error:
+        except (ValueError, _Twice, RecursionError) as error:
             last = text.rstrip().count("\n") + 1
             self.problems.append(_syntax(self.name, "JSON" if as_json else "TOML", error, last))
             return
@@ -366,6 +366,14 @@ def _parse_json(text: str) -> dict[str, Any]:
         return found
 
     data = json.loads(text, object_pairs_hook=pairs)
+    if "\\u" in text:
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            # It could be put into no record, log or command later on.
+            raise _Twice(
+                "holds half a character, an escape from \\ud800 to \\udfff without its pair"
+            ) from None
     if not isinstance(data, dict):
         raise _Twice(f"is no object of blocks but {a_type(data)}")
     return data
@@ -381,4 +389,6 @@ def _syntax(name: str, language: str, error: Exception, last: int) -> PolicyErro
         line = place.removeprefix("line ").partition(",")[0]
         if said:
             return PolicyError(f"is no {language}: {said}", f"{name}:{line if line.isdigit() else last}")
+    if type(error) is ValueError:  # Python's own bound; its text speaks of Python
+        text = "a number has thousands of digits"
     return PolicyError(f"is no {language}: {text or type(error).__name__}", name)

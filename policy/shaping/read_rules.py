@@ -42,7 +42,8 @@ _KEYS = (
     "mode",
 )
 _CASE_KEYS = ("reply", "command", "address", "source", "hosts", "mx_list", "expect")
-_TIGHTEN = AUTH | PROTECTION
+_TIGHTEN = AUTH | PROTECTION | {"opportunistic_tls_reconnect_on_failed_handshake", "remember_broken_tls"}
+"""Options that an order never sets; the last two are the ways back to clear text."""
 _CODE = re.compile(r"[245][0-9]{2}|[245][0-9]x|[245]xx")
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.(?:[0-9]{1,3}|\*)")
 _REPLY = re.compile(r"([2-5][0-9]{2})[ -]?(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?= |$))?")

@@ -313,3 +313,23 @@ async def test_putting_orders_in_force_among_very_many_queues_leaves_the_loop_it
                 await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
     assert 2 <= len(begun) <= 4
+
+
+async def test_a_defect_in_putting_orders_in_force_does_not_end_the_relay(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = automation.Automation([])
+    begun: list[float] = []
+
+    def defect() -> None:
+        begun.append(trio.current_time())
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(judge, "_put_in_force", defect)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(judge.run)
+        for _ in range(2):
+            judge._changed.set()
+            await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert len(begun) == 2 and caplog.text.count("RuntimeError: defect") == 2

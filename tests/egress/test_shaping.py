@@ -339,6 +339,98 @@ async def test_what_a_url_said_last_survives_a_restart(
             assert max_ready(shaper) == 5
 
 
+class Tagged:
+    """As `Client`: what was given out is not sent again unless it is forgotten. `late`: seconds that the
+    first fetch takes, whoever gives up meanwhile."""
+
+    def __init__(self, content: bytes, late: float = 0.0) -> None:
+        self.content = content
+        self.late = late
+        self.sent = False
+
+    async def fetch(self, url: str) -> bytes | None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self.late)
+        self.late = 0.0
+        if self.sent:
+            return None
+        self.sent = True
+        return self.content
+
+    def forget(self, url: str) -> None:
+        self.sent = False
+
+
+async def test_content_that_came_in_the_moment_of_giving_up_is_fetched_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "START", 0.05)
+    shaper = policy.shaping.load(["https://x.example/a.toml"])
+    client = Tagged(BLOCK.format(7).encode(), late=0.1)
+    async with open_shaping([shaper], hosts_of(Resolver(StaticDns({}))), client=client):
+        await until(lambda: not shaper.unread)
+        assert max_ready(shaper) == 7
+
+
+async def test_a_tag_is_known_when_the_content_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time was over while the connection was being given back, with all of the content there."""
+    with web() as here:
+        here.content, here.tag = BLOCK.format(1).encode(), '"1"'
+        async with remote.open_client() as client:
+            whole = client._fetch
+
+            async def slow(url: str) -> Any:
+                found = await whole(url)
+                await trio.sleep(60)
+                return found
+
+            with monkeypatch.context() as patch:
+                patch.setattr(remote, "TIMEOUT", 0.3)
+                patch.setattr(client, "_fetch", slow)
+                with pytest.raises(remote.FetchFailed, match="no answer"):
+                    await client.fetch(here.url)
+            assert await client.fetch(here.url) == here.content
+
+
+@pytest.mark.parametrize("content", [b"x = " + b"9" * 5000, b"defect"])
+async def test_whatever_a_url_says_ends_nothing(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def defect(name: str, content: bytes) -> Any:
+        if content == b"defect":
+            raise RuntimeError("defect")
+        return read(name, content)
+
+    read = service.read
+    monkeypatch.setattr(service, "read", defect)
+    monkeypatch.setattr(service, "LOOK", 0.01)
+    client = Tagged(content)
+    shaper = policy.shaping.load(["https://x.example/a.toml"])
+    async with open_shaping([shaper], hosts_of(Resolver(StaticDns({}))), client=client):
+        with pytest.raises(policy.PolicyError, match=r"thousands of digits|internal error"):
+            max_ready(shaper)
+        client.content = BLOCK.format(3).encode()
+        await until(lambda: not shaper.unread)
+        assert max_ready(shaper) == 3
+    assert ("Traceback" in caplog.text) == (content == b"defect")
+
+
+async def test_a_defect_in_reading_files_leaves_what_was_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(BLOCK.format(1))
+    shaper = policy.shaping.load([file])
+    async with watched(shaper):
+        with monkeypatch.context() as patch:
+            patch.setattr(shaper, "build", lambda remote: 1 // 0)
+            write(file, BLOCK.format(2))
+            await until(lambda: "ZeroDivisionError" in caplog.text)
+        assert max_ready(shaper) == 1
+        write(file, BLOCK.format(30))
+        await until(lambda: max_ready(shaper) == 30)
+
+
 async def test_a_url_may_be_taken_for_empty() -> None:
     with web() as here:
         here.status = 503

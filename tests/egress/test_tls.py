@@ -17,8 +17,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from engine.egress import secure
 from engine.egress.dial import NoHostReached
+from engine.egress.resolve import Candidate
 from engine.egress.tls import TlsContexts, TlsSetting
+from engine.egress.tlsneed import TlsNeed
 from engine.errors import ConnectionLost, TlsError, TlsRequired
 from policy.egress import EgressPath, make_egress_path
 from tests.egress.dialing import NAME, Dial, candidate, inside, open_dial
@@ -410,3 +413,18 @@ async def test_remembering_alone_helps_from_the_next_session_on(
         await trio.sleep(61)
         with pytest.raises(NoHostReached):
             await dial(remembering, peer)
+
+
+async def test_hosts_whose_handshake_failed_are_bounded(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secure, "_BROKEN_KEPT", 10)
+    remembering = path("Opportunistic", remember_broken_tls="1m")
+    terms = secure.Terms(remembering, TlsNeed.of(remembering), None, None, None, "", clear_allowed=True)
+    safety = secure.Safety()
+    lasting = Candidate("mx.example", "192.0.2.255", 25, "mx.example")
+    for i in range(200):
+        safety.remember_broken(Candidate("mx.example", f"192.0.2.{i}", 25, "mx.example"), terms)
+        safety.remember_broken(lasting, terms)
+        assert len(safety._broken) <= 10
+    assert safety._is_broken(lasting, terms)

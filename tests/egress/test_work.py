@@ -75,6 +75,18 @@ async def test_suspicions_are_bounded(clock: MockClock, monkeypatch: pytest.Monk
     assert stumblers.suspect("192.0.2.199")
 
 
+async def test_stumblers_are_bounded_however_many_stumble_in_a_day(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_STUMBLERS", 10)
+    stumblers = Stumblers()
+    for i in range(200):
+        stumblers.add(f"192.0.2.{i}")
+        stumblers.add("192.0.2.255")
+        assert len(stumblers._until) <= 10
+    assert stumblers.has("192.0.2.199") and stumblers.has("192.0.2.255") and not stumblers.has("192.0.2.100")
+
+
 async def test_one_lost_connection_makes_no_stumbler(bench: Any, clock: MockClock) -> None:
     async with open_peer(replies={".": ["250 taken", DROP, "250 taken"]}) as peer:
         async with bench(to(peer, connection_limit=1)) as b:

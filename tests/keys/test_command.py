@@ -144,6 +144,30 @@ async def test_only_a_group_that_is_still_its_own_is_killed(
     assert len(killed) == 1 and not Path(f"/proc/{killed[0]}").exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is left running
+async def test_nobody_waits_for_a_program_that_must_not_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that changed its user."""
+    kill = os.killpg
+    groups: list[int] = []
+
+    def refused(group: int, number: int) -> None:
+        groups.append(group)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "killpg", refused)
+    monkeypatch.setattr(command, "_REAP", 0.1)
+    ref = program(tmp_path, "sleep 30")
+    try:
+        with trio.fail_after(3), pytest.raises(SourceFailure, match="took longer"):
+            await CommandSource(seconds=0.2).read(ref)
+        assert groups
+    finally:
+        for group in groups:
+            kill(group, 9)
+
+
 async def test_a_system_that_cannot_watch_programs_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

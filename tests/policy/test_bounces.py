@@ -204,3 +204,10 @@ def test_a_class_without_a_classifier_is_refused(tmp_path: Path) -> None:
 def test_a_class_that_no_rule_gives_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r'class="SpamBlok".*did you mean "SpamBlock"'):
         shaped(tmp_path, RULE.replace('"SpamBlock"', '"SpamBlok"'))
+
+
+def test_what_only_a_parser_minds_is_a_mistake_like_others(table: HookTable, tmp_path: Path) -> None:
+    for name, text in (("deep.json", "[" * 200_000), ("deep.toml", "x = " + "[" * 20_000)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(PolicyError, match=r"is no (JSON|TOML)"):
+            configure_bounce_classifier([tmp_path / name])

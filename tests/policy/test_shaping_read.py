@@ -120,10 +120,33 @@ def test_json_says_the_same_and_null_is_unset() -> None:
         ('{"a": {"smtp_port": 1, "smtp_port": 2}}', 'is no JSON: "smtp_port" stands twice in one object'),
         ('{"a": \n 3,}', "a.json:2: is no JSON: "),
         ("[]", "is no object of blocks"),
+        ('{"a.example": {"smtp_port": ' + "9" * 5000 + "}}", "is no JSON: a number has thousands of digits"),
+        ('{"a.example": {"ehlo_domain": "\\ud800"}}', "half a character"),
+        ('{"\\udfff": {}}', "half a character"),
+        ("[" * 200_000, "is no JSON: "),
     ],
 )
 def test_what_is_no_json(text: str, said: str) -> None:
     (problem,) = problems(text, "a.json")
+    assert said in problem
+    problem.encode()  # it goes into records
+
+
+def test_whole_characters_may_be_escaped() -> None:
+    assert problems('{"a.example": {"smtp_auth_plain_username": "\\ud83d\\ude00", "x": 1}}', "a.json") == [
+        'a.json:1: ["a.example"] unknown option "x"'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('["a.example"]\nsmtp_port = ' + "9" * 5000, "is no TOML: a number has thousands of digits"),
+        ("x = " + "[" * 20_000, "is no TOML: "),
+    ],
+)
+def test_what_only_a_parser_minds_is_a_mistake_like_others(text: str, said: str) -> None:
+    (problem,) = problems(text)
     assert said in problem
 
 

@@ -103,6 +103,17 @@ def kinds(orders: Orders, merged: Table) -> list[str]:
             rule("code = 421", '{ SetDomainConfig = { name = "smtp_auth_plain_password", value = "x" } }'),
             "must not weaken TLS or change the login",
         ),
+        (
+            rule("code = 421", '{ SetConfig = { name = "remember_broken_tls", value = "1h" } }'),
+            "SetConfig: remember_broken_tls: what a peer answers must not weaken TLS",
+        ),
+        (
+            rule(
+                "code = 421",
+                '{ SetConfig = { name = "opportunistic_tls_reconnect_on_failed_handshake", value = true } }',
+            ),
+            "must not weaken TLS or change the login",
+        ),
         (rule('code = 421\ntrigger = "10/hr"'), 'right would be "Immediate" or { Threshold = "10/hr" }'),
         (rule('code = 421\ntrigger = { Threshold = "10/h,max_burst=2" }'), "has no burst"),
         (rule('code = 421\ntrigger = { Threshold = "10001/h" }'), "counts to 10000 at most"),
