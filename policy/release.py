@@ -145,5 +145,6 @@ ReleaseTo = Annotated[
     Kind(
         'a mapping of what the peer must be, such as {"names": ["smtp.relay.example"], "ports": [587]}',
         read_release,
+        secret=True,  # a password that was put in the wrong place is not shown
     ),
 ]

@@ -157,6 +157,8 @@ class Broker:
             return Identity(login, newest)
         rotation = _rotation(login, endpoint)
         chosen, trial = rotation.choose(newest, trio.current_time())
+        if chosen is not newest:
+            self._keys.still_used(reference, chosen)
         return Identity(login, chosen, rotation=rotation, trial=trial)
 
     async def newer(self, identity: Identity, endpoint: Endpoint) -> Identity | None:

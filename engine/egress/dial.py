@@ -134,7 +134,8 @@ class Dialer:
         """
         certificate = await self.certificates.get(path)
         shown = " ".join(certificate.versions) if certificate is not None else CERTIFICATE
-        endpoint = self.circuits.endpoint(candidates)
+        # Hosts that nobody logs in to are not worth remembering.
+        endpoint = self.circuits.endpoint(candidates) if path.login is not None else Endpoint()
         identity = await self._broker.identity(path, endpoint, certificate=shown)
         ca_pem: bytes | None = None
         if path.tls_ca is not None:

@@ -176,6 +176,11 @@ class KeyRing:
         if entry is not None:
             entry.must_read = True
 
+    def still_used(self, ref: KeyRef, earlier: Credential) -> None:
+        """An earlier value is used on, because the newer one is not good yet: it is still searched for in
+        what is shown."""
+        self._tripwire.watch(("earlier", ref), ref.name, earlier.secret)
+
     def statistics(self) -> KeyStatistics:
         now = trio.current_time()
         entries = self._entries.values()

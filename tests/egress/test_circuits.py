@@ -322,6 +322,13 @@ async def test_queues_with_hosts_in_common_are_one_budget_for_the_provider(
         assert "Bounce" not in b.log.kinds()
 
 
+async def test_hosts_without_logins_are_not_remembered(bench: Any, clock: MockClock) -> None:
+    async with open_peer() as peer, bench(to(peer)) as b:
+        await b.submit()
+        await b.records("Delivery")
+        assert not b.router.services.dialer.circuits._endpoints
+
+
 async def test_a_pool_of_sources_is_one_credential(bench: Any, clock: MockClock) -> None:
     async with open_peer(**REFUSING) as peer:
         hooks = to(peer, queue={"egress_pool": "p"}, **AUTH)

@@ -333,3 +333,18 @@ async def test_a_canary_that_carries_nothing_decides_nothing(bench: Any, clock: 
         await b.submit()
         await b.records("Delivery", 5, seconds=60)
         assert accounts.tried[-1][0] == "two"
+
+
+async def test_an_old_version_that_is_used_on_is_searched_for_as_long(bench: Any, clock: MockClock) -> None:
+    accounts, source = Accounts("one-4711-one"), Source("one-4711-one")
+    async with peer_of(accounts) as peer, bench(hooks(peer, source, idle_timeout=0)) as b:
+        tripwire = b.router.services.keys._tripwire
+        tripwire._clock = trio.current_time
+        for number in range(1, 100):
+            await b.submit()
+            await b.records("Delivery", number)
+            source.value = "a typo in it"
+            await trio.sleep(60)
+        assert accounts.tried[-1][0] == "one-4711-one"
+        tripwire.tidy()
+        assert "one-4711-one" not in tripwire.text("it is one-4711-one", "here")

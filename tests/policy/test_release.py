@@ -74,6 +74,12 @@ def test_what_is_wrong_is_said(value: Any, said: str) -> None:
     assert "release_to" in str(caught.value)
 
 
+def test_a_password_in_the_wrong_place_is_not_shown() -> None:
+    with pytest.raises(policy.PolicyError, match='unknown key "password"') as caught:
+        path({"ports": [25], "password": {"key_data": "tiger"}})
+    assert "tiger" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("release_to", "mode", "said"),
     [
