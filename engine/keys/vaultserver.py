@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,9 @@ _CONNECT_SECONDS = 2.0
 _BODY_LIMIT = MAX_SECRET
 _ANSWER_LIMIT = _BODY_LIMIT + (1 << 18)
 """Octets of one answer with all its headers, interim answers and chunk sizes."""
+_JSON_DEPTH = 32
+_STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
+"""A text, in which brackets mean nothing, or a bracket."""
 _LONGEST_RETRY_AFTER = 86400.0  # what more digits than a day has count as; the ring has a limit of its own
 
 _MEANING = {
@@ -131,10 +135,25 @@ def decode(decoder: msgspec.json.Decoder[Any], body: Secret, what: str) -> Any:
 
 def parse(decoder: msgspec.json.Decoder[Any], text: bytes | msgspec.Raw) -> Any:
     """What `text` says, or None. The decoder's complaint may quote it and goes no further."""
+    if isinstance(text, bytes) and _too_deep(text):
+        return None
     try:
         return decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
+
+
+def _too_deep(text: bytes) -> bool:
+    """Whether JSON is nested deeper than any answer of Vault (reliability V9)."""
+    depth = 0
+    for found in _STRUCTURE.finditer(text):
+        if found[0] in (b"[", b"{"):
+            depth += 1
+            if depth > _JSON_DEPTH:
+                return True
+        elif found[0] in (b"]", b"}"):
+            depth -= 1
+    return False
 
 
 class _Token(requests.auth.AuthBase):

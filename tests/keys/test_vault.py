@@ -266,6 +266,11 @@ def code(status: int, body: bytes = b"", **headers: str) -> Answer:
     return answer
 
 
+def nested(levels: int) -> bytes:
+    """An answer with a list of so many levels two objects deep."""
+    return b'{"data": {"data": null, "x": ' + b"[" * levels + b"]" * levels + b"}}"
+
+
 CUT_OFF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + CANARY.encode()
 LEAK = CANARY.encode() + b" " + TOKEN_CANARY.encode()
 
@@ -287,6 +292,9 @@ LEAK = CANARY.encode() + b" " + TOKEN_CANARY.encode()
         (code(204), "has no value there (204 at"),
         (code(200, LEAK), "the answer is not what"),
         (code(200, b"[" * 100_000), "the answer is not what"),
+        (code(200, nested(30)), 'has no field "key"'),
+        (code(200, nested(31)), "the answer is not what"),
+        (code(200, b'{"data": {"data": {"x": "\\"' + b"[" * 50 + b'"}}}'), 'has no field "key"'),
         (code(200, b'{"data": {"data": ["' + LEAK + b'"]}}'), "the answer is not what"),
         (code(200, b'{"data": null}'), 'has no field "key"'),
         (code(200, b'{"data": {"data": {"key": {"a": "' + LEAK + b'"}}}}'), "is not text"),
