@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import logging
@@ -14,6 +15,10 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from engine.errors import SecretUnavailable
 from engine.keys import KeyRing, open_keys, vaultlogin
@@ -124,6 +129,47 @@ async def test_what_cannot_be_renewed_logs_in_again(
             assert await say(keys, role.ref()) == "tiger"
             await trio.sleep(0.8)
         assert keys.statistics().failures == 0
+
+
+def signed(key: rsa.RSAPrivateKey, **claims: Any) -> str:
+    """A JWT (RFC 7519), RS256."""
+
+    def coded(octets: bytes) -> str:
+        return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+
+    text = ".".join(coded(json.dumps(part).encode()) for part in ({"alg": "RS256"}, claims))
+    return f"{text}.{coded(key.sign(text.encode(), PKCS1v15(), SHA256()))}"
+
+
+async def test_a_jwt_that_the_server_checks(openbao: OpenBao, tmp_path: Path) -> None:
+    """A good one, one of another audience, and a good one again as soon as the file has it."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    openbao.put("login/x", {"key": "tiger"})
+    openbao.api("PUT", "sys/policies/acl/login", {"policy": RULES})
+    mount = f"jwt-{time.monotonic_ns()}"
+    openbao.api("POST", f"sys/auth/{mount}", {"type": "jwt"})
+    openbao.api("POST", f"auth/{mount}/config", {"jwt_validation_pubkeys": [public]})
+    role = {"role_type": "jwt", "user_claim": "sub", "bound_audiences": ["mail"], "token_policies": ["login"]}
+    openbao.api("POST", f"auth/{mount}/role/relay", role)
+    file = tmp_path / "jwt"
+    now = int(time.time())
+    good = signed(key, sub="posthorn", aud="mail", iat=now, exp=now + 600)
+    file.write_text(good)
+    file.chmod(0o600)
+    base = {"vault_mount": "secret", "vault_path": "login/x", "vault_address": openbao.address}
+    auth = {"method": "jwt", "role": "relay", "jwt": str(file), "mount": mount}
+    ref = read_key({**base, "vault_auth": auth})
+    async with open_keys() as keys:
+        assert await strict(ref, keys) == "tiger"
+    async with open_keys() as keys:
+        file.write_text(signed(key, sub="posthorn", aud="elsewhere", iat=now, exp=now + 600))
+        refused = await strict(ref, keys)
+        assert refused.startswith("login refused") and f"(400 at /v1/auth/{mount}/login)" in refused
+        file.write_text(good)
+        with trio.fail_after(15):
+            while await say(keys, ref) != "tiger":
+                await trio.sleep(0.3)
 
 
 async def test_a_revoked_token_is_replaced_at_the_first_refusal(openbao: OpenBao, tmp_path: Path) -> None:
