@@ -14,8 +14,8 @@ from engine.egress.pins import pinned
 from engine.errors import AuthNotOffered, TlsRequired
 from engine.net import key_pin
 from policy.egress import EgressPath, make_egress_path
-from tests.egress.dialing import NAME, inside, open_dial
-from tests.support.peer import open_peer
+from tests.egress.dialing import NAME, hooks_for, inside, open_dial
+from tests.support.peer import FakePeer, listening, open_peer
 from tests.support.pki import Pki, rsa_key
 
 LOGIN = {"username": "scott", "password": {"key_data": "tiger"}, "mechanisms": ["PLAIN"]}
@@ -121,6 +121,19 @@ async def test_who_holds_the_pinned_key_gets_the_login(chain: Chain) -> None:
         with pytest.raises(AuthNotOffered):
             peer.secured = []
             await dial(chain.path("RequiredInsecure", chain.leaf, smtp_auth=LOGIN), peer)
+
+
+async def test_the_record_says_whose_key_it_was(bench: Any) -> None:
+    root = Pki()
+    served = root.pair("127.0.0.1")
+    ca = {"key_data": root.pem.decode()}
+    for pins, whose in ((pins_of(served[0]), "leaf"), (pins_of(root.pem), "issuer")):
+        path = make_egress_path(enable_tls="Required", tls_ca=ca, tls_pins=pins)
+        async with listening(FakePeer(tls=root.server(given=served))) as peer:
+            async with bench(hooks_for(peer, path)) as b:
+                await b.submit()
+                (record,) = await b.records("Delivery")
+                assert (record.tls_pin, record.tls_verified) == (whose, True)
 
 
 def test_the_first_of_the_chain_that_is_pinned_is_named(chain: Chain) -> None:

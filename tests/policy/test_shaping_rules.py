@@ -114,6 +114,20 @@ def kinds(orders: Orders, merged: Table) -> list[str]:
             ),
             "must not weaken TLS or change the login",
         ),
+        *(
+            (
+                rule("code = 421", f'{{ SetConfig = {{ name = "{option}", value = {value} }} }}'),
+                f"{option}: what a peer answers must not weaken TLS",
+            )
+            for option, value in {
+                "tls_pins": f'["{"ab" * 32}"]',
+                "tls_minimum_version": '"1.2"',
+                "openssl_cipher_list": '"ECDHE"',
+                "tls_implicit": "false",
+                "tls_certificate": '"/c.pem"',
+                "tls_private_key": '"/k.pem"',
+            }.items()
+        ),
         (rule('code = 421\ntrigger = "10/hr"'), 'right would be "Immediate" or { Threshold = "10/hr" }'),
         (rule('code = 421\ntrigger = { Threshold = "10/h,max_burst=2" }'), "has no burst"),
         (rule('code = 421\ntrigger = { Threshold = "10001/h" }'), "counts to 10000 at most"),
