@@ -35,7 +35,7 @@ from engine.errors import ConfigError, ResolveError
 
 __all__ = ["Answer", "Dns", "HostsFile", "Kind", "Memo", "StubResolver", "is_local_address"]
 
-Kind = Literal["MX", "A", "AAAA"]
+Kind = Literal["MX", "A", "AAAA", "TXT"]
 
 MIN_TTL = 5.0
 MAX_TTL = 86400.0
@@ -50,7 +50,8 @@ _EDNS_PAYLOAD = 1232  # DNS flag day 2020: no fragmentation; longer answers come
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the DNS said. `records` are (preference, host) for MX, (0, address) for A and AAAA.
+    """What the DNS said. `records` are (preference, host) for MX, (0, address) for A and AAAA, and (0, text)
+    for TXT: the strings of a record joined, a character for each octet.
 
     ``empty``: the name exists but has no such records. ``nxdomain``: the name does not exist.
     `ttl` in seconds, as received.
@@ -119,6 +120,8 @@ class StubResolver:
         if kind == "MX":
             records = tuple((rr.preference, rr.exchange.to_text(omit_final_dot=True)) for rr in answer.rrset)
             records = tuple((preference, "" if host in (".", "@") else host) for preference, host in records)
+        elif kind == "TXT":
+            records = tuple((0, b"".join(rr.strings).decode("latin-1")) for rr in answer.rrset)
         else:
             records = tuple((0, rr.address) for rr in answer.rrset)
         return Answer("found", records, float(chain.minimum_ttl))

@@ -193,6 +193,10 @@ class Resolver:
                 return _no_route(550, "5.4.6", f"mail for {domain} loops back to this host", route)
         return make_site(hosts, route=route)
 
+    async def texts(self, name: str) -> Answer:
+        """The TXT records of a name, as the DNS says them now. Raises: ResolveError."""
+        return await self._ask(name, "TXT")
+
     # Addresses
 
     async def addresses_for(
@@ -281,6 +285,9 @@ class Resolver:
         Checkpoint: always.
         """
         await trio.lowlevel.checkpoint()
+        if not site.hosts and site.sts is not None:
+            text = f"the MTA-STS policy of {site.sts.domain} names none of its hosts: {', '.join(site.sts.unnamed)}"
+            return Plan([], NoRoute(451, "4.4.4", text, False))
         order = list(site.hosts)
         if site.kind == "mx":
             self._rng.shuffle(order)

@@ -32,6 +32,7 @@ __all__ = [
     "MxHost",
     "NoRoute",
     "Site",
+    "Sts",
     "address_site",
     "asked_for",
     "host_name",
@@ -40,6 +41,7 @@ __all__ = [
     "mx_list_site",
     "parse_endpoint",
     "site_name",
+    "with_sts",
 ]
 
 _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -76,14 +78,25 @@ class MxHost(msgspec.Struct, frozen=True, array_like=True):
         return self.name or self.host
 
 
+class Sts(msgspec.Struct, frozen=True):
+    """What a domain's MTA-STS policy comes to for a site (RFC 8461; see `mta_sts`). `unnamed`: hosts that it
+    does not name; under ``enforce`` they are gone. `domain`: whose policy leaves no host at all."""
+
+    mode: Literal["enforce", "testing"]
+    unnamed: tuple[str, ...] = ()
+    domain: str = ""
+
+
 class Site(msgspec.Struct, frozen=True):
-    """Where a destination's mail goes. `route`: an operator named it, so private addresses are allowed."""
+    """Where a destination's mail goes. `route`: an operator named it, so private addresses are allowed.
+    `hosts` is empty only where `sts` leaves none."""
 
     name: str
     hosts: tuple[MxHost, ...]
     key: str
     kind: Literal["mx", "literal", "mx_list"] = "mx"
     route: bool = False
+    sts: Sts | None = None
 
 
 class NoRoute(msgspec.Struct, frozen=True):
@@ -230,6 +243,13 @@ def make_site(hosts: Iterable[MxHost], *, route: bool = False) -> Site:
     ordered = tuple(sorted(hosts, key=lambda host: (host.preference, host.host, host.port or 0)))
     name = site_name(_with_port(host.host, host.port) for host in ordered)
     return Site(name, ordered, _site_key("mx", route, ordered), "mx", route)
+
+
+def with_sts(site: Site, sts: Sts, *, hosts: tuple[MxHost, ...] | None = None) -> Site:
+    """The site under a policy. It is another site: who has no such policy shares nothing with it."""
+    digest = hashlib.blake2b(f"{site.key} {sts.mode} {sts.domain} {sts.unnamed}".encode(), digest_size=12)
+    hosts = site.hosts if hosts is None else hosts
+    return msgspec.structs.replace(site, hosts=hosts, key=digest.hexdigest(), sts=sts)
 
 
 def address_site(endpoint: Endpoint, *, route: bool = False) -> Site:
