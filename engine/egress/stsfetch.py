@@ -104,10 +104,10 @@ class Fetcher:
         why: str | None = None
         for address in found:
             reason = targets.forbidden(address, "route" if route else "public")
-            if reason is None and not self._resolver.own.owns(address, _PORT):
+            if reason is None:
                 allowed.append((address, _PORT))
             else:
-                why = f"{address} is {reason or 'this host'}"
+                why = f"{address} is {reason}"
         if why is not None and not allowed:
             raise NoPolicy(f"{host} has no address that may be asked: {why}")
         return allowed[:_ADDRESSES]
