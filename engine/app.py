@@ -7,6 +7,7 @@ they are the tree of task owners:
     log        next in, next to last out: everything else may have something to write down
     spool      committer
     keys       refreshes secrets
+    policies   MTA-STS policies of domains: fetches them anew, writes them down
     shaping    watches the policy's shaping files, if it has any
     router     timer, route finders, outgoing sessions
     listeners  innermost: nothing is accepted before everything above is ready
@@ -34,6 +35,9 @@ from engine.egress.dns import Dns, HostsFile, StubResolver, is_local_address
 from engine.egress.resolve import Resolver
 from engine.egress.router import Router, open_router
 from engine.egress.site import NoRoute, asked_for
+from engine.egress.sts import Policies, open_policies
+from engine.egress.stsfetch import Fetcher
+from engine.egress.stsstore import Store
 from engine.egress.targets import OwnHosts
 from engine.errors import ConfigError, ResolveError
 from engine.hooks import Hooks
@@ -48,7 +52,7 @@ from engine.signals import Signals
 from engine.spool import Spool, claim_spool, open_spool
 from engine.tripwire import Tripwire
 from engine.watchdog import open_watchdog
-from policy.runtime import MemoryDeclaration
+from policy.runtime import MemoryDeclaration, MtaStsDeclaration
 
 if TYPE_CHECKING:
     from policy.load import LoadedPolicy
@@ -150,6 +154,19 @@ class Outside:
         """Where it is kept which logins were refused; None: in memory alone."""
         yield await trio.to_thread.run_sync(CircuitFile.load, directory(spool.path))
 
+    @asynccontextmanager
+    async def open_policies(
+        self, wanted: MtaStsDeclaration, resolver: Resolver, spool: SpoolDeclaration
+    ) -> AsyncIterator[Policies | None]:
+        """The MTA-STS policies of domains; None: nobody is asked for them. Raises: ConfigError."""
+        if not wanted.enabled:
+            yield None
+            return
+        fetcher = Fetcher(resolver, ca=wanted.ca, gateway=wanted.gateway)
+        await fetcher.check()
+        async with open_policies(resolver, fetcher, Store(spool.path)) as policies:
+            yield policies
+
     async def connect(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
         """See `engine.net.connect`."""
         return await connect(address, port, source_address=source_address)
@@ -197,6 +214,9 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
             own=own_hosts(declarations),
         )
         async with (
+            outside.open_policies(
+                declarations.mta_sts or MtaStsDeclaration(), resolver, spool_declaration
+            ) as policies,
             outside.open_shaping(policy.hooks.shapers, hosts_of(resolver), spool_declaration) as shaping,
             open_router(
                 circuits,
@@ -210,6 +230,7 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
                 automation=shaping.automation if policy.hooks.shapers else None,
                 resident_limit=min(_RESIDENT, memory // 4),
                 connect=outside.connect,
+                policies=policies,
             ) as router,
         ):
             shaping.tell(router.reconsider)

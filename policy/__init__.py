@@ -33,7 +33,13 @@ from .hooks import STOP, Reject, on
 from .ingress import ListenerDomain, make_listener_domain
 from .keysource import safe_segment
 from .protocols import Address, ConnectionMeta, Message
-from .runtime import configure_local_logs, configure_memory, define_spool, start_esmtp_listener
+from .runtime import (
+    configure_local_logs,
+    configure_memory,
+    configure_mta_sts,
+    define_spool,
+    start_esmtp_listener,
+)
 from .scramkeys import ScramKeys, new_scram_keys, scram_keys
 from .secret import Secret
 
@@ -56,6 +62,7 @@ __all__ = [
     "configure_bounce_classifier",
     "configure_local_logs",
     "configure_memory",
+    "configure_mta_sts",
     "define_spool",
     "make_egress_path",
     "make_egress_pool",

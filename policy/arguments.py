@@ -25,6 +25,7 @@ __all__ = [
     "ListenerDomainOptions",
     "ListenerOptions",
     "LogOptions",
+    "MtaStsOptions",
     "QueueConfigOptions",
     "SpoolOptions",
 ]
@@ -78,6 +79,7 @@ class EgressPathOptions(TypedDict, total=False):
     enable_tls: TlsMode
     tls_ca: _Key | None
     tls_server_name: str | None
+    enable_mta_sts: bool
     tls_pins: Sequence[str] | None
     tls_certificate: _Key | None
     tls_private_key: _Key | None
@@ -209,6 +211,14 @@ class MemoryOptions(TypedDict, total=False):
     """Of `configure_memory`."""
 
     limit: _Floor
+
+
+class MtaStsOptions(TypedDict, total=False):
+    """Of `configure_mta_sts`."""
+
+    enabled: bool
+    ca: str | None
+    gateway: str | SocketAddress | None
 
 
 class LogOptions(TypedDict, total=False):

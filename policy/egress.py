@@ -111,6 +111,7 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     enable_tls: TlsMode = "Opportunistic"
     tls_ca: Key | None = None
     tls_server_name: ServerName | None = None
+    enable_mta_sts: bool = True
     tls_pins: Pins | None = None
     tls_certificate: Key | None = None
     tls_private_key: Key | None = None
@@ -347,7 +348,6 @@ PATH = Constructor(
     EgressPath,
     check=_check_path,
     not_yet={
-        "enable_mta_sts": NotYet("MTA-STS", (False,)),
         "enable_dane": NotYet("DANE", (False,)),
         "openssl_cipher_suites": NotYet(
             "a choice of TLS 1.3 cipher suites, for which the ssl module has no means"

@@ -26,7 +26,9 @@ __all__ = [
     "AuthName",
     "Count",
     "Directory",
+    "File",
     "Free",
+    "HostAddress",
     "HostName",
     "Ip",
     "Key",
@@ -126,6 +128,13 @@ def _named(read: Callable[[Any], Any]) -> Callable[[Any], Named[Any]]:
     return entries
 
 
+def _host_address(value: Any) -> SocketAddress:
+    address = parse_listen(value)
+    if not address.port:
+        raise Wrong("has port 0")
+    return address
+
+
 Seconds = Annotated[float, Kind(_DURATION, parse_duration)]
 """A duration that may be 0."""
 Timeout = Annotated[float, Kind(_DURATION + ", above 0", _timeout)]
@@ -155,6 +164,7 @@ Ip = Annotated[str, Kind("an IP address without brackets", parse_ip)]
 Key = Annotated[KeyRef, Kind(f"a key source: {FORMS}", read_key, secret=True)]
 Text = Annotated[str, Kind("text on one line", _text)]
 Directory = Annotated[str, Kind('the path of a directory, such as "var/spool"', _text)]
+File = Annotated[str, Kind('the path of a file, such as "ca.pem"', _text)]
 LogDirectory = Annotated[
     str, Kind('the path of a directory, such as "var/log", or "-" for standard output', _text)
 ]
@@ -163,3 +173,4 @@ HostName = Annotated[str, Kind("a host name, or an address literal such as [192.
 ServerName = Annotated[str, Kind("a host name or an IP address", _server_name)]
 Names = Annotated[tuple[str, ...], Kind("a list of names", _names)]
 ListenAddress = Annotated[SocketAddress, Kind('"ip:port" or "[ipv6]:port"', parse_listen)]
+HostAddress = Annotated[SocketAddress, Kind('"ip:port" or "[ipv6]:port"', _host_address)]

@@ -9,10 +9,10 @@ from typing import Literal, Never, Unpack
 
 import msgspec
 
-from .arguments import ListenerOptions, LogOptions, MemoryOptions, SpoolOptions
+from .arguments import ListenerOptions, LogOptions, MemoryOptions, MtaStsOptions, SpoolOptions
 from .errors import PolicyError, Wrong, a_type, caller
 from .ingress import LISTENER, ListenerDeclaration
-from .kinds import Count, Directory, Free, Level, LogDirectory, Names, Size, Text, Timeout
+from .kinds import Count, Directory, File, Free, HostAddress, Level, LogDirectory, Names, Size, Text, Timeout
 from .options import Constructor, NotYet
 from .units import Floor
 
@@ -20,9 +20,11 @@ __all__ = [
     "Declarations",
     "LogDeclaration",
     "MemoryDeclaration",
+    "MtaStsDeclaration",
     "SpoolDeclaration",
     "configure_local_logs",
     "configure_memory",
+    "configure_mta_sts",
     "define_spool",
     "recording",
     "start_esmtp_listener",
@@ -65,10 +67,20 @@ class MemoryDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     limit: Free = Floor(60.0)
 
 
+class MtaStsDeclaration(msgspec.Struct, frozen=True, kw_only=True):
+    """Looking up MTA-STS policies (RFC 8461). `enabled` False: nobody is asked. `ca`: a PEM file with the
+    authorities of policy servers, instead of the system's. `gateway`: where all of them are reached."""
+
+    enabled: bool = True
+    ca: File | None = None
+    gateway: HostAddress | None = None
+
+
 class Declarations(msgspec.Struct):
-    """Everything `init` declared. `memory` None: the default."""
+    """Everything `init` declared. `memory`, `mta_sts` None: the defaults."""
 
     memory: MemoryDeclaration | None = None
+    mta_sts: MtaStsDeclaration | None = None
     spool: SpoolDeclaration | None = None
     logs: list[LogDeclaration] = []
     listeners: list[ListenerDeclaration] = []
@@ -87,6 +99,16 @@ def _check_memory(memory: MemoryDeclaration) -> None:
 
 
 _MEMORY = Constructor("configure_memory", MemoryDeclaration, check=_check_memory)
+
+
+def _check_mta_sts(mta_sts: MtaStsDeclaration) -> None:
+    if not mta_sts.enabled and (mta_sts.ca is not None or mta_sts.gateway is not None):
+        raise Wrong(
+            "enabled=False asks nobody, so ca and gateway are of no use; right would be one or the other"
+        )
+
+
+_MTA_STS = Constructor("configure_mta_sts", MtaStsDeclaration, check=_check_mta_sts)
 _SPOOL = Constructor(
     "define_spool",
     SpoolDeclaration,
@@ -155,6 +177,15 @@ def configure_memory(*positional: Never, **options: Unpack[MemoryOptions]) -> No
             caller(),
         )
     declarations.memory = _MEMORY(None, options)
+
+
+def configure_mta_sts(*positional: Never, **options: Unpack[MtaStsOptions]) -> None:
+    """How MTA-STS policies are looked up. Once, in `init`; without it they are, in the usual way.
+    Raises: PolicyError."""
+    declarations = _open("configure_mta_sts", positional, "enabled=False")
+    if declarations.mta_sts is not None:
+        raise PolicyError("configure_mta_sts: called a second time; call it once", caller())
+    declarations.mta_sts = _MTA_STS(None, options)
 
 
 def configure_local_logs(*positional: Never, **options: Unpack[LogOptions]) -> None:

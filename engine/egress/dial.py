@@ -44,6 +44,7 @@ from .circuits import LOGIN_DEFERRED, LOGIN_UNANSWERED, Circuits, Endpoint
 from .clientcert import ClientCertificate, ClientCertificates
 from .connection import Connection
 from .login import log_in, login_try
+from .mta_sts import DEMAND
 from .secure import Safety, Terms
 from .tlsneed import TlsNeed
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from policy.egress import EgressPath
 
     from .resolve import Candidate
+    from .site import Sts
 
 __all__ = ["Dialer", "NoHostReached"]
 
@@ -122,10 +124,12 @@ class Dialer:
         ehlo_domain: str,
         *,
         route: bool,
+        sts: Sts | None = None,
         pace: Callable[[], float] | None = None,
     ) -> Connection:
-        """A session that is ready for MAIL. `route`: an operator named these hosts (a smart host
-        on this machine may well greet with this machine's name). `pace` is asked before each further
+        """A session that is ready for MAIL. `sts`: what the domain's MTA-STS policy demands. `route`: an
+        operator named these hosts (a smart host on this machine may well greet with this machine's name).
+        `pace` is asked before each further
         connection: 0 when it may be made, else the seconds to wait.
 
         Raises: HeldError (TlsRequired, ReleaseRefused, AuthNotOffered, LoginRefused, SecretUnavailable)
@@ -141,6 +145,8 @@ class Dialer:
         if path.tls_ca is not None:
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
         need = TlsNeed.of(path)
+        if sts is not None and sts.mode == "enforce":
+            need = need.tightened(DEMAND, verify=True)
         asked = _Asked(
             path, need, source_address, ehlo_domain, identity, endpoint, ca_pem, certificate, route, pace
         )
@@ -235,7 +241,7 @@ class Dialer:
                 return await self._one(candidate, asked)
             if isinstance(error, TlsBroken) or (opportunistic and identity is None):
                 raise
-            raise TlsRequired(str(error)) from None
+            raise TlsRequired(f"{error} ({DEMAND})" if asked.need.demand == DEMAND else str(error)) from None
         except LoginRefused as error:
             # Perhaps the secret was rotated since it was cached: look once more, try a *new* one once.
             newer = await self._broker.newer(identity, asked.endpoint) if identity is not None else None

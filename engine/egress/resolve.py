@@ -286,7 +286,8 @@ class Resolver:
         """
         await trio.lowlevel.checkpoint()
         if not site.hosts and site.sts is not None:
-            text = f"the MTA-STS policy of {site.sts.domain} names none of its hosts: {', '.join(site.sts.unnamed)}"
+            hosts = ", ".join(site.sts.unnamed)
+            text = f"the MTA-STS policy of {site.sts.domain} names none of its hosts: {hosts}"
             return Plan([], NoRoute(451, "4.4.4", text, False))
         order = list(site.hosts)
         if site.kind == "mx":

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from engine.spool import Handle, Recovered, Spool
 
     from .circuitfile import CircuitFile
+    from .sts import Policies
 
 __all__ = ["Router", "RouterStatistics", "open_router"]
 
@@ -95,6 +96,7 @@ class Router:
         dice: random.Random | None = None,
         automation: Automation | None = None,
         connect: Connect = connect,
+        policies: Policies | None = None,
     ) -> None:
         self._nursery = nursery
         self._timetable = Timetable()
@@ -103,7 +105,7 @@ class Router:
         self._limits = limits
         self._log = log
         self._resolver = resolver
-        self._finder = RouteFinder(hooks, resolver, limits)
+        self._finder = RouteFinder(hooks, resolver, limits, policies)
         self._finder.refill = self._call_back
         self._count = 0
         self._resident_limit = resident_limit

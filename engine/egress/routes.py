@@ -26,15 +26,19 @@ from policy.egress import UNSPECIFIED, EgressPath, EgressPool, EgressSource, Que
 from policy.shaping import asking
 
 from . import outcome
+from .mta_sts import narrowed
 from .outcome import Outcome
 from .resolve import Resolver
-from .site import NoRoute, Site, asked_for, mx_list_site
+from .site import NoRoute, Site, asked_for, is_localhost, mx_list_site, parse_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.hooks import Hooks
+    from engine.model import QueueName
     from policy.shaping import Found
+
+    from .sts import Policies
 
 __all__ = ["NoRouteNow", "RouteFinder", "Routes"]
 
@@ -108,10 +112,13 @@ class Routes:
 class RouteFinder:
     """Asks hooks and DNS; owns the ready queues."""
 
-    def __init__(self, hooks: Hooks, resolver: Resolver, limits: Limits) -> None:
+    def __init__(
+        self, hooks: Hooks, resolver: Resolver, limits: Limits, policies: Policies | None = None
+    ) -> None:
         self._hooks = hooks
         self._resolver = resolver
         self._limits = limits
+        self._policies = policies
         self._ready: dict[tuple[EgressSource, str, EgressPath], ReadyQueue] = {}
         self._users: dict[ReadyQueue, int] = {}
         self._by_lease: dict[str, set[ReadyQueue]] = {}
@@ -145,10 +152,12 @@ class RouteFinder:
             return NoRouteNow(Outcome("permanent" if site.permanent else "transient", reply), 30.0)
         lifetime = config.refresh_interval
         ready: list[ReadyQueue] = []
+        strict = await self._under_policy(site, name)
+        shown = strict if strict.hosts else site
         for source, _ in entries:
-            path, providers = await self._path(name.route, source.name, site)
+            path, providers = await self._path(name.route, source.name, shown)
             lifetime = min(lifetime, path.refresh_interval)
-            one = self._ready_queue(source, site, path)
+            one = self._ready_queue(source, strict if path.enable_mta_sts else site, path)
             one.providers |= providers
             ready.append(one)
         weights = tuple((source.name, weight) for source, weight in entries)
@@ -210,6 +219,16 @@ class RouteFinder:
             return mx_list_site(entries)
         name = queue.name
         return await self._resolver.site_for(name.route, route=name.routing_domain is not None)
+
+    async def _under_policy(self, site: Site, name: QueueName) -> Site:
+        """The site as the domain's MTA-STS policy leaves it. Only hosts found by MX have one (RFC 8461 3)."""
+        if self._policies is None or site.kind != "mx":
+            return site
+        domain = parse_endpoint(name.route).host
+        if is_localhost(domain):
+            return site
+        policy = await self._policies.of(domain, route=site.route)
+        return narrowed(site, domain, policy) if policy is not None else site
 
     def _ready_queue(self, source: EgressSource, site: Site, path: EgressPath) -> ReadyQueue:
         key = (source, site.key, path)

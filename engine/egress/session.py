@@ -157,6 +157,7 @@ class Session:
                 ready.source.source_address,
                 ehlo,
                 route=ready.site.route,
+                sts=ready.site.sts,
                 pace=self._connection_rate,
             )
         except HeldError as error:

@@ -24,6 +24,7 @@ from engine.queues.scheduled import Queued
 from policy.egress import QueueConfig
 
 from . import outcome
+from .mta_sts import judged
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -332,6 +333,14 @@ class Settler:
                 record.source_address = connection.source_address
                 tls = connection.stream.tls
                 record.tls_why = connection.tls_why
+                if ready is not None and (sts := ready.site.sts) is not None:
+                    record.tls_sts = judged(
+                        sts,
+                        connection.mx_name,
+                        tls=tls is not None,
+                        verified=tls is not None and tls.verified,
+                        why=connection.tls_why,
+                    )
                 if tls is not None:
                     record.tls_cipher = tls.cipher
                     record.tls_protocol_version = tls.version

@@ -159,10 +159,10 @@ class Policies:
             self._without(key, before, ttl, "no record announces one any more")
             return
         now = trio.current_time()
-        if before is not None and before.kept is not None:
-            if before.kept.id == found and now < before.refetch_at:
-                before.check_at = min(now + ttl, before.refetch_at)
-                return
+        known = before.kept if before is not None else None
+        if before is not None and known is not None and known.id == found and now < before.refetch_at:
+            before.check_at = min(now + ttl, before.refetch_at)
+            return
         try:
             policy = await self._fetcher.fetch(domain, route=route)
         except NoPolicy as error:
@@ -210,9 +210,10 @@ class Policies:
             for key, known in list(self._known.items()):
                 if now >= known.ends:
                     self._patterns -= _weight(self._known.pop(key))
-                elif known.asked and now >= known.refetch_at and now >= known.check_at and not known.checking:
+                elif known.asked and now >= max(known.refetch_at, known.check_at) and not known.checking:
                     known.checking = True
-                    await self._check(key, known)
+                    self._nursery.start_soon(self._check, key, known)
+                    await trio.sleep(_SWEEP / KNOWN)
 
     async def keep(self) -> None:
         """Write what changed, soon."""
@@ -245,7 +246,11 @@ def _weight(known: _Known) -> int:
 
 @asynccontextmanager
 async def open_policies(
-    resolver: Resolver, fetcher: Fetches, store: Store | None = None, *, clock: Callable[[], float] = time.time
+    resolver: Resolver,
+    fetcher: Fetches,
+    store: Store | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Policies]:
     """The policies of all domains; leaving the block writes down what is in force. `store` None: nothing is
     kept."""

@@ -60,8 +60,8 @@ class Fetcher:
             await self._trusted()
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f'configure_mta_sts: ca="{self._ca}" cannot be used: {_why(error)}; right would be a PEM file '
-                "with the certificates of authorities"
+                f'configure_mta_sts: ca="{self._ca}" cannot be used: {_why(error)}; right would be a PEM '
+                "file with the certificates of authorities"
             ) from None
 
     async def fetch(self, domain: str, *, route: bool = False) -> Policy:
@@ -132,7 +132,7 @@ class Fetcher:
                 raise NoPolicy(f"{host} answers {response.status_code}{moved}; right would be 200")
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind != "text/plain":
-                raise NoPolicy(f"{host} answers with media type {ascii(kind[:80])}; right would be text/plain")
+                raise NoPolicy(f"{host} answers with media type {kind[:80]!a}; right would be text/plain")
             with trio.CancelScope() as enough:  # what is left half read must be unwound from within
                 async for piece in response.aiter_raw():
                     content += piece

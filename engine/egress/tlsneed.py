@@ -109,6 +109,8 @@ class TlsNeed(msgspec.Struct, frozen=True):
         if check is not None and self.check is not None:
             raise ValueError("two checks of one peer")
         check = check or self.check
+        # Whoever demanded as much before is named, not who repeats it.
+        adds = not self.required or ((verify or check is not None) and not self.authenticates)
         return msgspec.structs.replace(
             self,
             use=self.use or required or verify or check is not None,
@@ -116,7 +118,7 @@ class TlsNeed(msgspec.Struct, frozen=True):
             verify=(self.verify or verify) and (check is None or self.own_ca),
             check=check,
             sni=sni or self.sni,
-            demand=self.demand if self.required else why,
+            demand=why if adds else self.demand,
         )
 
     def name_for(self, host: str) -> str:

@@ -108,6 +108,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Whose key was among the pins: ``leaf`` or ``issuer``."""
     tls_client_certificate: str | None = None
     """The subject of the certificate that was shown."""
+    tls_sts: str | None = None
+    """What the domain's MTA-STS policy says of the session, such as ``enforce: passed``."""
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
     cause: str | None = None
@@ -189,6 +191,7 @@ class _Line(msgspec.Struct, omit_defaults=True, gc=False):
     tls_resumed: bool | None = None
     tls_pin: str | None = None
     tls_client_certificate: str | None = None
+    tls_sts: str | None = None
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
     cause: str | None = None
@@ -313,6 +316,7 @@ class LineEncoder:
             record.tls_resumed,
             record.tls_pin,
             record.tls_client_certificate,
+            record.tls_sts,
             record.smtp_auth_user,
             record.smtp_auth_mechanism,
             record.cause,

@@ -23,6 +23,7 @@ from engine.app import Engine, Outside, open_engine
 from engine.ca import ThrowAwayCa
 from engine.egress.circuitfile import CircuitFile
 from engine.egress.dns import Dns, HostsFile
+from engine.egress.resolve import Resolver
 from engine.egress.site import BadName, parse_endpoint
 from engine.keys import KeySource
 from engine.log import Capture, Log, Record
@@ -33,7 +34,7 @@ from engine.shaping.remote import FetchFailed
 from engine.spool import MemorySpool, MemoryStore, Spool
 from policy.hooks import EVENTS, HookTable, on, registering
 from policy.load import LoadedPolicy, load_policy
-from policy.runtime import Declarations, LogDeclaration, SpoolDeclaration
+from policy.runtime import Declarations, LogDeclaration, MtaStsDeclaration, SpoolDeclaration
 from policy.shaping import Shaper
 from policy.shaping.rules import Bounces
 from policy.units import parse_duration
@@ -293,6 +294,12 @@ class _World(Outside):
     @asynccontextmanager
     async def open_circuits(self, spool: SpoolDeclaration) -> AsyncIterator[CircuitFile | None]:
         yield None
+
+    @asynccontextmanager
+    async def open_policies(
+        self, wanted: MtaStsDeclaration, resolver: Resolver, spool: SpoolDeclaration
+    ) -> AsyncIterator[None]:
+        yield None  # a policy server would be asked by HTTPS, and here is no network
 
     async def connect(self, address: str, port: int, *, source_address: str | None = None) -> Stream:
         return await self.network.connect(address, port, source_address=source_address)

@@ -7,6 +7,7 @@ A zone table maps a name to its records, or to what shall go wrong::
         "mx1.example.com": {"A": ["192.0.2.1"], "AAAA": ["2001:db8::1"]},
         "nullmx.example": {"MX": ["0 ."]},
         "alias.example": {"CNAME": ["example.com."]},
+        "_mta-sts.example.com": {"TXT": ['"v=STSv1; id=1;"']},
         "broken.example": {"MX": SERVFAIL},          # also REFUSED, TIMEOUT
         "empty.example": {},                         # exists, has nothing
     }
@@ -82,6 +83,8 @@ class StaticDns:
         if not found or found[-1][1] != kind:
             return Answer("empty", ttl=ttl)
         records = found[-1][2]
+        if kind == "TXT":
+            return Answer("found", tuple((0, text.replace('"', "")) for text in records), ttl)
         if kind != "MX":
             return Answer("found", tuple((0, text) for text in records), ttl)
         pairs = (text.split() for text in records)

@@ -99,7 +99,13 @@ def test_every_option_of_the_four_has_its_heading(name: str) -> None:
         )
 
 
-INIT = ["define_spool", "configure_memory", "configure_local_logs", "start_esmtp_listener"]
+INIT = [
+    "define_spool",
+    "configure_memory",
+    "configure_mta_sts",
+    "configure_local_logs",
+    "start_esmtp_listener",
+]
 
 
 @pytest.mark.parametrize("name", INIT)
@@ -227,7 +233,7 @@ def test_that_no_bounce_message_is_sent_is_said_where_it_is_looked_for() -> None
 
 
 def examples() -> Iterator[Any]:
-    for name in ("policy.md", "egress-paths.md", "auth.md", "tls.md"):
+    for name in ("policy.md", "egress-paths.md", "auth.md", "tls.md", "mta-sts.md"):
         blocks = re.findall(
             r"^```python\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL
         )

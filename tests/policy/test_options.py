@@ -29,6 +29,7 @@ TYPED = {
     "start_esmtp_listener": arguments.ListenerOptions,
     "define_spool": arguments.SpoolOptions,
     "configure_memory": arguments.MemoryOptions,
+    "configure_mta_sts": arguments.MtaStsOptions,
     "configure_local_logs": arguments.LogOptions,
 }
 
