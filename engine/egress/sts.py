@@ -43,7 +43,7 @@ KNOWN = 50_000
 """Domains of which something is remembered."""
 PATTERNS = 2_000_000
 """Patterns of `mx` that are remembered over all policies."""
-_SWEEP = 600.0
+_SWEEP = 3600.0
 """Seconds between two looks for policies that are to be fetched anew."""
 _WRITE = 5.0
 """Seconds for which changes are gathered before they are written."""
@@ -258,7 +258,8 @@ async def open_policies(
         policies = Policies(resolver, fetcher, nursery, store, clock)
         await policies.restore()
         nursery.start_soon(policies.sweep)
-        nursery.start_soon(policies.keep)
+        if store is not None:
+            nursery.start_soon(policies.keep)
         try:
             yield policies
         finally:
