@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import trio
 
 from engine.cli.check import check
 from engine.ingress.tls import self_signed
 from policy.load import load_policy
-from tests.support.fakedns import Zones, serve_dns
+from tests.support.fakedns import run_dns
 
 POLICY = """
 import policy
@@ -56,32 +53,6 @@ def said(
 
     yield said
     load_policy(None)
-
-
-@contextmanager
-def dns(zones: Zones) -> Iterator[str]:
-    """A name server in a thread; its address."""
-    ready, found = threading.Event(), []
-    token: list[trio.lowlevel.TrioToken] = []
-    stop: list[trio.CancelScope] = []
-
-    async def serve() -> None:
-        with trio.CancelScope() as scope:
-            async with serve_dns(zones) as address:
-                token.append(trio.lowlevel.current_trio_token())
-                stop.append(scope)
-                found.append(address)
-                ready.set()
-                await trio.sleep_forever()
-
-    thread = threading.Thread(target=trio.run, args=(serve,))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield found[0]
-    finally:
-        token[0].run_sync_soon(stop[0].cancel)
-        thread.join()
 
 
 def test_files_that_are_fine_are_shown(said: Said) -> None:
@@ -211,7 +182,7 @@ def test_what_dns_says_is_remarked(said: Said, monkeypatch: pytest.MonkeyPatch) 
     zones = {"a.example": mx, "b.example": mx, "null.example": {"MX": ["0 ."]}}
     text = "".join(f'["{name}.example"]\n' for name in ("a", "b", "null", "none"))
     text += '[provider."p"]\nmatch = [{MXSuffix = ".example.net"}]\n'
-    with dns(zones) as address:
+    with run_dns(zones) as address:
         monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
         out = said(text, offline=False)
     for says in (

@@ -224,10 +224,12 @@ def run_sink(
     tls: ssl.SSLContext | None = None,
     users: dict[str, str] | None = None,
     delay: float = 0.0,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> Iterator[ByteSink]:
     """A sink on a loopback port. `tls`: offers STARTTLS with it. `users`: AUTH PLAIN is demanded."""
     sink = ByteSink(tls=tls, users=users or {}, delay=delay)
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+    with socket.create_server((host, port), backlog=128) as listener:
         sink.port = listener.getsockname()[1]
         listener.settimeout(0.1)
         threads: list[threading.Thread] = []

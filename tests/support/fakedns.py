@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import dns.flags
 import dns.message
@@ -16,7 +17,7 @@ import trio
 
 from engine.testing.zones import REFUSED, SERVFAIL, TIMEOUT, StaticDns, Zones, lookup
 
-__all__ = ["REFUSED", "SERVFAIL", "TIMEOUT", "StaticDns", "Zones", "serve_dns"]
+__all__ = ["REFUSED", "SERVFAIL", "TIMEOUT", "StaticDns", "Zones", "run_dns", "serve_dns"]
 
 
 @asynccontextmanager
@@ -91,3 +92,29 @@ def _respond(zones: Zones, wire: bytes, limit: int) -> bytes | None:
         truncated = dns.message.make_response(query)
         truncated.flags |= dns.flags.RA | dns.flags.TC
         return truncated.to_wire()
+
+
+@contextmanager
+def run_dns(zones: Zones) -> Iterator[str]:
+    """A name server in a thread; its ``address:port``. The table may be changed while it runs."""
+    ready, found = threading.Event(), []
+    token: list[trio.lowlevel.TrioToken] = []
+    stop: list[trio.CancelScope] = []
+
+    async def serve() -> None:
+        with trio.CancelScope() as scope:
+            async with serve_dns(zones) as address:
+                token.append(trio.lowlevel.current_trio_token())
+                stop.append(scope)
+                found.append(address)
+                ready.set()
+                await trio.sleep_forever()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield found[0]
+    finally:
+        token[0].run_sync_soon(stop[0].cancel)
+        thread.join()
