@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -14,8 +15,13 @@ from engine.cli.asked import AskedHooks
 from engine.egress.circuitfile import CircuitFile, directory
 from engine.egress.circuits import OpenCircuit
 from engine.egress.dns import HostsFile, StubResolver
+from engine.egress.mta_sts import DEMAND
 from engine.egress.resolve import Resolver
 from engine.egress.routes import NoRouteNow, RouteFinder
+from engine.egress.site import parse_endpoint
+from engine.egress.sts import Policies, open_policies
+from engine.egress.stsfetch import Fetcher
+from engine.egress.stsstore import Store
 from engine.errors import ConfigError, ResolveError, SecretUnavailable
 from engine.keys import KeyRing, open_keys
 from engine.model import QueueName
@@ -27,6 +33,7 @@ from engine.tripwire import Tripwire
 from policy.egress import EgressPath, QueueConfig
 from policy.load import load_policy
 from policy.release import Release
+from policy.runtime import Declarations, MtaStsDeclaration
 from policy.shaping import Found
 from policy.shaping.settings import UNSET, Setting
 from policy.shaping.shown import shown, shown_key
@@ -97,6 +104,7 @@ class Road(msgspec.Struct, frozen=True):
     ready_queue: str
     key: str
     tls: str
+    mta_sts: str
     auth: str
     credential: Credential | None
     options: tuple[Option, ...]
@@ -132,6 +140,7 @@ class Explanation(msgspec.Struct, frozen=True):
                 f"  site          {road.site} ({', '.join(road.hosts)})",
                 f"  ready queue   {road.ready_queue}, key {road.key}",
                 f"  TLS           {road.tls}",
+                *([f"  MTA-STS       {road.mta_sts}"] if road.mta_sts else []),
                 f"  AUTH          {road.auth}",
             ]
             if road.credential is not None:
@@ -158,11 +167,7 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
         hosts=HostsFile(),
         own=own_hosts(declarations),
     )
-    finder = RouteFinder(hooks, resolver, LocalLimits())
     seen: dict[str, tuple[Found | None, str]] = {}
-    finder.observe = lambda source, found: seen.__setitem__(
-        source, (found, hooks.where("get_egress_path_config") if hooks.has("get_egress_path_config") else "")
-    )
     domain = question.address.rpartition("@")[2].lower()
     if not domain:
         raise ConfigError(f"{question.address!r} has no domain; right would be user@example.com")
@@ -174,7 +179,13 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
     async with (
         open_keys(hooks, tripwire=tripwire, fingerprint=file.key if file is not None else None) as keys,
         open_shaping(loaded.hooks.shapers, hosts_of(resolver), state) as shaping,
+        _policies(declarations, resolver) as policies,
     ):
+        finder = RouteFinder(hooks, resolver, LocalLimits(), policies)
+        finder.observe = lambda source, found: seen.__setitem__(
+            source,
+            (found, hooks.where("get_egress_path_config") if hooks.has("get_egress_path_config") else ""),
+        )
         try:
             routes = await finder.find(queue)
         except ResolveError as error:
@@ -188,6 +199,7 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
                 seen[ready.source.name],
                 keys if question.secrets else None,
                 (*_stops(queue.name, ready, shaping.automation), *_refused(ready, circuits)),
+                await _mta_sts(queue.name, ready, policies),
             )
             for ready, weight in zip(routes.all(), routes.weights(), strict=True)
             if question.source in (None, ready.source.name)
@@ -208,6 +220,43 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
         config.egress_pool,
         tuple(roads),
     )
+
+
+@asynccontextmanager
+async def _policies(declarations: Declarations, resolver: Resolver) -> AsyncIterator[Policies | None]:
+    """MTA-STS as the relay has it: what it has written down is known, and nothing is written."""
+    wanted = declarations.mta_sts or MtaStsDeclaration()
+    if not wanted.enabled:
+        yield None
+        return
+    fetcher = Fetcher(resolver, ca=wanted.ca, gateway=wanted.gateway)
+    await fetcher.check()
+    spool = declarations.spool
+    store = Store(spool.path, writes=False) if spool is not None else None
+    async with open_policies(resolver, fetcher, store) as policies:
+        yield policies
+
+
+async def _mta_sts(name: QueueName, ready: ReadyQueue, policies: Policies | None) -> str:
+    """The domain's policy and what comes of it; empty where there can be none."""
+    site = ready.site
+    if site.kind != "mx":
+        return ""
+    if policies is None:
+        return "not looked at: configure_mta_sts says enabled=False"
+    if not ready.path.enable_mta_sts:
+        return "not looked at: enable_mta_sts is False"
+    domain = parse_endpoint(name.route).host
+    kept = await policies.look(domain, route=site.route)
+    if kept is None:
+        return f"no policy: {policies.reason(domain, route=site.route)}"
+    policy = kept.policy
+    text = f"{policy.mode}, id {kept.id}, max_age {policy.max_age} s"
+    if policy.mx:
+        text += f", mx {' '.join(policy.mx)}"
+    if site.sts is not None and site.sts.unnamed:
+        text += f"; it does not name {' '.join(site.sts.unnamed)}"
+    return text + ("; nothing can be sent" if not site.hosts else "")
 
 
 def _route(name: QueueName, config: QueueConfig, kind: str) -> str:
@@ -244,6 +293,7 @@ async def _road(
     seen: tuple[Found | None, str],
     keys: KeyRing | None,
     stops: tuple[str, ...],
+    mta_sts: str,
 ) -> Road:
     path, site = ready.path, ready.site
     found, hook = seen
@@ -259,7 +309,8 @@ async def _road(
         ),
         ready.name,
         site.key,
-        tls_text(path),
+        tls_text(path) + (f"; {DEMAND}" if site.sts is not None and site.sts.mode == "enforce" else ""),
+        mta_sts,
         auth_text(path),
         await _credential(path, keys),
         _options(path, found, hook),

@@ -23,6 +23,7 @@ from engine.cli.shaping_review import review
 from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.resolve import Resolver
 from engine.egress.site import asked_for, mx_list_site
+from engine.egress.stsfetch import Fetcher
 from engine.errors import ConfigError, HookError, SecretUnavailable
 from engine.ingress.logins import offered
 from engine.keys import SourceFailure, key_sources, open_keys
@@ -46,7 +47,7 @@ from policy.shaping import asked_by_name, asking
 if TYPE_CHECKING:
     from policy.ingress import ListenerDeclaration
     from policy.load import LoadedPolicy
-    from policy.runtime import Declarations
+    from policy.runtime import Declarations, MtaStsDeclaration
 
 __all__ = ["SAMPLE", "Inspection"]
 
@@ -133,6 +134,8 @@ class Inspection:
             self.facts.append(("spool", declared.spool.path))
         self.facts += [("log", log.log_dir) for log in declared.logs]
         self._log_directories()
+        if declared.mta_sts is not None:
+            await self._mta_sts(declared.mta_sts)
         for listener in declared.listeners:
             self.facts.append(("listener", f"{listener.listen}, relays for {listener.relay_hosts}"))
             await self._certificate(listener)
@@ -151,6 +154,14 @@ class Inspection:
                     "none: nothing can be submitted; call policy.start_esmtp_listener(...) in init",
                 )
             )
+
+    async def _mta_sts(self, wanted: MtaStsDeclaration) -> None:
+        try:
+            await Fetcher(self._resolver(), ca=wanted.ca).check()
+        except ConfigError as error:
+            self.problem(f"{self._init()}: {error}")
+        where = f" at {wanted.gateway}" if wanted.gateway is not None else ""
+        self.facts.append(("MTA-STS", f"policies are fetched{where}" if wanted.enabled else "off"))
 
     def _log_directories(self) -> None:
         for log in self._declarations.logs:

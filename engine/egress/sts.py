@@ -63,10 +63,12 @@ _Key = tuple[str, bool]
 class _Known:
     """What is known of a domain. `kept` None: that it has no policy. Moments are those of Trio's clock."""
 
-    __slots__ = ("asked", "check_at", "checking", "ends", "kept", "refetch_at")
+    __slots__ = ("asked", "check_at", "checking", "ends", "kept", "refetch_at", "why")
 
-    def __init__(self, kept: Kept | None, check_at: float, ends: float) -> None:
+    def __init__(self, kept: Kept | None, check_at: float, ends: float, why: str = "") -> None:
         self.kept = kept
+        self.why = why
+        """Why there is none."""
         self.check_at = check_at
         """When the record is looked at again."""
         self.ends = ends
@@ -107,6 +109,11 @@ class Policies:
         `route`: an operator named the domain. Checkpoint: only when it has to wait."""
         kept = await self.look(domain, route=route)
         return kept.policy if kept is not None else None
+
+    def reason(self, domain: str, *, route: bool = False) -> str:
+        """Why the domain has no policy, after a `look` that found none."""
+        known = self._known.get((domain, route))
+        return known.why if known is not None else ""
 
     async def look(self, domain: str, *, route: bool = False) -> Kept | None:
         """Likewise, with the `id` and when it was fetched."""
@@ -156,7 +163,7 @@ class Policies:
         ttl = min(max(answer.ttl, MIN_TTL), MAX_TTL)
         found = parse_record(text for _, text in answer.records)
         if found is None:
-            self._without(key, before, ttl, "no record announces one any more")
+            self._without(key, before, ttl, f"no record at _mta-sts.{domain} announces one")
             return
         now = trio.current_time()
         known = before.kept if before is not None else None
@@ -177,7 +184,7 @@ class Policies:
         again = trio.current_time() + seconds
         if before is None or before.kept is None:
             logger.debug("no MTA-STS policy of %s: %s", key[0], why)
-            self._put(key, _Known(None, again, again))
+            self._put(key, _Known(None, again, again, why))
             return
         before.check_at = again
         left = before.ends - trio.current_time()

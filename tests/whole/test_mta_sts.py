@@ -6,6 +6,7 @@ host, ``mx.bad.test``, whose certificate is for another name; each has its own p
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.support.certificates import Authority
 from tests.support.fakedns import run_dns
 from tests.support.policyserver import PolicyServer, serve_policies, text
 from tests.support.ports import free_port, until
-from tests.support.posthorn import Relay
+from tests.support.posthorn import Relay, command, environment
 from tests.support.rawclient import RawClient
 
 pytestmark = pytest.mark.whole
@@ -62,9 +63,12 @@ DEMAND = "the domain's MTA-STS policy demands verified TLS"
 class World:
     """Hosts, names, policies and the relay. `bad`, `good`: what `mx.bad.test` and `mx.good.test` took."""
 
-    def __init__(self, running: Relay, zones: dict[str, Any], policies: PolicyServer) -> None:
+    def __init__(
+        self, running: Relay, zones: dict[str, Any], policies: PolicyServer, env: dict[str, str]
+    ) -> None:
         self.relay = running
         self.zones = zones
+        self.env = env
         self.policies = policies
         self.good = ByteSink()
         self.bad = ByteSink()
@@ -76,6 +80,20 @@ class World:
     def send(self, domain: str) -> None:
         with RawClient(self.relay.port) as client:
             assert client.deliver("a@sender.test", f"b@{domain}", b"Subject: x\r\n\r\nbody\r\n")[0] == 250
+
+    def explain(self, domain: str) -> str:
+        """What ``posthorn explain`` prints."""
+        words = [*command(), "explain", domain, "--routing-domain", domain, "--policy", "mail.py"]
+        done = subprocess.run(
+            words,
+            cwd=self.relay.directory,
+            env=environment(self.env),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def records(self, domain: str, kind: str = "") -> list[dict[str, Any]]:
         return [
@@ -124,7 +142,7 @@ def world(directory: Path) -> Iterator[World]:
         (directory / "mail.py").write_text(POLICY.format(port=port, gateway=policies.port, hops=bad.port))
         env = {"POSTHORN_DNS_SERVERS": servers, "SSL_CERT_FILE": str(directory / "hops.pem")}
         running = Relay(directory / "mail.py", port, [], env, "debug")
-        there = World(running, zones, policies)
+        there = World(running, zones, policies, env)
         there.good, there.bad = good, bad
         try:
             yield there
@@ -238,3 +256,22 @@ def test_a_ca_that_is_no_ca_keeps_the_relay_from_starting(tmp_path: Path) -> Non
         (tmp_path / "policies.pem").write_text("nothing\n")
         assert there.relay.launch().wait(30) != 0
         assert 'configure_mta_sts: ca="policies.pem" cannot be used' in there.relay.stderr
+
+
+def test_explain_says_what_the_policy_is_and_what_comes_of_it(tmp_path: Path) -> None:
+    with world(tmp_path) as there:
+        there.announce("two.test", "enforce", "*.good.test")
+        there.announce("left.test", "enforce", "mx.good.test")
+        there.announce("testing.test", "testing", "mx.good.test")
+        for domain, said, tls in (
+            ("two.test", "enforce, id 1, max_age 604800 s, mx *.good.test\n", DEMAND),
+            ("left.test", "mx mx.good.test; it does not name mx.bad.test; nothing can be sent\n", DEMAND),
+            ("testing.test", "testing, id 1, max_age 604800 s, mx mx.good.test; it does not name mx.bad", ""),
+            ("plain.test", "no policy: no record at _mta-sts.plain.test announces one\n", ""),
+            ("unasked.test", "not looked at: enable_mta_sts is False\n", ""),
+        ):
+            text = there.explain(domain)
+            assert said in text and (DEMAND in text) is bool(tls), text
+        del there.policies.answers["two.test"]
+        assert "no policy: mta-sts.two.test answers 404; right would be 200" in there.explain("two.test")
+        assert not (tmp_path / "spool.mta-sts").exists()
