@@ -41,8 +41,8 @@ SHORTEST = 60.0
 """Seconds that a policy serves at least, whatever its `max_age`: as long as the routes made with it."""
 KNOWN = 50_000
 """Domains of which something is remembered."""
-PATTERNS = 2_000_000
-"""Patterns of `mx` that are remembered over all policies."""
+OCTETS = 48 << 20
+"""Of all that is remembered, about; written down it fits into one file of `StateDir`."""
 _SWEEP = 3600.0
 """Seconds between two looks for policies that are to be fetched anew."""
 _WRITE = 5.0
@@ -97,7 +97,7 @@ class Policies:
         self._store = store
         self._clock = clock
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
-        self._patterns = 0
+        self._octets = 0
         self._flights: dict[_Key, trio.Event] = {}
         self._changed = trio.Event()
 
@@ -202,10 +202,10 @@ class Policies:
 
     def _put(self, key: _Key, known: _Known) -> None:
         old = self._known.pop(key, None)
-        self._patterns += _weight(known) - (_weight(old) if old is not None else 0)
+        self._octets += _weight(known) - (_weight(old) if old is not None else 0)
         self._known[key] = known
-        while len(self._known) > KNOWN or (self._patterns > PATTERNS and len(self._known) > 1):
-            self._patterns -= _weight(self._known.popitem(last=False)[1])
+        while len(self._known) > KNOWN or (self._octets > OCTETS and len(self._known) > 1):
+            self._octets -= _weight(self._known.popitem(last=False)[1])
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Policies:
             now = trio.current_time()
             for key, known in list(self._known.items()):
                 if now >= known.ends:
-                    self._patterns -= _weight(self._known.pop(key))
+                    self._octets -= _weight(self._known.pop(key))
                 elif known.asked and now >= max(known.refetch_at, known.check_at) and not known.checking:
                     known.checking = True
                     self._nursery.start_soon(self._check, key, known)
@@ -248,7 +248,7 @@ class Policies:
 
 
 def _weight(known: _Known) -> int:
-    return len(known.kept.policy.mx) if known.kept is not None else 0
+    return 450 + sum(len(pattern) + 3 for pattern in known.kept.policy.mx) if known.kept is not None else 0
 
 
 @asynccontextmanager

@@ -258,7 +258,7 @@ async def test_what_is_remembered_is_limited(clock: MockClock, monkeypatch: pyte
 
 
 async def test_large_policies_count_as_more(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sts, "PATTERNS", 10)
+    monkeypatch.setattr(sts, "OCTETS", 1000)
     world = World()
     many = Policy("enforce", tuple(f"mx{i}.example" for i in range(8)), 86400)
     world.zones["_mta-sts.b.example"] = world.zones["_mta-sts.a.example"]
@@ -293,7 +293,7 @@ async def test_policies_survive_a_restart_and_end_when_they_would_have(tmp_path:
             return await mode(policies)
 
     assert await again(0) == "enforce"
-    assert (tmp_path / "spool.mta-sts").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "spool.mta-sts" / "policies").stat().st_mode & 0o777 == 0o600
     world.zones.clear()
     world.server.says.clear()
     assert await again(990) == "enforce" and world.fetched == 1
@@ -307,7 +307,7 @@ async def test_changes_are_written_while_it_runs(clock: MockClock, tmp_path: Pat
     async with world.open() as policies:
         await policies.of("a.example")
         with trio.fail_after(5000):
-            while not (tmp_path / "spool.mta-sts").exists():
+            while not (tmp_path / "spool.mta-sts" / "policies").exists():
                 await trio.sleep(1)
     assert [kept.domain for kept in Store(tmp_path / "spool").read()] == ["a.example"]
 
@@ -318,7 +318,7 @@ async def test_a_damaged_file_counts_as_missing_and_is_named(
 ) -> None:
     store = Store(tmp_path / "spool")
     store.write([Kept("a.example", "1", policy(), 1.0)])
-    file = tmp_path / "spool.mta-sts"
+    file = tmp_path / "spool.mta-sts" / "policies"
     file.write_bytes(damage if damage is not None else file.read_bytes()[:-1])
     assert store.read() == []
     assert str(file) in caplog.text and "damaged" in caplog.text
