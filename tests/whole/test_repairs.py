@@ -6,7 +6,9 @@ attempt count, or a secret show.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from tests.support.bytesink import ByteSink, run_sink
 from tests.support.certificates import Authority
-from tests.support.openbao import run_openbao
+from tests.support.openbao import ROOT_TOKEN, run_openbao
 from tests.support.posthorn import Relay, relay
 from tests.support.rawclient import RawClient
 
@@ -173,6 +175,32 @@ def test_a_vault_that_is_sealed(tmp_path: Path, authority: Authority) -> None:
                 cause="secret-unavailable",
                 repair=bao.unseal,
             )
+
+
+def test_a_start_while_vault_is_down(tmp_path: Path, authority: Authority) -> None:
+    """Nobody listens there: the relay starts, accepts and holds (V5), and delivers once the server is up."""
+    ca = authority.write(tmp_path / "ca.pem")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    path = options(ca, {"vault_mount": "secret", "vault_path": "smtp-auth/next-hop"})
+    env = {"VAULT_ADDR": f"http://127.0.0.1:{port}", "VAULT_TOKEN": ROOT_TOKEN}
+    with (
+        ExitStack() as later,
+        run_sink(tls=authority.server_context(), users={"scott": RIGHT}) as sink,
+        relay(
+            tmp_path / "relay", next_hop=sink.port, path=path, secrets=[RIGHT, ROOT_TOKEN], env=env
+        ) as running,
+    ):
+        held_then_delivered(
+            running,
+            sink,
+            says=("held: vault:secret/smtp-auth/next-hop#key: cannot reach", "Connection refused"),
+            cause="secret-unavailable",
+            repair=lambda: later.enter_context(run_openbao(tmp_path, port=port)).put(
+                "smtp-auth/next-hop", {"key": RIGHT}
+            ),
+        )
 
 
 def test_a_missing_key_file(tmp_path: Path, authority: Authority) -> None:
