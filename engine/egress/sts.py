@@ -43,6 +43,8 @@ KNOWN = 50_000
 """Domains of which something is remembered."""
 OCTETS = 48 << 20
 """Of all that is remembered, about; written down it fits into one file of `StateDir`."""
+_LONGEST = 253 - len("_mta-sts.")
+"""Characters of a domain whose record and server can have a name in DNS."""
 _SWEEP = 3600.0
 """Seconds between two looks for policies that are to be fetched anew."""
 _WRITE = 5.0
@@ -155,6 +157,9 @@ class Policies:
     async def _find(self, key: _Key, before: _Known | None) -> None:
         """Ask DNS and, if need be, the policy's server; note what comes out."""
         domain, route = key
+        if len(domain) > _LONGEST:
+            self._without(key, before, MAX_TTL, "its name is too long to have one")
+            return
         try:
             answer = await self._resolver.texts(f"_mta-sts.{domain}")
         except ResolveError as error:

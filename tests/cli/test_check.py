@@ -122,6 +122,10 @@ def test_a_good_policy_is_shown(said: Said) -> None:
             'mail.py:9 in path(): smtp_auth_plain_password: "init" is an event of the engine',
         ),
         (
+            INIT + '    policy.configure_mta_sts(ca="absent.pem")\n',
+            'mail.py:4 in init(): configure_mta_sts: ca="absent.pem" cannot be used: No such file',
+        ),
+        (
             INIT + QUEUE,
             'mail.py:9 in queue(): names egress_pool="bulk", but no hook answers get_egress_pool; right '
             'would be a function with @policy.on("get_egress_pool") that takes (pool_name) and returns '

@@ -16,6 +16,7 @@ import trio.lowlevel
 from trio.testing import MockClock
 
 from engine.egress import sts
+from engine.egress.dns import StubResolver
 from engine.egress.mta_sts import Policy
 from engine.egress.resolve import Resolver
 from engine.egress.sts import Policies, open_policies
@@ -276,6 +277,15 @@ async def test_routes_and_strangers_are_not_told_each_other_s_answer(clock: Mock
         await policies.of("a.example", route=True)
         await policies.of("a.example")
         assert world.fetched == 2
+
+
+async def test_a_domain_as_long_as_can_be_has_none(clock: MockClock) -> None:
+    """Its record's name would not fit into DNS; dnspython refuses to make it."""
+    longest = ".".join(["a" * 60] * 4)
+    resolver = Resolver(StubResolver(["127.0.0.1:1"]))
+    async with open_policies(resolver, Server({})) as policies:
+        assert await mode(policies, longest + ".example") is None
+        assert "too long" in policies.reason(longest + ".example")
 
 
 # -- over a restart ------------------------------------------------------------------------------

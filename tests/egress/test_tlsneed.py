@@ -73,6 +73,9 @@ def test_who_asked_first_is_named() -> None:
     assert TlsNeed.of(make_egress_path()).tightened("DANE", required=True).demand == "DANE"
     required = TlsNeed.of(make_egress_path(enable_tls="Required"))
     assert required.tightened("DANE", required=True).demand == "enable_tls is Required"
+    assert required.tightened("MTA-STS", verify=True).demand == "enable_tls is Required"
+    loose = TlsNeed.of(make_egress_path(enable_tls="RequiredInsecure"))
+    assert loose.tightened("MTA-STS", verify=True).demand == "MTA-STS", "it adds the certificate"
 
 
 @pytest.mark.parametrize("mode", MODES)
