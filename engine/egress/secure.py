@@ -133,7 +133,7 @@ class Safety:
         need, seconds = terms.need, terms.path.starttls_timeout
         stream = connection.stream
         stage = "TLS" if need.implicit else "STARTTLS"
-        context = self._contexts.get(
+        context = await self._contexts.get(
             TlsSetting(
                 need.verify,
                 terms.ca_pem if need.verify else None,

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from typing import Any
 
 import msgspec
+import trio
 
 from engine.errors import TlsError
 
@@ -50,21 +51,29 @@ class TlsContexts:
 
     def __init__(self) -> None:
         self._cache: OrderedDict[TlsSetting, ssl.SSLContext] = OrderedDict()
+        self._making = trio.Lock()
 
-    def get(self, setting: TlsSetting) -> ssl.SSLContext:
-        """The context for this setting.
+    async def get(self, setting: TlsSetting) -> ssl.SSLContext:
+        """The context for this setting. A new one is made in a thread, because that may take a tenth of a
+        second; one at a time, so that all sessions of one setting share one.
 
         Raises: TlsError when the bundle holds no usable certificate.
         """
         context = self._cache.get(setting)
-        if context is not None:
+        if context is None:
+            async with self._making:
+                context = self._cache.get(setting)
+                if context is None:
+                    context = self._cache[setting] = await _in_thread(setting)
+                    if len(self._cache) > _KEPT:
+                        self._cache.popitem(last=False)
+        if setting in self._cache:
             self._cache.move_to_end(setting)
-            return context
-        context = _make(setting)
-        self._cache[setting] = context
-        if len(self._cache) > _KEPT:
-            self._cache.popitem(last=False)
         return context
+
+
+async def _in_thread(setting: TlsSetting) -> ssl.SSLContext:
+    return await trio.to_thread.run_sync(_make, setting)
 
 
 def _make(setting: TlsSetting) -> ssl.SSLContext:

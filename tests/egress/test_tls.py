@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -17,7 +18,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from engine.egress import secure
+from engine.egress import secure, tls
 from engine.egress.dial import NoHostReached
 from engine.egress.resolve import Candidate
 from engine.egress.tls import TlsContexts, TlsSetting
@@ -268,35 +269,51 @@ async def test_another_name_may_be_demanded_and_then_only_that_one_counts(author
             await dial(named, peer)
 
 
-def test_contexts_are_shared_within_one_trust_only(authorities: Authorities) -> None:
+async def test_contexts_are_shared_within_one_trust_only(authorities: Authorities) -> None:
     contexts = TlsContexts()
     root, stranger = authorities.root.pem, authorities.stranger.pem
-    trusting_root = contexts.get(TlsSetting(True, root))
-    assert contexts.get(TlsSetting(True, bytes(bytearray(root)))) is trusting_root
+    trusting_root = await contexts.get(TlsSetting(True, root))
+    assert await contexts.get(TlsSetting(True, bytes(bytearray(root)))) is trusting_root
     others = [
-        contexts.get(TlsSetting(True, stranger)),
-        contexts.get(TlsSetting(True)),
-        contexts.get(TlsSetting(False)),
-        contexts.get(TlsSetting(True, root, "TLSv1.3")),
-        contexts.get(TlsSetting(True, root, ciphers="ECDHE")),
+        await contexts.get(TlsSetting(True, stranger)),
+        await contexts.get(TlsSetting(True)),
+        await contexts.get(TlsSetting(False)),
+        await contexts.get(TlsSetting(True, root, "TLSv1.3")),
+        await contexts.get(TlsSetting(True, root, ciphers="ECDHE")),
     ]
     assert trusting_root not in others and len(set(map(id, others))) == 5
 
 
-def test_contexts_that_were_not_used_for_long_are_made_anew(authorities: Authorities) -> None:
+async def test_contexts_that_were_not_used_for_long_are_made_anew(authorities: Authorities) -> None:
     contexts = TlsContexts()
     root = authorities.root.pem
-    first, second = (contexts.get(TlsSetting(True, root + b"\n" * i)) for i in (0, 1))
+    first, second = [await contexts.get(TlsSetting(True, root + b"\n" * i)) for i in (0, 1)]
     for i in range(2, 65):
-        assert contexts.get(TlsSetting(True, root)) is first
-        contexts.get(TlsSetting(True, root + b"\n" * i))
-    assert contexts.get(TlsSetting(True, root)) is first
-    assert contexts.get(TlsSetting(True, root + b"\n")) is not second
+        assert await contexts.get(TlsSetting(True, root)) is first
+        await contexts.get(TlsSetting(True, root + b"\n" * i))
+    assert await contexts.get(TlsSetting(True, root)) is first
+    assert await contexts.get(TlsSetting(True, root + b"\n")) is not second
 
 
-def test_an_empty_bundle_trusts_nobody_and_says_so() -> None:
+async def test_a_context_is_made_once_and_not_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the system's roots takes a twentieth of a second and more."""
+    made: list[bool] = []
+
+    def make(setting: TlsSetting) -> ssl.SSLContext:
+        made.append(threading.current_thread() is threading.main_thread())
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr(tls, "_make", make)
+    contexts = TlsContexts()
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(contexts.get, TlsSetting(True))
+    assert made == [False]
+
+
+async def test_an_empty_bundle_trusts_nobody_and_says_so() -> None:
     with pytest.raises(TlsError, match="tls_ca"):
-        TlsContexts().get(TlsSetting(True, b""))
+        await TlsContexts().get(TlsSetting(True, b""))
 
 
 # -- the protocol ----------------------------------------------------------------------------------
