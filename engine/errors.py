@@ -18,6 +18,7 @@ __all__ = [
     "ConfigError",
     "ConnectError",
     "ConnectionLost",
+    "DaneImpossible",
     "HeldError",
     "HookError",
     "LocalProtocolError",
@@ -111,6 +112,12 @@ class TlsRequired(HeldError):
     """The path asks for TLS and the peer does not give it, or its certificate is not trusted."""
 
     cause = "tls"
+
+
+class DaneImpossible(HeldError):
+    """The path asks for DANE, and the name server is none that could be believed."""
+
+    cause = "dane"
 
 
 class AuthNotOffered(HeldError):

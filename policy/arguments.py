@@ -89,6 +89,7 @@ class EgressPathOptions(TypedDict, total=False):
     tls_prefer_openssl: bool
     opportunistic_tls_reconnect_on_failed_handshake: bool
     remember_broken_tls: _Duration | None
+    enable_dane: bool
     smtp_auth: _SmtpAuth | Login | None
     smtp_auth_plain_username: str | None
     smtp_auth_plain_password: _Key | None

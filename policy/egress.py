@@ -35,7 +35,7 @@ from .kinds import (
 )
 from .login import Login, SmtpAuth
 from .nets import CidrSet, MxEntry, parse_cidr_set, parse_mx
-from .options import Constructor, Kind, NotYet, Table, kinds_of
+from .options import BOOL, Constructor, Kind, NotYet, Table, kinds_of
 from .tlskinds import CipherList, LeastTls, Pins
 from .units import Limit, Named
 
@@ -121,6 +121,7 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     tls_prefer_openssl: bool = False
     opportunistic_tls_reconnect_on_failed_handshake: bool = False
     remember_broken_tls: Seconds | None = None
+    enable_dane: bool = False
     # AUTH
     smtp_auth: SmtpAuth | None = None
     smtp_auth_plain_username: AuthName | None = None
@@ -219,7 +220,10 @@ class EgressPool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SmtpProtocol(msgspec.Struct, frozen=True):
-    """Delivery by SMTP: to `mx_list` in the order written, or by MX when it is empty."""
+    """Delivery by SMTP: to `mx_list` in the order written, or by MX when it is empty.
+
+    `treat_mx_list_as_secure`: the names of `mx_list` count as if signed DNS had given them, for DANE.
+    """
 
     mx_list: tuple[MxEntry, ...] = ()
     treat_mx_list_as_secure: bool = False
@@ -232,8 +236,10 @@ def _mx_list(value: Any) -> tuple[MxEntry, ...]:
 
 
 _SMTP = Table(
-    {"mx_list": Kind('a list of hosts such as ["mx.example:587", "[192.0.2.1]:25"]', _mx_list)},
-    not_yet={"treat_mx_list_as_secure": NotYet("DANE for the names of an mx_list", (False,))},
+    {
+        "mx_list": Kind('a list of hosts such as ["mx.example:587", "[192.0.2.1]:25"]', _mx_list),
+        "treat_mx_list_as_secure": BOOL,
+    },
     noun="key",
 )
 _LATER = {
@@ -254,7 +260,10 @@ def _protocol(value: Any) -> SmtpProtocol:
             raise Wrong(f'"{name}" ({what}) is not supported yet', complete=True)
     if value.keys() != {"smtp"} or not isinstance(value["smtp"], Mapping):
         raise Wrong("is none of the known protocols")
-    return SmtpProtocol(**_SMTP.read(value["smtp"]))
+    smtp = SmtpProtocol(**_SMTP.read(value["smtp"]))
+    if smtp.treat_mx_list_as_secure and not smtp.mx_list:
+        raise Wrong("treat_mx_list_as_secure is about an mx_list, and there is none", complete=True)
+    return smtp
 
 
 Protocol = Annotated[
@@ -348,7 +357,6 @@ PATH = Constructor(
     EgressPath,
     check=_check_path,
     not_yet={
-        "enable_dane": NotYet("DANE", (False,)),
         "openssl_cipher_suites": NotYet(
             "a choice of TLS 1.3 cipher suites, for which the ssl module has no means"
         ),

@@ -173,7 +173,7 @@ def kinds_of(struct: Any) -> tuple[dict[str, Kind], frozenset[str]]:
 
 def _kind_of(hint: Any) -> Kind:
     if hint is bool:
-        return _BOOL
+        return BOOL
     if typing.get_origin(hint) is typing.Literal:
         return _choice(typing.get_args(hint))
     return next(note for note in hint.__metadata__ if isinstance(note, Kind))
@@ -198,4 +198,4 @@ def _read_bool(value: Any) -> bool:
     raise Wrong(f"is no bool but {a_type(value)}")
 
 
-_BOOL = Kind("True or False", _read_bool)
+BOOL = Kind("True or False", _read_bool)

@@ -16,13 +16,14 @@ from engine.egress.circuitfile import CircuitFile, directory
 from engine.egress.circuits import OpenCircuit
 from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.mta_sts import DEMAND
-from engine.egress.resolve import Resolver
+from engine.egress.resolve import Candidate, Resolver
 from engine.egress.routes import NoRouteNow, RouteFinder
 from engine.egress.site import parse_endpoint
 from engine.egress.sts import Policies, open_policies
 from engine.egress.stsfetch import Fetcher
 from engine.egress.stsstore import Store
-from engine.errors import ConfigError, ResolveError, SecretUnavailable
+from engine.egress.tlsa import dane_for
+from engine.errors import ConfigError, DaneImpossible, ResolveError, SecretUnavailable
 from engine.keys import KeyRing, open_keys
 from engine.model import QueueName
 from engine.queues.limits import LocalLimits
@@ -42,6 +43,8 @@ from policy.shaping.table import IMPLIED
 __all__ = ["Explanation", "Question", "explained", "tls_text"]
 
 _DEFAULT = EgressPath()
+_HOSTS = 10
+"""Hosts of a site whose TLSA records are shown."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -105,6 +108,7 @@ class Road(msgspec.Struct, frozen=True):
     key: str
     tls: str
     mta_sts: str
+    dane: tuple[str, ...]
     auth: str
     credential: Credential | None
     options: tuple[Option, ...]
@@ -141,6 +145,7 @@ class Explanation(msgspec.Struct, frozen=True):
                 f"  ready queue   {road.ready_queue}, key {road.key}",
                 f"  TLS           {road.tls}",
                 *([f"  MTA-STS       {road.mta_sts}"] if road.mta_sts else []),
+                *(f"  DANE          {text}" for text in road.dane),
                 f"  AUTH          {road.auth}",
             ]
             if road.credential is not None:
@@ -194,6 +199,8 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
             raise ConfigError(f"there is no way to {queue.name.route}: {routes.outcome.reply.line}")
         roads = [
             await _road(
+                resolver,
+                queue.name.route,
                 ready,
                 weight,
                 seen[ready.source.name],
@@ -288,6 +295,8 @@ def _refused(ready: ReadyQueue, circuits: Sequence[OpenCircuit]) -> Iterator[str
 
 
 async def _road(
+    resolver: Resolver,
+    domain: str,
     ready: ReadyQueue,
     weight: int,
     seen: tuple[Found | None, str],
@@ -311,11 +320,31 @@ async def _road(
         site.key,
         tls_text(path) + (f"; {DEMAND}" if site.sts is not None and site.sts.mode == "enforce" else ""),
         mta_sts,
+        await _dane_texts(resolver, ready, domain) if path.enable_dane else (),
         auth_text(path),
         await _credential(path, keys),
         _options(path, found, hook),
         (*stops, *(found.notes if found is not None else ())),
     )
+
+
+async def _dane_texts(resolver: Resolver, ready: ReadyQueue, domain: str) -> tuple[str, ...]:
+    """What TLSA records demand of each host now."""
+    path, site = ready.path, ready.site
+    texts: list[str] = []
+    for host in site.hosts[:_HOSTS]:
+        port = ready.source.remote_port or host.port or path.port
+        where = Candidate(host.host, host.host if host.literal else "", port, host.reference_name)
+        logs_in = path.login is not None
+        try:
+            dane = await dane_for(
+                resolver, site, where, domain, strategy=path.ip_lookup_strategy, own_name=logs_in
+            )
+            text = f"{dane.result}: {dane.why}"
+        except (ResolveError, DaneImpossible) as error:
+            text = f"no mail now: {error}"
+        texts.append(f"{host.host}:{port} {text}")
+    return tuple(texts)
 
 
 def tls_text(path: EgressPath) -> str:

@@ -70,6 +70,8 @@ class Inspection:
         self._hooks = AskedHooks(loaded)
         self.keys: dict[KeyRef, str] = {}
         """Every secret that was met, and where."""
+        self._dane = ""
+        """Where a path was met that asks for DANE."""
 
     async def run(self, domains: Sequence[str], *, offline: bool = False) -> None:
         """Look at everything. Waits: for async hooks; and unless `offline`, where the policy has shaping
@@ -80,6 +82,8 @@ class Inspection:
         for domain in domains:
             await self._way_out(domain)
         await self._everybodys_password(domains[0])
+        if self._dane and not offline and (doubt := await self._resolver().distrust()):
+            self.note(f"{self._dane}: enable_dane needs a validating name server on loopback, and {doubt}")
 
     def _resolver(self) -> Resolver:
         servers = os.environ.get("POSTHORN_DNS_SERVERS", "").split()
@@ -336,6 +340,8 @@ class Inspection:
         if path is None:
             return
         where = self._where("get_egress_path_config")
+        if path.enable_dane:
+            self._dane = where
         login = path.login
         await self.look_at_pair(where, path.tls_certificate, path.tls_private_key)
         if not path.tls_implicit and IMPLICIT_PORT in {entry.port or path.port for entry in entries}:

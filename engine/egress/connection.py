@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .broker import Identity
     from .clientcert import ClientCertificate
     from .resumption import SessionKey
+    from .tlsa import Dane
 
 __all__ = ["Connection"]
 
@@ -32,6 +33,7 @@ class Connection:
         "auth_user",
         "certificate",
         "client",
+        "dane",
         "identity",
         "mx_name",
         "resumable",
@@ -52,6 +54,8 @@ class Connection:
         self.tls_why = ""
         self.certificate: ClientCertificate | None = None
         self.resumable: tuple[SessionKey, ssl.SSLContext] | None = None
+        self.dane: Dane | None = None
+        """None: the path does not ask."""
 
     async def event(self, stage: str, seconds: float) -> ClientEvent:
         """The next protocol event, sending first what the session wants sent.

@@ -49,13 +49,14 @@ from .secure import Safety, Terms
 from .tlsneed import TlsNeed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from engine.smtp import Reply
     from policy.egress import EgressPath
 
     from .resolve import Candidate
     from .site import Sts
+    from .tlsa import Dane
 
 __all__ = ["Dialer", "NoHostReached"]
 
@@ -85,6 +86,8 @@ class _Asked(msgspec.Struct, frozen=True):
     certificate: ClientCertificate | None
     route: bool
     pace: Callable[[], float] | None
+    ask_dane: Callable[[Candidate], Awaitable[Dane]] | None
+    dane: Dane | None = None
 
     @property
     def terms(self) -> Terms:
@@ -126,11 +129,12 @@ class Dialer:
         route: bool,
         sts: Sts | None = None,
         pace: Callable[[], float] | None = None,
+        dane: Callable[[Candidate], Awaitable[Dane]] | None = None,
     ) -> Connection:
         """A session that is ready for MAIL. `sts`: what the domain's MTA-STS policy demands. `route`: an
         operator named these hosts (a smart host on this machine may well greet with this machine's name).
-        `pace` is asked before each further
-        connection: 0 when it may be made, else the seconds to wait.
+        `pace` is asked before each further connection: 0 when it may be made, else the seconds to wait.
+        `dane` is asked what the TLSA records of each candidate demand; None: nothing.
 
         Raises: HeldError (TlsRequired, ReleaseRefused, AuthNotOffered, LoginRefused, SecretUnavailable)
         when the path's demands cannot be met; NoHostReached when the road is bad; MailLoop when the best
@@ -148,7 +152,17 @@ class Dialer:
         if sts is not None and sts.mode == "enforce":
             need = need.tightened(DEMAND, verify=True)
         asked = _Asked(
-            path, need, source_address, ehlo_domain, identity, endpoint, ca_pem, certificate, route, pace
+            path,
+            need,
+            source_address,
+            ehlo_domain,
+            identity,
+            endpoint,
+            ca_pem,
+            certificate,
+            route,
+            pace,
+            dane,
         )
         if identity is not None and identity.trial:
             connection = await self._try_out(identity, candidates, asked)
@@ -197,7 +211,7 @@ class Dialer:
                 break
             where = f"{candidate.name}[{candidate.address}]:{candidate.port}"
             try:
-                return await self._with_retry(candidate, asked)
+                return await self._with_retry(candidate, await _tightened(asked, candidate))
             except TurnLost:
                 raise
             except HeldError as error:
@@ -271,6 +285,7 @@ class Dialer:
         try:
             client = ClientSession(asked.ehlo_domain, pipelining=path.enable_pipelining)
             connection = Connection(stream, client, candidate.name, candidate.address)
+            connection.dane = asked.dane
             terms = asked.terms
             if terms.need.implicit:
                 await self._safety.secure(connection, candidate, terms)
@@ -339,6 +354,15 @@ async def _part(connection: Connection) -> None:
         await connection.event("QUIT", _GOODBYE)
     except (NetworkError, RemoteProtocolError) as error:
         logger.debug("QUIT to %s: %s", connection.address, error)
+
+
+async def _tightened(asked: _Asked, candidate: Candidate) -> _Asked:
+    """What is asked of this candidate, beyond what is asked of all. Raises: ResolveError, DaneImpossible."""
+    if asked.ask_dane is None:
+        return asked
+    found = await asked.ask_dane(candidate)
+    logger.debug("DANE for %s:%d: %s: %s", candidate.host, candidate.port, found.result, found.why)
+    return msgspec.structs.replace(asked, need=found.tightened(asked.need), dane=found)
 
 
 async def _may_connect(pace: Callable[[], float] | None, patience: float) -> bool:

@@ -5,6 +5,9 @@ It opens a fresh socket per query, so the kernel draws the port and dnspython th
 can collide with another query under way; answers from elsewhere, to another question, or unparseable
 are ignored and do not end the wait (CVE-2023-29483).
 
+Whether an answer was validated by DNSSEC is the name server's word, the AD bit (RFC 4035 3.2.3), which counts
+only from a server on this machine: on the way from any other one it could be forged (reliability P1).
+
 `Memo` remembers: bounded, by TTL, one lookup at a time per name however many callers want it.
 `HostsFile` reads ``/etc/hosts``, asked for routes an operator wrote and never for strangers' domains.
 """
@@ -21,6 +24,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
+import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
@@ -35,7 +39,7 @@ from engine.errors import ConfigError, ResolveError
 
 __all__ = ["Answer", "Dns", "HostsFile", "Kind", "Memo", "StubResolver", "is_local_address"]
 
-Kind = Literal["MX", "A", "AAAA", "TXT"]
+Kind = Literal["MX", "A", "AAAA", "CNAME", "TLSA", "TXT"]
 
 MIN_TTL = 5.0
 MAX_TTL = 86400.0
@@ -46,20 +50,26 @@ _CNAME_LIMIT = 8  # reliability N3
 _TRY_SECONDS = 1.5  # one server, one try; three servers fit into _LIFETIME
 _LIFETIME = 4.8  # just under the resolver's own 5 s, so that the error can name the servers
 _CONFIG_CHECK = 30.0  # how often a changed resolv.conf is noticed, seconds
+_PROVEN = 300.0  # how long a server that validated once is taken to go on doing so, seconds
+_DOUBTED = 60.0  # how long one that did not, or could not be asked, is left alone, seconds
 _EDNS_PAYLOAD = 1232  # DNS flag day 2020: no fragmentation; longer answers come by TCP
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the DNS said. `records` are (preference, host) for MX, (0, address) for A and AAAA, and (0, text)
-    for TXT: the strings of a record joined, a character for each octet.
+    """What the DNS said. `records` are (preference, host) for MX; (0, text) else: an address, a name, a TLSA
+    record as in a zone, the strings of a TXT record joined, a character for each octet.
 
     ``empty``: the name exists but has no such records. ``nxdomain``: the name does not exist.
-    `ttl` in seconds, as received.
+    `ttl` in seconds, as received. `secure`: all of it, aliases on the way and an absence too, was validated
+    by DNSSEC, and that was said by somebody who is to be believed. `alias`: where CNAMEs led to, "": there
+    was none.
     """
 
     status: Literal["found", "empty", "nxdomain"]
     records: tuple[tuple[int, str], ...] = ()
     ttl: float = FAILURE_TTL
+    secure: bool = False
+    alias: str = ""
 
 
 class Dns(Protocol):
@@ -72,6 +82,10 @@ class Dns(Protocol):
 
         Raises: ResolveError when there is no answer now: SERVFAIL, REFUSED, time-out, no server.
         """
+        ...
+
+    async def distrust(self) -> str:
+        """Why no answer can be `secure`, whatever the zones are; "" when nothing speaks against it."""
         ...
 
 
@@ -88,6 +102,8 @@ class StubResolver:
         self._checked = -_CONFIG_CHECK
         self._backend = dns.asyncbackend.get_backend("trio")
         self._fixed = bool(servers)
+        self._doubts: Memo[str, str] = Memo(1)
+        self._proven = float("-inf")
         if servers:
             resolver = dns.asyncresolver.Resolver(configure=False)
             resolver.nameservers = [_server(text) for text in servers]
@@ -97,34 +113,77 @@ class StubResolver:
         resolver = self._resolver if self._fixed else await self._configured()
         if resolver is None:
             raise ResolveError(f"no name server: cannot read {self._resolv_conf}", stage="resolve")
-        question = dns.name.from_text(name + ".")
+        local = not _remote(resolver)
         try:
-            answer = await resolver.resolve(
-                question,
-                dns.rdatatype.RdataType.make(kind),
-                raise_on_no_answer=False,
-                search=False,
-                backend=self._backend,
-            )
+            answer = await self._resolve(resolver, name, kind)
         except dns.resolver.NXDOMAIN as error:
-            response: dns.message.QueryMessage = error.response(question)  # type: ignore[no-untyped-call]
-            return Answer("nxdomain", ttl=float(response.resolve_chaining().minimum_ttl))
+            response: dns.message.QueryMessage = error.response(  # type: ignore[no-untyped-call]
+                dns.name.from_text(name + ".")
+            )
+            secure = self._is_secure(response, local)
+            return Answer("nxdomain", ttl=float(response.resolve_chaining().minimum_ttl), secure=secure)
         except (dns.exception.DNSException, OSError) as error:
             # dnspython has no order of exceptions here: all that is not NXDOMAIN is "no answer now".
             raise _failed(name, kind, _reason(error)) from error
         chain = answer.chaining_result
         if len(chain.cnames) > _CNAME_LIMIT:
             raise _failed(name, kind, f"more than {_CNAME_LIMIT} aliases")
+        secure = self._is_secure(answer.response, local)
+        alias = chain.canonical_name.to_text(omit_final_dot=True).lower() if chain.cnames else ""
         if answer.rrset is None:
-            return Answer("empty", ttl=float(chain.minimum_ttl))
+            return Answer("empty", ttl=float(chain.minimum_ttl), secure=secure, alias=alias)
         if kind == "MX":
             records = tuple((rr.preference, rr.exchange.to_text(omit_final_dot=True)) for rr in answer.rrset)
             records = tuple((preference, "" if host in (".", "@") else host) for preference, host in records)
         elif kind == "TXT":
             records = tuple((0, b"".join(rr.strings).decode("latin-1")) for rr in answer.rrset)
+        elif kind == "CNAME":
+            records = tuple((0, rr.target.to_text(omit_final_dot=True)) for rr in answer.rrset)
+        elif kind == "TLSA":
+            records = tuple((0, rr.to_text()) for rr in answer.rrset)
         else:
             records = tuple((0, rr.address) for rr in answer.rrset)
-        return Answer("found", records, float(chain.minimum_ttl))
+        return Answer("found", records, float(chain.minimum_ttl), secure, alias)
+
+    async def _resolve(
+        self, resolver: dns.asyncresolver.Resolver, name: str, kind: str
+    ) -> dns.resolver.Answer:
+        return await resolver.resolve(
+            dns.name.from_text(name + "."),
+            dns.rdatatype.RdataType.make(kind),
+            raise_on_no_answer=False,
+            search=False,
+            backend=self._backend,
+        )
+
+    def _is_secure(self, response: dns.message.Message, local: bool) -> bool:
+        secure = local and bool(response.flags & dns.flags.AD)
+        if secure:
+            self._proven = trio.current_time()
+        return secure
+
+    async def distrust(self) -> str:
+        """See `Dns`. A server that has not validated anything for five minutes is asked about the root,
+        which is signed."""
+        resolver = self._resolver if self._fixed else await self._configured()
+        if resolver is None:
+            return ""  # there are no answers, either
+        if remote := _remote(resolver):
+            return f"the name server {remote} is not on loopback, so what it says of DNSSEC does not count"
+        if trio.current_time() - self._proven < _PROVEN:
+            return ""
+
+        async def ask() -> tuple[str, float]:
+            try:
+                answer = await self._resolve(resolver, "", "SOA")
+            except (dns.exception.DNSException, OSError):
+                return "", _DOUBTED  # it says nothing of the root, so nothing can be said of it
+            if self._is_secure(answer.response, True):
+                return "", _PROVEN
+            server = f"{answer.nameserver}:{answer.port}"
+            return f"the name server {server} does not validate: the root's SOA came without AD", _DOUBTED
+
+        return await self._doubts.fetch("", ask)
 
     async def _configured(self) -> dns.asyncresolver.Resolver | None:
         now = trio.current_time()
@@ -133,6 +192,8 @@ class StubResolver:
             found = await trio.to_thread.run_sync(_read_config, self._resolv_conf, self._changed)
             if found is not None:
                 self._resolver, self._changed = found
+                self._proven = float("-inf")  # by the one before
+                self._doubts.clear()
         return self._resolver
 
 
@@ -154,7 +215,23 @@ def _tuned(resolver: dns.asyncresolver.Resolver) -> dns.asyncresolver.Resolver:
     resolver.timeout = _TRY_SECONDS
     resolver.lifetime = _LIFETIME
     resolver.use_edns(0, 0, _EDNS_PAYLOAD)
+    # With AD in the question we ask for it in the answer, without signatures (RFC 6840 5.7).
+    resolver.flags = dns.flags.RD | dns.flags.AD
     return resolver
+
+
+def _remote(resolver: dns.asyncresolver.Resolver) -> str:
+    """The first server that is not on this machine. One is enough: whoever can silence the others then
+    chooses what is believed."""
+    for server in resolver.nameservers:
+        address = server if isinstance(server, str) else getattr(server, "address", str(server))
+        try:
+            if ip_address(address).is_loopback:
+                continue
+        except ValueError:
+            pass
+        return str(address)
+    return ""
 
 
 def _server(text: str) -> dns.nameserver.Nameserver:
@@ -269,6 +346,10 @@ class Memo(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def clear(self) -> None:
+        """Forget all that is known. Questions under way go on."""
+        self._entries.clear()
 
     def get(self, key: K) -> V | None:
         """The live answer, or None when there is none or the last lookup failed."""

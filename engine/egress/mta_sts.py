@@ -137,7 +137,7 @@ def narrowed(site: Site, domain: str, policy: Policy) -> Site:
     hosts = [host for host in site.hosts if host.host not in strange]
     if not hosts:
         return with_sts(site, Sts("enforce", unnamed=strange, domain=domain), hosts=())
-    return with_sts(make_site(hosts, route=site.route), Sts("enforce"))
+    return with_sts(make_site(hosts, route=site.route, secure=site.secure), Sts("enforce"))
 
 
 def judged(sts: Sts, host: str, *, tls: bool, verified: bool, why: str) -> str:

@@ -47,7 +47,7 @@ from engine.egress.targets import OwnHosts, Trust
 from engine.errors import ResolveError
 from policy.nets import CidrSet
 
-__all__ = ["Candidate", "LookupStrategy", "Plan", "Resolver"]
+__all__ = ["Candidate", "LookupStrategy", "Plan", "Resolver", "families"]
 
 LookupStrategy = Literal["Ipv4Only", "Ipv6Only", "Ipv4AndIpv6", "Ipv6ThenIpv4", "Ipv4ThenIpv6"]
 
@@ -70,6 +70,11 @@ _FAMILIES: dict[LookupStrategy, tuple[tuple[Kind, ...], ...]] = {
     "Ipv6ThenIpv4": (("AAAA",), ("A",)),
     "Ipv4ThenIpv6": (("A",), ("AAAA",)),
 }
+
+
+def families(strategy: LookupStrategy) -> tuple[tuple[Kind, ...], ...]:
+    """Kinds of address records in groups: the groups are asked one after the other until one has any."""
+    return _FAMILIES[strategy]
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -119,7 +124,8 @@ class Resolver:
         self._lookup_seconds = lookup_seconds
         self._slots = trio.CapacityLimiter(lookups_at_once)
         self._sites: Memo[tuple[str, bool], Site | NoRoute] = Memo(cache_entries)
-        self._addresses: Memo[tuple[str, Kind], tuple[str, ...]] = Memo(cache_entries)
+        self._doubted = False
+        self._answers: Memo[tuple[str, Kind], Answer] = Memo(cache_entries)
 
     # Sites
 
@@ -157,17 +163,17 @@ class Resolver:
             if not route:
                 return _no_route(550, "5.1.2", f"{name} is this machine", route), day
             return make_site([MxHost(1, name, port)], route=True), day
-        answer = await self._ask(name, "MX")
+        answer = await self.lookup(name, "MX")
         if answer.status == "found":
             return self._mx_site(name, port, answer, route), answer.ttl
-        if answer.status == "nxdomain" and not await self._listed(name, route):
+        if answer.status == "nxdomain" and not await self.listed(name, route):
             return _no_route(550, "5.1.2", f"domain {name} does not exist", route), answer.ttl
         # Implicit MX, and only because MX was answered empty (reliability N2).
         if not await self.addresses_for(name, "Ipv4ThenIpv6", route=route):
             return _no_route(550, "5.1.2", f"domain {name} has no MX, A or AAAA record", route), answer.ttl
         if name in self.own.names:
             return _no_route(550, "5.4.6", f"mail for {name} loops back to this host", route), answer.ttl
-        return make_site([MxHost(1, name, port)], route=route), answer.ttl
+        return make_site([MxHost(1, name, port)], route=route, secure=answer.secure), answer.ttl
 
     def _mx_site(self, domain: str, port: int | None, answer: Answer, route: bool) -> Site | NoRoute:
         records = [record for record in answer.records if record[1] not in ("", ".")]
@@ -191,7 +197,7 @@ class Resolver:
             hosts = [host for host in hosts if host.preference < own]
             if not hosts:
                 return _no_route(550, "5.4.6", f"mail for {domain} loops back to this host", route)
-        return make_site(hosts, route=route)
+        return make_site(hosts, route=route, secure=answer.secure)
 
     async def texts(self, name: str) -> Answer:
         """The TXT records of a name, as the DNS says them now. Raises: ResolveError."""
@@ -206,7 +212,7 @@ class Resolver:
 
         Raises: ResolveError when nothing was found and at least one question had no answer.
         """
-        listed = await self._listed(host, route)
+        listed = await self.listed(host, route)
         failure: ResolveError | None = None
         for kinds in _FAMILIES[strategy]:
             found: list[str] = []
@@ -222,7 +228,7 @@ class Resolver:
             raise failure
         return []
 
-    async def _listed(self, host: str, route: bool) -> tuple[str, ...]:
+    async def listed(self, host: str, route: bool) -> tuple[str, ...]:
         """Addresses known without DNS: from the hosts file, for routes only, and those of ``localhost``."""
         listed = await self._hosts.addresses(host) if route and self._hosts is not None else ()
         return listed or (("127.0.0.1", "::1") if is_localhost(host) else ())
@@ -235,11 +241,12 @@ class Resolver:
 
         async def one(position: int, kind: Kind) -> None:
             try:
-                lists[position] = await self._family(host, kind)
+                answer = await self.lookup(host, kind)
+                lists[position] = tuple(address for _, address in answer.records)
             except ResolveError as error:
                 failures.append(error)
 
-        if sum(not self._addresses.known((host, kind)) for kind in kinds) > 1:
+        if sum(not self._answers.known((host, kind)) for kind in kinds) > 1:
             async with trio.open_nursery() as nursery:
                 for i, kind in enumerate(kinds):
                     nursery.start_soon(one, i, kind)
@@ -248,12 +255,23 @@ class Resolver:
                 await one(i, kind)
         return lists, failures[0] if failures else None
 
-    async def _family(self, host: str, kind: Kind) -> tuple[str, ...]:
-        async def ask() -> tuple[tuple[str, ...], float]:
-            answer = await self._ask(host, kind)
-            return tuple(address for _, address in answer.records), answer.ttl
+    async def lookup(self, name: str, kind: Kind) -> Answer:
+        """One answer, remembered. Raises: ResolveError. Checkpoint: only when it has to wait."""
 
-        return await self._addresses.fetch((host, kind), ask)
+        async def ask() -> tuple[Answer, float]:
+            answer = await self._ask(name, kind)
+            return answer, answer.ttl
+
+        return await self._answers.fetch((name, kind), ask)
+
+    async def distrust(self) -> str:
+        """Why nothing that DNS says can be secure; "" when nothing speaks against it."""
+        doubt = await self._dns.distrust()
+        if self._doubted and not doubt:
+            self._sites.clear()  # what was learned before says "not secure" of everything
+            self._answers.clear()
+        self._doubted = bool(doubt)
+        return doubt
 
     async def _ask(self, name: str, kind: Kind) -> Answer:
         # Waiting for a slot is outside the time-out: our own crowd must not look like a dead name server.
@@ -336,7 +354,7 @@ class Resolver:
             if host.literal:
                 found[host] = [host.host]
                 continue
-            price = sum(not self._addresses.known((host.host, kind)) for kind in kinds)
+            price = sum(not self._answers.known((host.host, kind)) for kind in kinds)
             if not price:
                 ready.append(host)
             elif price <= budget:

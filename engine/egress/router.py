@@ -30,11 +30,12 @@ from engine.queues.scheduled import Queued, ScheduledQueue
 from . import outcome
 from .crew import Crew
 from .dial import Dialer
-from .resolve import Plan, Resolver
+from .resolve import Candidate, Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
 from .settle import Settler
 from .stops import Stopper, standing_still
 from .timetable import Timetable
+from .tlsa import Dane, dane_for
 from .work import Services, selection_rate
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Router:
             settler=self.settler,
             spool=spool,
             plan=self._plan,
+            dane=self._dane,
             hostname=hostname,
         )
         self._crew = Crew(
@@ -294,6 +296,17 @@ class Router:
             skip_hosts=path.skip_hosts,
             smtp_port=path.port,
             remote_port=ready.source.remote_port,
+        )
+
+    async def _dane(self, ready: ReadyQueue, candidate: Candidate, domain: str) -> Dane:
+        path = ready.path
+        return await dane_for(
+            self._resolver,
+            ready.site,
+            candidate,
+            domain,
+            strategy=path.ip_lookup_strategy,
+            own_name=path.login is not None,
         )
 
     def _work_out(self, queue: ScheduledQueue) -> None:

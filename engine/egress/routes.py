@@ -57,6 +57,16 @@ _RELAXATIONS = {
 }
 
 
+_ReadyKey = tuple[EgressSource, str, EgressPath, bool]
+
+
+def _ready_key(source: EgressSource, site: Site, path: EgressPath) -> _ReadyKey:
+    """What must agree to share connections. With DANE also whether the domain's hosts are known securely: a
+    domain whose MX records could be forged must not weaken, or be bound by, what is demanded for one whose
+    could not."""
+    return (source, site.key, path, site.secure and path.enable_dane)
+
+
 class NoRouteNow(msgspec.Struct, frozen=True):
     """There is no way to deliver: the outcome for every message of the queue."""
 
@@ -119,7 +129,7 @@ class RouteFinder:
         self._resolver = resolver
         self._limits = limits
         self._policies = policies
-        self._ready: dict[tuple[EgressSource, str, EgressPath], ReadyQueue] = {}
+        self._ready: dict[_ReadyKey, ReadyQueue] = {}
         self._users: dict[ReadyQueue, int] = {}
         self._by_lease: dict[str, set[ReadyQueue]] = {}
         self._weights: dict[tuple[str, tuple[tuple[str, int], ...], str], Weights] = {}
@@ -216,7 +226,7 @@ class RouteFinder:
     async def _site(self, queue: ScheduledQueue, config: QueueConfig) -> Site | NoRoute:
         entries = config.protocol.mx_list
         if entries:
-            return mx_list_site(entries)
+            return mx_list_site(entries, secure=config.protocol.treat_mx_list_as_secure)
         name = queue.name
         return await self._resolver.site_for(name.route, route=name.routing_domain is not None)
 
@@ -231,7 +241,7 @@ class RouteFinder:
         return narrowed(site, domain, policy) if policy is not None else site
 
     def _ready_queue(self, source: EgressSource, site: Site, path: EgressPath) -> ReadyQueue:
-        key = (source, site.key, path)
+        key = _ready_key(source, site, path)
         found = self._ready.get(key)
         if found is not None:
             return found
@@ -279,7 +289,7 @@ class RouteFinder:
 
     def _drop(self, ready: ReadyQueue) -> None:
         del self._users[ready]
-        del self._ready[ready.source, ready.site.key, ready.path]
+        del self._ready[_ready_key(ready.source, ready.site, ready.path)]
         sharers = self._by_lease[ready.lease.name]
         sharers.discard(ready)
         if not sharers:

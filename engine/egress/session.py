@@ -8,7 +8,8 @@ it ends, in whichever way, is settled or given back.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -31,6 +32,10 @@ from .connection import Connection
 from .dial import NoHostReached
 from .transactions import Transactions
 from .work import Services, connection_rate, give_back_rates
+
+if TYPE_CHECKING:
+    from .resolve import Candidate
+    from .tlsa import Dane
 
 __all__ = ["Session"]
 
@@ -159,6 +164,7 @@ class Session:
                 route=ready.site.route,
                 sts=ready.site.sts,
                 pace=self._connection_rate,
+                dane=partial(self._dane, entry.queue.name.route) if ready.path.enable_dane else None,
             )
         except HeldError as error:
             self._hand = None
@@ -182,6 +188,9 @@ class Session:
             if not everything:
                 await settler.expire_waiting(ready)
         return None
+
+    async def _dane(self, domain: str, candidate: Candidate) -> Dane:
+        return await self._services.dane(self._ready, candidate, domain)
 
     def _connection_rate(self) -> float:
         return connection_rate(self._services.limits, self._ready, trio.current_time())
@@ -261,7 +270,16 @@ class Session:
             or services.spool.halted is not None
             or self._gives_way()
             or not self._credential_current(connection)
+            or self._next_is_foreign(connection, transactions)
         )
+
+    def _next_is_foreign(self, connection: Connection, transactions: Transactions) -> bool:
+        """Whether the peer may have shown what it is for another domain than the next message's."""
+        only_for = connection.dane.only_for if connection.dane is not None else ""
+        if not only_for:
+            return False
+        following = transactions.hand or next(iter(self._ready.entries), None)
+        return following is not None and following.queue.name.route != only_for
 
     def _gives_way(self) -> bool:
         # Not before a message was sent, or two queues would hand the connection to and fro for ever;

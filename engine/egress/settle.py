@@ -341,6 +341,8 @@ class Settler:
                         verified=tls is not None and tls.verified,
                         why=connection.tls_why,
                     )
+                if connection.dane is not None:
+                    record.dane_result = connection.dane.result
                 if tls is not None:
                     record.tls_cipher = tls.cipher
                     record.tls_protocol_version = tls.version

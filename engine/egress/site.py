@@ -89,13 +89,18 @@ class Sts(msgspec.Struct, frozen=True):
 
 class Site(msgspec.Struct, frozen=True):
     """Where a destination's mail goes. `route`: an operator named it, so private addresses are allowed.
-    `hosts` is empty only where `sts` leaves none."""
+    `hosts` is empty only where `sts` leaves none.
+
+    `secure`: that these are its hosts was validated by DNSSEC, or an operator takes it for so. It is no part
+    of the key, as it changes nothing for paths without DANE.
+    """
 
     name: str
     hosts: tuple[MxHost, ...]
     key: str
     kind: Literal["mx", "literal", "mx_list"] = "mx"
     route: bool = False
+    secure: bool = False
     sts: Sts | None = None
 
 
@@ -238,11 +243,11 @@ def _site_key(kind: str, route: bool, hosts: Sequence[MxHost]) -> str:
     return digest.hexdigest()
 
 
-def make_site(hosts: Iterable[MxHost], *, route: bool = False) -> Site:
+def make_site(hosts: Iterable[MxHost], *, route: bool = False, secure: bool = False) -> Site:
     """The site of an MX set, in canonical order: preference ascending, then name."""
     ordered = tuple(sorted(hosts, key=lambda host: (host.preference, host.host, host.port or 0)))
     name = site_name(_with_port(host.host, host.port) for host in ordered)
-    return Site(name, ordered, _site_key("mx", route, ordered), "mx", route)
+    return Site(name, ordered, _site_key("mx", route, ordered), "mx", route, secure)
 
 
 def with_sts(site: Site, sts: Sts, *, hosts: tuple[MxHost, ...] | None = None) -> Site:
@@ -259,8 +264,9 @@ def address_site(endpoint: Endpoint, *, route: bool = False) -> Site:
     return Site(name, hosts, _site_key("literal", route, hosts), "literal", route)
 
 
-def mx_list_site(entries: Sequence[MxEntry]) -> Site:
+def mx_list_site(entries: Sequence[MxEntry], *, secure: bool = False) -> Site:
     """The site of a smart-host list (`mx_list` of a queue's protocol), named ``mx_list:LABEL1,LABEL2``.
+    `secure`: its `treat_mx_list_as_secure`.
 
     Raises: ConfigError naming the entry.
     """
@@ -277,7 +283,7 @@ def mx_list_site(entries: Sequence[MxEntry]) -> Site:
     if not hosts:
         raise ConfigError("mx_list is empty")
     name = "mx_list:" + ",".join(entry.label for entry in entries)
-    return Site(name, tuple(hosts), _site_key("mx_list", True, hosts), "mx_list", True)
+    return Site(name, tuple(hosts), _site_key("mx_list", True, hosts), "mx_list", True, secure)
 
 
 def asked_for(site: Site) -> Asked:

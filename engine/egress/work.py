@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from policy.units import Throttle
 
     from .dial import Dialer
-    from .resolve import Plan
+    from .resolve import Candidate, Plan
     from .settle import Settler
+    from .tlsa import Dane
 
 __all__ = [
     "Services",
@@ -88,6 +89,7 @@ class Services:
     """What every session needs; one object for the engine."""
 
     __slots__ = (
+        "dane",
         "dialer",
         "draining",
         "hostname",
@@ -108,6 +110,7 @@ class Services:
         settler: Settler,
         spool: Spool,
         plan: Callable[[ReadyQueue], Awaitable[Plan]],
+        dane: Callable[[ReadyQueue, Candidate, str], Awaitable[Dane]],
         hostname: str,
     ) -> None:
         self.dialer = dialer
@@ -116,6 +119,8 @@ class Services:
         self.settler = settler
         self.spool = spool
         self.plan = plan
+        self.dane = dane
+        """What DANE says of a candidate, for mail whose next-hop domain is that."""
         self.hostname = hostname
         self.draining = False
         self.stumblers = Stumblers()

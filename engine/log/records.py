@@ -110,6 +110,9 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The subject of the certificate that was shown."""
     tls_sts: str | None = None
     """What the domain's MTA-STS policy says of the session, such as ``enforce: passed``."""
+    dane_result: str | None = None
+    """What DANE demanded of the host: ``ok``, ``unusable``, ``not_applicable`` or ``insecure_chain``; None
+    when the path does not ask."""
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
     cause: str | None = None
@@ -192,6 +195,7 @@ class _Line(msgspec.Struct, omit_defaults=True, gc=False):
     tls_pin: str | None = None
     tls_client_certificate: str | None = None
     tls_sts: str | None = None
+    dane_result: str | None = None
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
     cause: str | None = None
@@ -317,6 +321,7 @@ class LineEncoder:
             record.tls_pin,
             record.tls_client_certificate,
             record.tls_sts,
+            record.dane_result,
             record.smtp_auth_user,
             record.smtp_auth_mechanism,
             record.cause,

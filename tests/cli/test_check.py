@@ -375,7 +375,7 @@ def test_a_password_for_everybody_is_noted_unless_all_mail_goes_to_one_list(
 
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("policy", "egress-paths", "keysources")))
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("policy", "egress-paths", "keysources", "dane")))
 EXAMPLES = [
     (page, block)
     for page in PAGES

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -16,7 +16,7 @@ import trio
 import policy
 from engine import errors
 from engine.egress import login as egress_login
-from engine.egress import resolve, rotation
+from engine.egress import resolve, rotation, tlsa
 from engine.ingress import answers
 from engine.keys import oauth2 as oauth2_source
 from engine.log import KINDS
@@ -29,6 +29,9 @@ from policy.load import load_policy
 from policy.nets import CidrSet
 from policy.options import Constructor
 from policy.scramkeys import MOST_ITERATIONS
+from policy.shaping import asked_by_name
+from policy.shaping.read import read
+from policy.shaping.table import build
 from policy.units import format_duration, format_size
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,7 @@ PATHS = (ROOT / "docs" / "egress-paths.md").read_text()
 POLICY = (ROOT / "docs" / "policy.md").read_text()
 AUTH = (ROOT / "docs" / "auth.md").read_text()
 TLS = (ROOT / "docs" / "tls.md").read_text()
+DANE = (ROOT / "docs" / "dane.md").read_text()
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 
 CONSTRUCTORS: dict[str, Constructor[Any]] = {
@@ -233,7 +237,7 @@ def test_that_no_bounce_message_is_sent_is_said_where_it_is_looked_for() -> None
 
 
 def examples() -> Iterator[Any]:
-    for name in ("policy.md", "egress-paths.md", "auth.md", "tls.md", "mta-sts.md"):
+    for name in ("policy.md", "egress-paths.md", "auth.md", "tls.md", "mta-sts.md", "dane.md"):
         blocks = re.findall(
             r"^```python\n(.*?)^```$", (ROOT / "docs" / name).read_text(), re.MULTILINE | re.DOTALL
         )
@@ -300,8 +304,17 @@ def test_the_error_shown_is_the_error_given(tmp_path: Path, monkeypatch: pytest.
     load_policy(None)
 
 
+def test_dane() -> None:
+    table = sections(DANE, "##")["What is demanded"]
+    results = get_args(get_type_hints(tlsa.Dane)["result"])
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)[1:] == list(results)
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", DANE, re.MULTILINE | re.DOTALL)
+    document = read("shaping.toml", block.encode())
+    assert build([document]).find("example.com", "ip-1", asked_by_name("mx.example")).path.enable_dane
+
+
 def test_links_lead_somewhere() -> None:
-    for text in (PATHS, POLICY, OPERATING, AUTH, TLS):
+    for text in (PATHS, POLICY, OPERATING, AUTH, TLS, DANE):
         for target, anchor in re.findall(r"\]\(([\w.-]+)(?:#([\w-]+))?\)", text):
             page = (ROOT / "docs" / target).read_text()
             if anchor:

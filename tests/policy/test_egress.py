@@ -128,7 +128,7 @@ def test_wrong_pools(entries: Any, says: str) -> None:
 
 def test_queue_config() -> None:
     config = policy.make_queue_config(
-        protocol={"smtp": {"mx_list": ["127.0.0.1:2600", "mx.example"], "treat_mx_list_as_secure": False}},
+        protocol={"smtp": {"mx_list": ["127.0.0.1:2600", "mx.example"], "treat_mx_list_as_secure": True}},
         retry_interval="5 minutes",
         max_age=0,
     )
@@ -136,6 +136,7 @@ def test_queue_config() -> None:
         MxEntry("127.0.0.1", "127.0.0.1", 2600, "127.0.0.1:2600"),
         MxEntry("mx.example", None, None, "mx.example"),
     )
+    assert config.protocol.treat_mx_list_as_secure is True
     assert config.retry_interval == 300.0
     default = policy.make_queue_config()
     assert default.protocol == SmtpProtocol()
@@ -154,7 +155,8 @@ def test_queue_config() -> None:
         ({"smtp": {"mx_list": ["mx.example:0"]}}, "is no port"),
         ({"smtp": {"mx_list": ["/run/x.sock"]}}, "not supported yet"),
         ({"smtp": {"mx_list": ["unix:/run/x.sock"]}}, "delivery to a Unix socket is not supported yet"),
-        ({"smtp": {"treat_mx_list_as_secure": True}}, "not supported yet"),
+        ({"smtp": {"treat_mx_list_as_secure": True}}, "about an mx_list, and there is none"),
+        ({"smtp": {"mx_list": ["mx.example"], "treat_mx_list_as_secure": "yes"}}, "is no bool"),
         ({"maildir_path": "x"}, "not supported yet"),
         ({"custom_lua": {}}, "not supported yet"),
         ({"custom": {}}, "not supported yet"),

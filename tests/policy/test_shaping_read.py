@@ -49,8 +49,8 @@ def problems(text: str, name: str = "a.toml") -> list[str]:
             'a.toml:1: "enable_tls" stands outside of every block; right would be ["default"]',
         ),
         (
-            '["a.example"]\nenable_dane = true',
-            'a.toml:2: ["a.example"] option "enable_dane" (DANE) is not supported yet',
+            '["a.example"]\nuse_lmtp = true',
+            'a.toml:2: ["a.example"] option "use_lmtp" (LMTP) is not supported yet',
         ),
         (
             '["a.example"]\nprovider_connection_limit = 2',
@@ -165,7 +165,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_fine() -> None:
 
 
 def test_an_option_that_is_not_built_may_stand_where_it_asks_for_nothing() -> None:
-    assert problems('["a.example"]\nenable_dane = false\n') == []
+    assert problems('["a.example"]\nuse_lmtp = false\n') == []
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Bench:
             id=new_message_id(),
             sender=options.pop("sender", "alice@sender.example"),
             recipients=listed,
-            queue=QueueName(domain, options.pop("tenant", None)),
+            queue=QueueName(domain, options.pop("tenant", None), None, options.pop("routing_domain", None)),
             created=options.pop("created", time.time()),
             size=len(body),
             **options,

@@ -15,7 +15,7 @@ import dns.rdatatype
 import dns.rrset
 import trio
 
-from engine.testing.zones import REFUSED, SERVFAIL, TIMEOUT, StaticDns, Zones, lookup
+from engine.testing.zones import REFUSED, SERVFAIL, TIMEOUT, StaticDns, Zones, is_secure, lookup
 
 __all__ = ["REFUSED", "SERVFAIL", "TIMEOUT", "StaticDns", "Zones", "run_dns", "serve_dns"]
 
@@ -80,11 +80,14 @@ def _respond(zones: Zones, wire: bytes, limit: int) -> bytes | None:
         return None
     response = dns.message.make_response(query)
     response.flags |= dns.flags.RA
+    if query.flags & dns.flags.AD and is_secure(zones, name, kind):
+        response.flags |= dns.flags.AD
     response.set_rcode(dns.rcode.from_text(status))
     for owner, rdtype, texts in found:
         response.answer.append(dns.rrset.from_text(dns.name.from_text(owner), ttl, "IN", rdtype, *texts))
     if not found or found[-1][1] != kind:
-        soa = f"ns.{name}. root.{name}. 1 3600 600 86400 {ttl}"
+        below = "" if name == "." else f"{name}."
+        soa = f"ns.{below or '.'} root.{below or '.'} 1 3600 600 86400 {ttl}".replace("..", ".")
         response.authority.append(dns.rrset.from_text(dns.name.from_text(name), ttl, "IN", "SOA", soa))
     try:
         return response.to_wire(max_size=max(limit, query.payload if limit == 512 else limit))

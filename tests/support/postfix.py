@@ -69,8 +69,8 @@ smtpd_sasl_path = smtpd
 cyrus_sasl_config_path = {directory}/config/sasl
 smtpd_sasl_local_domain = next-hop.example
 smtpd_sasl_security_options = noanonymous
-smtpd_relay_restrictions = permit_sasl_authenticated, reject
-smtpd_recipient_restrictions = permit_sasl_authenticated, reject
+smtpd_relay_restrictions = {permitted}, reject
+smtpd_recipient_restrictions = {permitted}, reject
 smtpd_client_connection_count_limit = 0
 smtpd_client_connection_rate_limit = 0
 """
@@ -149,12 +149,17 @@ class Postfix:
 
 @contextmanager
 def run_postfix(
-    *, user: str, password: str, mechanisms: str = "PLAIN LOGIN", clients: bytes | None = None
+    *,
+    user: str,
+    password: str,
+    mechanisms: str = "PLAIN LOGIN",
+    clients: bytes | None = None,
+    anybody: bool = False,
 ) -> Iterator[Postfix]:
     """Start an instance that takes mail for example.com from `user` over TLS; stop it at the end.
 
     `mechanisms`: what AUTH offers, as in Cyrus SASL's ``mech_list``. `clients`: an authority (PEM) whose
-    clients need no AUTH.
+    clients need no AUTH. `anybody`: nobody needs it.
     """
     need("postfix", "postfix")
     saslpasswd = need("saslpasswd2", "sasl2-bin")
@@ -170,6 +175,7 @@ def run_postfix(
         _make_certificate(directory)
         ports = {"port": port, "smtps": smtps}
         values = {"directory": directory, "uid": owner.pw_uid, "gid": owner.pw_gid, **ports}
+        values["permitted"] = "permit_auth_destination" if anybody else "permit_sasl_authenticated"
         main = _MAIN
         if clients is not None:
             (directory / "clients.pem").write_bytes(clients)

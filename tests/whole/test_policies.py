@@ -202,10 +202,10 @@ def paths(domain, egress_source, site_name):
 
 @policy.on("get_egress_path_config")
 def paths(domain, egress_source, site_name):
-    return policy.make_egress_path(enable_dane=True)
+    return policy.make_egress_path(use_lmtp=True)
 """,
         12,
-        ("paths", "enable_dane", "not supported yet"),
+        ("paths", "use_lmtp", "not supported yet"),
     ),
     "a hook that raises": (INIT.replace('"spool")', '{}["spool"])'), 6, ("init", "KeyError")),
     "a syntax error": (INIT + "\n\ndef half(:\n    pass\n", 10, ("syntax",)),

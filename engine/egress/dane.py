@@ -1,0 +1,247 @@
+"""DANE for SMTP (RFC 7672): what TLSA records say of a peer's certificates. Pure but for the date.
+
+Two uses of a certificate count (RFC 7672 3.1): DANE-EE (3) names the peer's own certificate or key, and then
+neither names nor dates matter (3.1.1); DANE-TA (2) names an issuer that the peer sends along, and then the
+chain up to it, its dates and a name are checked (3.1.2). All other records are *unusable*: they say that
+there is TLS, and nothing of who speaks it.
+
+How the records are found, and what it takes to believe them, is in tlsa.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    Policy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
+
+from .tlsneed import Verdict
+
+__all__ = ["DaneCheck", "Tlsa", "parse_tlsa", "usable"]
+
+DANE_TA, DANE_EE = 2, 3
+"""Certificate usages (RFC 6698 7.2, RFC 7218)."""
+_CERTIFICATE, _KEY = 0, 1
+"""Selectors: the whole certificate, or its SubjectPublicKeyInfo."""
+_FULL, _SHA256, _SHA512 = 0, 1, 2
+"""Matching types."""
+
+_DIGESTS = {_SHA256: hashlib.sha256, _SHA512: hashlib.sha512}
+_CHAIN_LIMIT = 16
+"""Certificates of a peer that are looked at."""
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+
+
+class Tlsa(msgspec.Struct, frozen=True):
+    """One TLSA record (RFC 6698 2.1)."""
+
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+    def __str__(self) -> str:
+        digits = self.data.hex()
+        return f"{self.usage} {self.selector} {self.matching} {digits[:16]}{'...' if digits[16:] else ''}"
+
+    def matches(self, certificate: x509.Certificate) -> bool:
+        """Whether this record is of that certificate (RFC 6698 2.1.2, 2.1.3); its usage is not looked at."""
+        if self.selector == _CERTIFICATE:
+            selected = certificate.public_bytes(Encoding.DER)
+        else:
+            selected = _key_of(certificate)
+        digest = _DIGESTS.get(self.matching)
+        return self.data == (selected if digest is None else digest(selected).digest())
+
+
+def parse_tlsa(text: str) -> Tlsa:
+    """A record as it stands in a zone: ``3 1 1 0123...``; white space inside the digits is ignored.
+
+    Raises: ValueError.
+    """
+    words = text.split()
+    if len(words) < 4 or not all(word.isascii() and word.isdigit() for word in words[:3]):
+        raise ValueError("no TLSA record")
+    usage, selector, matching = (int(word) for word in words[:3])
+    return Tlsa(usage, selector, matching, bytes.fromhex("".join(words[3:])))
+
+
+def usable(texts: Iterable[str]) -> tuple[Tlsa, ...]:
+    """The records that can authenticate a peer, in a fixed order.
+
+    Of records that differ in their digest alone the strongest digest counts (RFC 7671 9).
+    """
+    found: set[Tlsa] = set()
+    for text in texts:
+        try:
+            record = parse_tlsa(text)
+        except ValueError:
+            continue
+        if _is_usable(record):
+            found.add(record)
+    strongest: dict[tuple[int, int], int] = {}
+    for record in found:
+        kind = (record.usage, record.selector)
+        strongest[kind] = max(strongest.get(kind, _FULL), record.matching)
+    kept = (
+        record for record in found if record.matching in (_FULL, strongest[record.usage, record.selector])
+    )
+    return tuple(sorted(kept, key=lambda one: (-one.usage, one.selector, one.matching, one.data)))
+
+
+def _is_usable(record: Tlsa) -> bool:
+    if record.usage not in (DANE_TA, DANE_EE) or record.selector not in (_CERTIFICATE, _KEY):
+        return False
+    digest = _DIGESTS.get(record.matching)
+    if digest is not None:
+        return len(record.data) == digest().digest_size
+    if record.matching != _FULL:
+        return False
+    try:
+        if record.selector == _CERTIFICATE:
+            x509.load_der_x509_certificate(record.data)
+        else:
+            load_der_public_key(record.data)
+    except _UNREADABLE:
+        return False
+    return True
+
+
+class DaneCheck(msgspec.Struct, frozen=True):
+    """A `PeerCheck` by TLSA records.
+
+    `records`: usable ones. `names`: those of which the certificate must have one when an issuer is named
+    (RFC 7672 3.2.2), in the subjectAltName as everywhere; the TLSA base domain is the first.
+    """
+
+    records: tuple[Tlsa, ...]
+    names: tuple[str, ...]
+
+    def __call__(self, chain: Sequence[bytes]) -> Verdict:
+        """See `PeerCheck`."""
+        base = self.names[0]
+        try:
+            certificates = [x509.load_der_x509_certificate(der) for der in chain[:_CHAIN_LIMIT]]
+            if not certificates:
+                return Verdict(False, f"DANE: the peer showed no certificate ({base})")
+            return self._judged(certificates)
+        except _UNREADABLE as error:
+            return Verdict(False, f"DANE: a certificate of the peer cannot be read ({base}): {error}")
+
+    def _judged(self, certificates: list[x509.Certificate]) -> Verdict:
+        leaf, *others = certificates
+        base = self.names[0]
+        why = ""
+        for record in self.records:
+            if record.usage == DANE_EE:
+                if record.matches(leaf):
+                    return Verdict(True, f"DANE: TLSA {record} of {base} matches the peer")
+                continue
+            for anchor in _anchors(record, others):
+                for name in self.names:
+                    problem = _problem(leaf, others, anchor, name)
+                    if not problem:
+                        return Verdict(
+                            True,
+                            f"DANE: TLSA {record} of {base} matches an issuer; chain verified for {name}",
+                        )
+                    why = why or f"TLSA {record} of {base} matches an issuer, but for {name}: {problem}"
+        if why:
+            return Verdict(False, f"DANE: {why}")
+        key = hashlib.sha256(_key_of(leaf)).hexdigest()
+        listed = ", ".join(str(record) for record in self.records[:4])
+        more = f" and {len(self.records) - 4} more" if len(self.records) > 4 else ""
+        return Verdict(
+            False,
+            f"DANE: the peer is none of the TLSA records of {base} ({listed}{more}); its key is 3 1 1 {key}",
+        )
+
+
+def _key_of(certificate: x509.Certificate) -> bytes:
+    """The SubjectPublicKeyInfo as it stands in the certificate. The library would encode the key anew, which
+    for RSASSA-PSS gives other octets (RFC 5280 4.1: version, serial number, signature, issuer, validity,
+    subject, and then this)."""
+    der = certificate.tbs_certificate_bytes
+    at, _ = _contents(der, 0)
+    if der[at] == 0xA0:  # a version is there, as in every certificate but one of version 1
+        at = _contents(der, at)[1]
+    for _ in range(5):
+        at = _contents(der, at)[1]
+    return der[at : _contents(der, at)[1]]
+
+
+def _contents(der: bytes, at: int) -> tuple[int, int]:
+    """Where the contents of the DER element at `at` begin and end."""
+    length = der[at + 1]
+    begin = at + 2
+    if length & 0x80:
+        begin += length & 0x7F
+        length = int.from_bytes(der[at + 2 : begin])
+    return begin, begin + length
+
+
+def _anchors(record: Tlsa, others: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """The issuers a DANE-TA record names: among what the peer sent, or the record itself if it is a whole
+    certificate. The peer's own certificate is none (RFC 7671 5.2)."""
+    if record.selector == _CERTIFICATE and record.matching == _FULL:
+        return [x509.load_der_x509_certificate(record.data)]
+    return [one for one in others if record.matches(one)]
+
+
+def _problem(
+    leaf: x509.Certificate, others: Sequence[x509.Certificate], anchor: x509.Certificate, name: str
+) -> str:
+    """Why `leaf` is no server of that name by that issuer; "" if it is."""
+    try:
+        subject = x509.DNSName(name)
+    except ValueError:
+        return "no name that a certificate can have"
+    verifier = (
+        PolicyBuilder()
+        .store(Store([anchor]))
+        .extension_policies(ca_policy=_ISSUER, ee_policy=_SERVER)
+        .build_server_verifier(subject)
+    )
+    try:
+        verifier.verify(leaf, list(others))
+    except VerificationError as error:
+        return str(error).removeprefix("validation failed: ").partition(" (encountered")[0]
+    return ""
+
+
+def _may_sign(policy: Policy, certificate: x509.Certificate, extension: x509.KeyUsage | None) -> None:
+    if extension is not None and not extension.key_cert_sign:
+        raise ValueError("an issuer whose key may not sign certificates")
+
+
+def _is_server(
+    policy: Policy, certificate: x509.Certificate, extension: x509.ExtendedKeyUsage | None
+) -> None:
+    allowed = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
+    if extension is not None and not any(usage in allowed for usage in extension):
+        raise ValueError("a certificate that is not for servers")
+
+
+# The library's own policies are those of web browsers, and refuse ordinary certificates of mail servers.
+_ISSUER = (
+    ExtensionPolicy.permit_all()
+    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
+    .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_sign)
+)
+_SERVER = (
+    ExtensionPolicy.permit_all()
+    .require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
+    .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _is_server)
+)
