@@ -49,8 +49,8 @@ def guarded(call: Callable[[], object], *, command: str, tripwire: Tripwire | No
             _forget_output()
             return _BROKEN_PIPE
         if not all(isinstance(leaf, expected) for leaf in found):
-            if tripwire is None:
-                raise
+            if tripwire is None or not isinstance(error, (Exception, BaseExceptionGroup)):
+                raise  # the second kind is no defect: somebody wants an end
             sys.stderr.write(tripwire.text(traceback.format_exc(), _PLACE))
             return 1
         _tell(command, found, tripwire)
