@@ -90,7 +90,7 @@ def configure_bounce_classifier(files: Sequence[str | Path]) -> None:
             )
         if str(entry) == BOUNCES:
             for path in _SHIPPED:
-                rules += _read(path, BOUNCES)
+                rules += _read(path, BOUNCES, where)
         elif str(entry).startswith("posthorn:"):
             raise PolicyError(
                 f'configure_bounce_classifier: "{entry}" does not come with the product; known is '
@@ -98,33 +98,37 @@ def configure_bounce_classifier(files: Sequence[str | Path]) -> None:
                 where,
             )
         else:
-            rules += _read(directory / entry, str(entry))
+            rules += _read(directory / entry, str(entry), where)
     table.bounces = BounceClasses(rules)
 
 
-def _read(path: Path, name: str) -> Iterator[tuple[str, str]]:
+def _read(path: Path, name: str, where: str) -> Iterator[tuple[str, str]]:
     try:
         content = path.read_bytes().decode()
         data: Any = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
     except OSError as error:
-        raise PolicyError(f"cannot be read: {error.strerror or error}", name) from None
+        raise PolicyError(f"{name}: cannot be read: {error.strerror or error}", where) from None
     except (ValueError, RecursionError) as error:
-        raise PolicyError(f"is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}", name) from None
+        raise PolicyError(
+            f"{name}: is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}", where
+        ) from None
     rules = data.get("rules") if isinstance(data, dict) and data.keys() == {"rules"} else None
     if not isinstance(rules, dict):
         raise PolicyError(
-            'has one table, "rules", with lists of regular expressions by class; right would be '
+            f'{name}: has one table, "rules", with lists of regular expressions by class; right would be '
             '[rules] and QuotaIssues = ["mailbox full"]',
-            name,
+            where,
         )
     for kind, patterns in rules.items():
         if not kind or not kind.isprintable():
-            raise PolicyError(f"rules: {kind!r} is no name of a class", name)
+            raise PolicyError(f"{name}: rules: {kind!r} is no name of a class", where)
         if not isinstance(patterns, list):
-            raise PolicyError(f"rules.{kind}: is no list of regular expressions but {a_type(patterns)}", name)
+            raise PolicyError(
+                f"{name}: rules.{kind}: is no list of regular expressions but {a_type(patterns)}", where
+            )
         for number, text in enumerate(patterns, 1):
             try:
                 Pattern(text)
             except Wrong as wrong:
-                raise PolicyError(f"rules.{kind}, expression {number}: {wrong}", name) from None
+                raise PolicyError(f"{name}: rules.{kind}, expression {number}: {wrong}", where) from None
             yield kind, text

@@ -11,7 +11,7 @@ import trio
 from engine.shaping import HostsOf, Unresolved
 from engine.shaping.remote import Client, FetchFailed, open_client
 from policy.egress import IMPLICIT_PORT, EgressPath
-from policy.keysource import KeyRef, LiteralKey
+from policy.keysource import KeyRef
 from policy.login import Login
 from policy.nets import parse_host
 from policy.shaping import Shaper, ShapingError
@@ -42,8 +42,6 @@ async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) ->
         await _demands(table, block, found)
         for where, key in _keys(block):
             found.look_at_key(where, key)
-            if isinstance(key, LiteralKey):
-                found.note(f"{where}: the secret stands in the file; another key source keeps it elsewhere")
     if hosts_of is not None:
         await _dns(shaper, found, hosts_of)
 

@@ -329,6 +329,8 @@ class _Reader:
                 self._problem(at, f"match: {kind} is a host name or its end; {right}")
             else:
                 found.append(Match(kind, text))
+                continue
+            found.append(Match("HostName", ""))  # refused above; that there is none would be wrong to say
         return tuple(found)
 
 
@@ -340,6 +342,8 @@ def _short(value: Any) -> str:
 def _unknown(option: str, value: Any, kind: str) -> str:
     """What to say of an option that nobody knows in this kind of table."""
     if isinstance(value, Mapping) and kind in ("domain", "default"):
+        if hint := did_you_mean(option, META[kind]):
+            return f'unknown option "{option}"{hint}'
         return (
             f'"{option}" is a table, which no option is; a block name with dots stands in quotes, as in '
             '["example.com"]'

@@ -147,6 +147,13 @@ def test_a_file_that_is_wrong_says_where(table: HookTable, tmp_path: Path, conte
     assert table.bounces is None
 
 
+def test_a_policy_that_names_a_missing_file_says_which(tmp_path: Path) -> None:
+    file = tmp_path / "mypolicy.py"
+    file.write_text('import policy\npolicy.configure_bounce_classifier(["bounces.toml"])\n')
+    with pytest.raises(PolicyError, match=r"mypolicy\.py:2: bounces\.toml: cannot be read: No such file"):
+        load_policy(file)
+
+
 @pytest.mark.parametrize(
     "files", [[], "bounces.toml", [""], [7], ["posthorn:bounce"], ["missing.toml"], None]
 )

@@ -45,6 +45,10 @@ def problems(text: str, name: str = "a.toml") -> list[str]:
             'a.toml:1: ["a"] "example" is a table, which no option is; a block name with dots',
         ),
         (
+            '["a.example"]\nsource.x.connection_limit = 2',
+            'a.toml:2: ["a.example"] unknown option "source"; did you mean "sources"?',
+        ),
+        (
             'enable_tls = "Required"',
             'a.toml:1: "enable_tls" stands outside of every block; right would be ["default"]',
         ),
@@ -91,6 +95,11 @@ def problems(text: str, name: str = "a.toml") -> list[str]:
 def test_a_mistake_is_said_with_file_line_and_key(text: str, said: str) -> None:
     found = problems(text)
     assert any(said in one for one in found), found
+
+
+def test_a_wrong_condition_is_not_told_as_a_missing_one() -> None:
+    (said,) = problems('[provider."g"]\nmatch = [{MxSuffix = "x"}]')
+    assert said == 'a.toml:2: match: unknown condition "MxSuffix"; did you mean "MXSuffix"?'
 
 
 def test_all_mistakes_are_told_at_once() -> None:
