@@ -35,7 +35,9 @@ async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) ->
     await _urls(shaper, found, read=hosts_of is not None)
     table = shaper.table
     files = ", ".join(file.name for file in shaper.files)
-    found.facts.append(("shaping", f"{len(table.blocks)} blocks from {files}"))
+    found.facts.append(
+        ("shaping", f"{len(table.blocks)} block{'' if len(table.blocks) == 1 else 's'} from {files}")
+    )
     for text in (*_providers(table), *_names(table), *_replaced(table)):
         found.note(text)
     for block in table.blocks:

@@ -97,7 +97,7 @@ class _Watcher:
             await self.resolve(list(self._shaper.table.rollups))
         if scope.cancelled_caught:
             logger.warning(
-                "shaping: DNS did not say within %g s which hosts stand behind every block; until it does, a "
+                "DNS did not say within %g s which hosts stand behind every block; until it does, a "
                 "block holds for its own name",
                 START,
             )
@@ -114,12 +114,15 @@ class _Watcher:
             if content is None or (await trio.to_thread.run_sync(read, name, content)).problems:
                 continue
             self._remote[name] = content
-            logger.warning("shaping: %s: what it said last, before the restart, is in use", name)
+            logger.warning("%s: what it said last, before the restart, is in use", name)
 
     def _say(self) -> None:
         blocks, files = self._shaper.table.blocks, self._shaper.files
         logger.info(
-            "shaping: %d blocks from %s are in force", len(blocks), ", ".join(one.name for one in files)
+            "in force: %d block%s from %s",
+            len(blocks),
+            "" if len(blocks) == 1 else "s",
+            ", ".join(one.name for one in files),
         )
 
     # -- files -----------------------------------------------------------------------------------
@@ -151,17 +154,17 @@ class _Watcher:
             try:
                 table = await trio.to_thread.run_sync(shaper.build, remote, abandon_on_cancel=True)
             except ShapingError as error:
-                logger.error("shaping: a change is refused, and what was in force before stays in force")
+                logger.error("a change is refused, and what was in force before stays in force")
                 for problem in error.problems[:_TOLD]:
-                    logger.error("shaping: %s", problem)
+                    logger.error("%s", problem)
                 if len(error.problems) > _TOLD:
-                    logger.error("shaping: and %d more mistakes", len(error.problems) - _TOLD)
+                    logger.error("and %d more mistakes", len(error.problems) - _TOLD)
                 why = f"a change is refused: {error.problems[0]}"
                 shaper.unread = {url: why if url in remote else was for url, was in shaper.unread.items()}
                 return
             except Exception:
                 # The barrier, as in `_fetch`.
-                logger.exception("shaping: a change cannot be read, and what was in force before stays")
+                logger.exception("a change cannot be read, and what was in force before stays")
                 return
             had = shaper.unread
             shaper.unread = {url: why for url, why in had.items() if url not in remote}
@@ -210,7 +213,7 @@ class _Watcher:
             why = str(failed)
             if not isinstance(failed, FetchFailed):
                 # A barrier: whatever a URL says must not end the relay.
-                logger.exception("shaping: %s", name)
+                logger.exception("%s", name)
                 self._client.forget(url)
                 why = f"internal error ({type(failed).__name__}), see the diagnostics"
             if self._failing.get(name) != why:
@@ -221,12 +224,12 @@ class _Watcher:
                     text = "mail waits until it was read once"
                 else:
                     text = "it is taken for empty"
-                logger.warning("shaping: %s cannot be used: %s; %s", name, why, text)
+                logger.warning("%s cannot be used: %s; %s", name, why, text)
             if name in self._shaper.unread:
                 self._shaper.unread = {**self._shaper.unread, name: why}
             return
         if self._failing.pop(name, None) is not None:
-            logger.info("shaping: %s can be used again", name)
+            logger.info("%s can be used again", name)
         if content is not None:
             self._remote[name] = content
             if self._state is not None:

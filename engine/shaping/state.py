@@ -39,7 +39,7 @@ class State:
         try:
             return msgspec.json.decode(content, type=list[Order])
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            logger.warning("shaping: %s/orders cannot be used: %s; it counts as empty", self.path, error)
+            logger.warning("%s/orders cannot be used: %s; it counts as empty", self.path, error)
             return []
 
     def keep_orders(self, orders: list[Order]) -> None:

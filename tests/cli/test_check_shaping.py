@@ -146,6 +146,7 @@ def test_secrets_are_fetched_when_asked_for(said: Said, monkeypatch: pytest.Monk
 def test_a_secret_in_the_file_is_remarked(said: Said) -> None:
     text = said(LOGIN.replace('{env = "X"}', f'{{key_data = "{CANARY}"}}'))
     assert text.count("the secret itself is in the configuration") == 1 and CANARY not in text
+    assert "1 block from shaping.toml" in text
 
 
 def test_providers_that_overlap_are_remarked(said: Said) -> None:
