@@ -202,7 +202,9 @@ def write_shaped_policy(where: Path, port: int, sink: int, *, tls: bool) -> Path
     """The same mail by shaping files: many blocks, rules on replies, bounce classes, a bound credential."""
     policy = where / "mail.py"
     policy.write_text(_POLICY.format(where=where, port=port, queue=smart_host(sink), egress=_SHAPED))
-    lines = ['["127.0.0.1"]', "mx_rollup = false"]
+    # The same limits as a path of its own has: what the shipped defaults set is not what is measured.
+    lines = ['["127.0.0.1"]', "mx_rollup = false", "connection_limit = 32", "max_ready = 1024"]
+    lines += ["max_deliveries_per_connection = 1024"]
     if tls:
         user, _, password = LOGIN.partition(":")
         lines += [
