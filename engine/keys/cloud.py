@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -35,7 +36,7 @@ _THREADS = 4
 _CLIENTS = 100
 
 
-class CloudSource:
+class CloudSource(ABC):
     """The part of a source that is the same for each of them; they say how to read."""
 
     fresh_for: float | None = None
@@ -62,13 +63,13 @@ class CloudSource:
             raise found
         return found
 
+    @abstractmethod
     def ask(self, ref: Any) -> Secret:
         """The value, in a thread. Raises: SourceFailure, ImportError, or what the SDK raises."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, error: Exception) -> SourceFailure:
         """What an exception of the SDK means. Must not repeat its text."""
-        raise NotImplementedError
 
     def client(self, what: Hashable, make: Callable[[], Any]) -> Any:
         """The SDK's client for `what`, made once; in a thread. Clients may be shared, making them may not."""
