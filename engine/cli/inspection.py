@@ -381,7 +381,7 @@ class Inspection:
         """A note when two unrelated destinations both get credentials.
 
         Not when the queue hook sends both to one explicit list of hosts: those are the only next hops,
-        whatever the destination.
+        whatever the destination. Nor when `release_to` says which hosts are told the password.
         """
         lists: list[object] = []
         for one in (domain, _UNRELATED):
@@ -395,6 +395,9 @@ class Inspection:
                 return
             if path is None or path.login is None:
                 return
+            bound = path.login.release_to
+            if bound is not None and (bound.names or bound.addresses or bound.pins):
+                return  # who else asks for it is not told
             lists.append(config.protocol.mx_list)
         if lists[0] and lists[0] == lists[1]:
             return

@@ -374,6 +374,24 @@ def test_a_password_for_everybody_is_noted_unless_all_mail_goes_to_one_list(
     assert ("both get credentials" in text) is noted
 
 
+@pytest.mark.parametrize(
+    ("bound", "noted"),
+    [
+        ('"names": ["mx.example.com"]', False),
+        ('"addresses": ["192.0.2.0/24"]', False),
+        ('"ports": [25]', True),
+    ],
+)
+def test_a_password_that_is_bound_to_hosts_is_not_everybodys(said: Said, bound: str, noted: bool) -> None:
+    hook = f"""
+@policy.on("get_egress_path_config")
+def path(domain, egress_source, site_name):
+    login = {{"username": "scott", "password": {{"env": "X"}}, "release_to": {{{bound}}}}}
+    return policy.make_egress_path(enable_tls="Required", smtp_auth=login)
+"""
+    assert ("both get credentials" in said(INIT + hook, good=True)) is noted
+
+
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", *(f"docs/{name}.md" for name in ("policy", "egress-paths", "keysources", "dane")))
 EXAMPLES = [
