@@ -11,6 +11,8 @@ import os
 from contextlib import suppress
 from hashlib import blake2b
 
+from policy.files import open_regular
+
 __all__ = ["StateDir"]
 
 _LARGEST = 64 << 20
@@ -29,7 +31,7 @@ class StateDir:
         """The content of a file; None when there is none."""
         path = f"{self.path}/{name}"
         try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            with open_regular(path, os.O_NOFOLLOW) as file:
                 content = file.read(_LARGEST)
         except FileNotFoundError:
             return None

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import PolicyError, Wrong, a_type, caller
+from .errors import PolicyError, PolicyErrors, Wrong, a_type, caller
+from .files import open_regular
 from .hooks import registering
 from .shaping.patterns import LONGEST, Pattern, Patterns
 
@@ -67,7 +68,7 @@ def configure_bounce_classifier(files: Sequence[str | Path]) -> None:
 
     Relative paths begin beside the policy file. Call it while the policy is loaded or in `init`, once, and
     before `policy.shaping.setup` where rules ask for a class. Without it every record says ``Uncategorized``.
-    Raises: PolicyError with file and place of the first mistake.
+    Raises: PolicyError; PolicyErrors with all mistakes of the files, each with its place.
     """
     where = caller()
     table = registering.get()
@@ -82,6 +83,7 @@ def configure_bounce_classifier(files: Sequence[str | Path]) -> None:
             where,
         )
     rules: list[tuple[str, str]] = []
+    problems: list[PolicyError] = []
     directory = Path(where.rpartition(":")[0]).parent
     for entry in files:
         if not isinstance(entry, (str, Path)) or not str(entry):
@@ -90,7 +92,7 @@ def configure_bounce_classifier(files: Sequence[str | Path]) -> None:
             )
         if str(entry) == BOUNCES:
             for path in _SHIPPED:
-                rules += _read(path, BOUNCES, where)
+                rules += _read(path, BOUNCES, problems)
         elif str(entry).startswith("posthorn:"):
             raise PolicyError(
                 f'configure_bounce_classifier: "{entry}" does not come with the product; known is '
@@ -98,37 +100,43 @@ def configure_bounce_classifier(files: Sequence[str | Path]) -> None:
                 where,
             )
         else:
-            rules += _read(directory / entry, str(entry), where)
+            rules += _read(directory / entry, str(entry), problems)
+    if problems:
+        raise PolicyErrors(problems, where)
     table.bounces = BounceClasses(rules)
 
 
-def _read(path: Path, name: str, where: str) -> Iterator[tuple[str, str]]:
+def _read(path: Path, name: str, problems: list[PolicyError]) -> Iterator[tuple[str, str]]:
+    """What is right in a file; of the rest, `problems` are told."""
     try:
-        content = path.read_bytes().decode()
+        with open_regular(path) as file:
+            content = file.read().decode()
         data: Any = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
     except OSError as error:
-        raise PolicyError(f"{name}: cannot be read: {error.strerror or error}", where) from None
+        problems.append(PolicyError(f"cannot be read: {error.strerror or error}", name))
+        return
     except (ValueError, RecursionError) as error:
-        raise PolicyError(
-            f"{name}: is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}", where
-        ) from None
+        problems.append(PolicyError(f"is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}", name))
+        return
     rules = data.get("rules") if isinstance(data, dict) and data.keys() == {"rules"} else None
     if not isinstance(rules, dict):
-        raise PolicyError(
-            f'{name}: has one table, "rules", with lists of regular expressions by class; right would be '
-            '[rules] and QuotaIssues = ["mailbox full"]',
-            where,
+        text = (
+            'has one table, "rules", with lists of regular expressions by class; right would be '
+            '[rules] and QuotaIssues = ["mailbox full"]'
         )
+        problems.append(PolicyError(text, name))
+        return
     for kind, patterns in rules.items():
         if not kind or not kind.isprintable():
-            raise PolicyError(f"{name}: rules: {kind!r} is no name of a class", where)
+            problems.append(PolicyError(f"rules: {kind!r} is no name of a class", name))
         if not isinstance(patterns, list):
-            raise PolicyError(
-                f"{name}: rules.{kind}: is no list of regular expressions but {a_type(patterns)}", where
-            )
+            text = f"rules.{kind}: is no list of regular expressions but {a_type(patterns)}"
+            problems.append(PolicyError(text, name))
+            continue
         for number, text in enumerate(patterns, 1):
             try:
                 Pattern(text)
             except Wrong as wrong:
-                raise PolicyError(f"{name}: rules.{kind}, expression {number}: {wrong}", where) from None
-            yield kind, text
+                problems.append(PolicyError(f"rules.{kind}, expression {number}: {wrong}", name))
+            else:
+                yield kind, text

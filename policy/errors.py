@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["PolicyError", "PolicyLoadError", "Wrong", "a_type", "caller", "did_you_mean"]
+__all__ = ["PolicyError", "PolicyErrors", "PolicyLoadError", "Wrong", "a_type", "caller", "did_you_mean"]
 
 _OWN = __name__.partition(".")[0]
 
@@ -25,6 +25,17 @@ class PolicyError(Exception):
         super().__init__(f"{where}: {problem}" if where else problem)
         self.problem = problem
         self.where = where
+
+
+class PolicyErrors(PolicyError):
+    """Files that a policy names have mistakes. `problems`: all of them, each with its place. `where`: the
+    line of the policy that names the files. The text is the first one's."""
+
+    def __init__(self, problems: Sequence[PolicyError], where: str = "") -> None:
+        count = len(problems) - 1
+        more = f" (and {count} more mistake{'' if count == 1 else 's'})" if count else ""
+        super().__init__(f"{problems[0]}{more}", where)
+        self.problems = tuple(problems)
 
 
 class PolicyLoadError(PolicyError):

@@ -65,6 +65,7 @@ IMPURE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "thre
 
 PURE = {
     "policy": set[str](),
+    "policy.files": {"os"},  # reads the files that a policy names, once
     "policy.load": {"os"},  # reads the policy file
     "policy.tlskinds": {"ssl"},  # asks it which ciphers there are
     "engine.smtp": set[str](),

@@ -57,16 +57,17 @@ async def _check(
     from engine.cli.inspection import SAMPLE, Inspection
     from engine.errors import HookError
     from policy import PolicyLoadError
+    from policy.errors import PolicyErrors
     from policy.load import load_policy
-    from policy.shaping import ShapingError
 
     try:
         loaded = load_policy(path)
+        declared = await loaded.run_init()
     except PolicyLoadError as error:
-        if isinstance(error.__cause__, ShapingError):
-            raise ExceptionGroup("the shaping files have mistakes", error.__cause__.problems) from None
+        if isinstance(error.__cause__, PolicyErrors):
+            raise ExceptionGroup("files of the policy have mistakes", error.__cause__.problems) from None
         raise
-    found = Inspection(loaded, await loaded.run_init())
+    found = Inspection(loaded, declared)
     await found.run(domains or [SAMPLE], offline=offline)
     if secrets:
         await found.fetch_secrets(tripwire)

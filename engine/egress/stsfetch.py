@@ -17,6 +17,7 @@ import trio
 from engine.egress import targets
 from engine.egress.mta_sts import BadPolicy, Policy, parse_policy
 from engine.errors import ConfigError, ResolveError
+from policy.files import must_be_regular
 
 if TYPE_CHECKING:
     from engine.egress.resolve import Resolver
@@ -150,6 +151,8 @@ class Fetcher:
 
 
 def _make_context(ca: str | None) -> ssl.SSLContext:
+    if ca is not None:
+        must_be_regular(ca)
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.hostname_checks_common_name = False

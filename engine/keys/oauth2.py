@@ -28,6 +28,7 @@ import msgspec
 import trio
 
 from engine.errors import SecretUnavailable
+from policy.files import must_be_regular
 from policy.keysource import KeyRef, OAuth2Key
 from policy.secret import Secret
 
@@ -204,14 +205,17 @@ class OAuth2Source:
         if context is None:
             try:
                 context = await trio.to_thread.run_sync(_make_context, ca)
-            except (OSError, ValueError):
-                raise SourceFailure(f"cannot use the CA file {ca}") from None
+            except (OSError, ValueError) as error:
+                why = (not isinstance(error, ssl.SSLError) and getattr(error, "strerror", None)) or "no PEM"
+                raise SourceFailure(f"cannot use the CA file {ca}: {why}") from None
             if ca is None:
                 self._contexts[ca] = context  # a file may be replaced; reading it again costs little
         return context
 
 
 def _make_context(ca: str | None) -> ssl.SSLContext:
+    if ca is not None:
+        must_be_regular(ca)
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -36,6 +36,7 @@ import requests
 import urllib3
 from hvac.adapters import RawAdapter  # type: ignore[import-untyped]
 
+from policy.files import must_be_regular
 from policy.secret import Secret
 
 from .address import is_loopback
@@ -215,6 +216,8 @@ class Server:
 
     def _ask(self, method: str, path: str, **how: Any) -> Reply:
         try:
+            if self._ca is not None:
+                must_be_regular(self._ca, directory=True)
             left = self._bounds.left()
             timeout = (min(_CONNECT_SECONDS, left), left)
             response = self._http.request(method, path, stream=True, timeout=timeout, **how)
@@ -246,8 +249,8 @@ class Server:
             return _network_fault(error, self._host)
         # What is left comes from opening the CA file, before any connection.
         what = f"CA file {self._ca}" if self._ca else "the system's CA certificates"
-        number = 0 if isinstance(error, ssl.SSLError) else getattr(error, "errno", 0)
-        return f"cannot use {what}: {os.strerror(number) if number else 'not found or unusable'}"
+        words = None if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)
+        return f"cannot use {what}: {words or 'not found or unusable'}"
 
     def _too_large(self) -> str:
         return f"the answer of {self._host} is larger than {_BODY_LIMIT} octets"

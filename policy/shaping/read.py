@@ -320,6 +320,7 @@ class _Reader:
             at = (*path, str(number))
             if not isinstance(item, Mapping) or len(item) != 1:
                 self._problem(at, f"match: each condition has one key; {right}")
+                found.append(_REFUSED)
                 continue
             ((kind, text),) = item.items()
             if kind not in ("MXSuffix", "HostName", "DomainSuffix"):
@@ -330,8 +331,12 @@ class _Reader:
             else:
                 found.append(Match(kind, text))
                 continue
-            found.append(Match("HostName", ""))  # refused above; that there is none would be wrong to say
+            found.append(_REFUSED)
         return tuple(found)
+
+
+_REFUSED = Match("HostName", "")
+"""Stands for a condition that was refused: to say also that there is none would be wrong."""
 
 
 def _short(value: Any) -> str:

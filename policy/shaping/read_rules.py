@@ -41,6 +41,7 @@ _KEYS = (
     "action",
     "mode",
 )
+_CONDITIONS = ("regex", "code", "enhanced_code", "class")
 _CASE_KEYS = ("reply", "command", "address", "source", "hosts", "mx_list", "expect")
 _TIGHTEN = AUTH | PROTECTION | {"opportunistic_tls_reconnect_on_failed_handshake", "remember_broken_tls"}
 """Options that an order never sets; the last two are the ways back to clear text."""
@@ -50,7 +51,19 @@ _REPLY = re.compile(r"([2-5][0-9]{2})[ -]?(?:([245]\.[0-9]{1,3}\.[0-9]{1,3})(?= 
 
 
 class _Bad(Exception):
-    """A problem was noted."""
+    """A problem was noted, and nothing more can be said of the table."""
+
+
+class _Noting:
+    """Passes on what is wrong, and knows whether anything was."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.any = False
+
+    def __call__(self, key: str, text: str) -> None:
+        self.any = True
+        self._problem(key, text)
 
 
 def _right(text: str) -> str:
@@ -62,28 +75,38 @@ def _list(value: Any) -> list[Any]:
 
 
 def _each(problem: Problem, key: str, value: Any, read: Callable[[Any], T], right: str) -> tuple[T, ...]:
-    """One value or a list of them."""
+    """One value or a list of them; those that are right."""
     found: list[T] = []
-    for one in _list(value):
+    values = _list(value)
+    for one in values:
         try:
             found.append(read(one))
         except Wrong as wrong:
             problem(key, f"{key}: {wrong}" + ("" if wrong.complete else _right(right)))
-            raise _Bad from None
-    if not found:
+    if not values:
         problem(key, f"{key}: the list is empty{_right(right)}")
-        raise _Bad
     return tuple(found)
+
+
+def _one(problem: Problem, key: str, value: Any, read: Callable[[Any], T], right: str) -> T | None:
+    """A value that is no list."""
+    try:
+        return read(value)
+    except Wrong as wrong:
+        problem(key, f"{key}: {wrong}" + ("" if wrong.complete else _right(right)))
+        return None
 
 
 def read_rule(
     table: Any, problem: Problem, origin: Origin, *, kind: str, block: str, rollup: bool, number: int
 ) -> Rule | None:
-    """One rule, or None after noting what is wrong. `number`: of equal rules in the block, which."""
+    """One rule, or None after noting all that is wrong. `number`: of equal rules in the block, which."""
+    noting = _Noting(problem)
     try:
-        return _rule(table, problem, origin, kind, block, rollup, number)
+        rule = _rule(table, noting, origin, kind, block, rollup, number)
     except _Bad:
         return None
+    return None if noting.any else rule
 
 
 def _rule(
@@ -95,19 +118,17 @@ def _rule(
             f"automation: a rule is a table, not {a_type(table)}" + _right(f"[[{origin.block}.automation]]"),
         )
         raise _Bad
-    bad = False
-    for key in table:
-        if key not in _KEYS:
-            problem(key, f'automation: unknown key "{key}"{did_you_mean(key, _KEYS)}')
-            bad = True
-    if bad:
-        raise _Bad
-    conditions = [key for key in ("regex", "code", "enhanced_code", "class") if key in table]
-    if not conditions:
-        problem(
-            "", "automation: the rule has no condition; right would be regex, code, enhanced_code or class"
-        )
-        raise _Bad
+    unknown = [key for key in table if key not in _KEYS]
+    for key in unknown:
+        problem(key, f'automation: unknown key "{key}"{did_you_mean(key, _KEYS)}')
+
+    def missing(keys: tuple[str, ...], what: str) -> None:
+        # A misspelt key was told already, and may be one of these.
+        if not any(did_you_mean(key, keys) for key in unknown):
+            problem("", f"automation: the rule has no {what}")
+
+    if not any(key in table for key in _CONDITIONS):
+        missing(_CONDITIONS, "condition; right would be regex, code, enhanced_code or class")
     patterns: tuple[Pattern, ...] = ()
     codes: tuple[str, ...] = ()
     enhanced: tuple[str, ...] = ()
@@ -131,19 +152,19 @@ def _rule(
             "match_internal",
             f"match_internal: is no bool but {a_type(match_internal)}{_right('true or false')}",
         )
-        raise _Bad
     mode = table.get("mode", "enforce")
     if mode not in ("enforce", "shadow"):
         problem("mode", f"mode={mode!r}: is none of its values" + _right('"enforce" or "shadow"'))
-        raise _Bad
-    if "action" not in table:
-        problem("", f"automation: the rule has no action{_right('one of ' + ', '.join(ACTIONS))}")
-        raise _Bad
-    actions = _each(problem, "action", table["action"], _action, '"Suspend", or a list')
-    if "duration" not in table:
-        problem("", 'automation: the rule has no duration; right would be duration = "10 minutes"')
-        raise _Bad
-    (duration,) = _each(problem, "duration", table["duration"], _duration, '"10 minutes"')
+    actions: tuple[Action, ...] = ()
+    if "action" in table:
+        actions = _each(problem, "action", table["action"], _action, '"Suspend", or a list')
+    else:
+        missing(("action",), f"action{_right('one of ' + ', '.join(ACTIONS))}")
+    duration = 0.0
+    if "duration" in table:
+        duration = _one(problem, "duration", table["duration"], _duration, '"10 minutes"') or 0.0
+    else:
+        missing(("duration",), 'duration; right would be duration = "10 minutes"')
     threshold = _trigger(table.get("trigger", "Immediate"), problem)
     told = msgspec.json.encode([kind, block, rollup, dict(table), origin.file, number], order="sorted")
     return Rule(
@@ -204,20 +225,18 @@ def _trigger(value: Any, problem: Problem) -> Threshold | None:
     right = _right('"Immediate" or { Threshold = "10/hr" }')
     if not isinstance(value, Mapping) or set(value) != {"Threshold"}:
         problem("trigger", f"trigger: {value!r} is none{right}")
-        raise _Bad
+        return None
     try:
         rate = parse_throttle(value["Threshold"])
     except Wrong as wrong:
         problem("trigger", f"trigger: Threshold={value['Threshold']!r}: {wrong}{right}")
-        raise _Bad from None
+        return None
     if rate.max_burst is not None or rate.local:
         problem(
             "trigger", f"trigger: Threshold={value['Threshold']!r}: a number of matches has no burst{right}"
         )
-        raise _Bad
     if rate.quantity > _MOST:
         problem("trigger", f"trigger: a threshold counts to {_MOST} at most, not to {rate.quantity}{right}")
-        raise _Bad
     return Threshold(rate.quantity, rate.period)
 
 
@@ -290,11 +309,13 @@ def _shown(value: Any) -> str:
 
 
 def read_case(table: Any, problem: Problem, origin: Origin, domain: str) -> Case | None:
-    """One test, or None after noting what is wrong. `domain`: of the block it stands in, else ``""``."""
+    """One test, or None after noting all that is wrong. `domain`: of the block it stands in, else ``""``."""
+    noting = _Noting(problem)
     try:
-        return _case(table, problem, origin, domain)
+        case = _case(table, noting, origin, domain)
     except _Bad:
         return None
+    return None if noting.any else case
 
 
 def _case(table: Any, problem: Problem, origin: Origin, domain: str) -> Case:
@@ -304,52 +325,68 @@ def _case(table: Any, problem: Problem, origin: Origin, domain: str) -> Case:
     unknown = [key for key in table if key not in _CASE_KEYS]
     for key in unknown:
         problem(key, f'test: unknown key "{key}"{did_you_mean(key, _CASE_KEYS)}')
-    for key in ("reply", "command", "address", "source"):
-        if key in table and (not isinstance(table[key], str) or not table[key]):
-            problem(key, f"test: {key} is no text but {a_type(table[key])}")
-            raise _Bad
-    if "expect" not in table:
+    texts = {key: table[key] for key in ("reply", "command", "address", "source") if key in table}
+    for key, text in list(texts.items()):
+        if not isinstance(text, str) or not text:
+            problem(key, f"test: {key} is no text but {a_type(text)}")
+            del texts[key]
+    if "expect" not in table and not any(did_you_mean(key, ("expect",)) for key in unknown):
         problem(
             "", 'test: nothing is expected; right would be expect = "Suspend", or expect = { option = value }'
         )
-        raise _Bad
-    if unknown:
-        raise _Bad
-    address = table.get("address", domain)
-    domain = address.rpartition("@")[2].lower()
-    if not domain:
+    domain = texts.get("address", domain).rpartition("@")[2].lower()
+    if not domain and ("address" in texts or "address" not in table):
         problem("", 'test: no address; right would be address = "user@example.com"')
-        raise _Bad
     asked = _asked(table, problem, domain)
-    source = table.get("source", "unspecified")
+    source = texts.get("source", "unspecified")
     if "reply" not in table:
-        expect = table["expect"]
-        if not isinstance(expect, Mapping) or not expect:
-            problem(
-                "expect",
-                f"test: expect={_shown(expect)}: without a reply, options are expected"
-                + _right('{ enable_tls = "Required" }'),
-            )
-            raise _Bad
-        options: list[tuple[Key, Any]] = []
-        for name, value in expect.items():
-            try:
-                options += _settings("expect", name, value)
-            except Wrong as wrong:
-                problem("expect", f"test: {wrong}")
-                raise _Bad from None
-        return Case(origin, domain, source, asked, options=tuple(options))
-    found = _REPLY.match(table["reply"])
-    if found is None:
+        return Case(origin, domain, source, asked, options=_options_expected(table, problem))
+    return Case(origin, domain, source, asked, *_judged(texts, table, problem, domain, source, asked))
+
+
+def _options_expected(table: Mapping[str, Any], problem: Problem) -> tuple[tuple[Key, Any], ...]:
+    """Of a test without a reply."""
+    if "expect" not in table:
+        return ()
+    expect = table["expect"]
+    if not isinstance(expect, Mapping) or not expect:
         problem(
-            "reply", f"test: reply={_shown(table['reply'])}: is no reply{_right('421 4.7.0 Try again later')}"
+            "expect",
+            f"test: expect={_shown(expect)}: without a reply, options are expected"
+            + _right('{ enable_tls = "Required" }'),
         )
-        raise _Bad
-    command = table.get("command", "")
+        return ()
+    options: list[tuple[Key, Any]] = []
+    for name, value in expect.items():
+        try:
+            options += _settings("expect", name, value)
+        except Wrong as wrong:
+            problem("expect", f"test: {wrong}")
+    return tuple(options)
+
+
+def _judged(
+    texts: Mapping[str, str],
+    table: Mapping[str, Any],
+    problem: Problem,
+    domain: str,
+    source: str,
+    asked: Asked,
+) -> tuple[Failure, tuple[Action, ...]]:
+    """The reply of a test, and what is expected of it."""
+    line = texts.get("reply", "")
+    found = _REPLY.match(line)
+    if found is None and line:
+        problem("reply", f"test: reply={_shown(line)}: is no reply{_right('421 4.7.0 Try again later')}")
+    command = texts.get("command", "")
     if command and command not in COMMANDS:
         problem("command", f"test: command={_shown(command)}: is none{_right(', '.join(COMMANDS))}")
+    expect = table.get("expect", "nothing")
+    actions: tuple[Action, ...] = ()
+    if expect not in ([], "nothing"):
+        actions = _each(problem, "expect", expect, _expected, '"Suspend", a list of actions, or "nothing"')
+    if found is None:
         raise _Bad
-    line = table["reply"]
     failure = Failure(
         domain,
         source,
@@ -360,11 +397,7 @@ def _case(table: Any, problem: Problem, origin: Origin, domain: str) -> Case:
         command,
         line[found.end() :].lstrip().startswith(INTERNAL.strip()),
     )
-    expect = table["expect"]
-    actions: tuple[Action, ...] = ()
-    if expect not in ([], "nothing"):
-        actions = _each(problem, "expect", expect, _expected, '"Suspend", a list of actions, or "nothing"')
-    return Case(origin, domain, source, asked, failure, actions)
+    return failure, actions
 
 
 def _expected(value: Any) -> Action:
@@ -385,7 +418,7 @@ def _asked(table: Mapping[str, Any], problem: Problem, domain: str) -> Asked:
         hosts = tuple(host_of(parse_mx(name)) for name in names)
     except (Wrong, TypeError) as wrong:
         problem(key, f"test: {key}: {wrong}" + _right('["mx.example.com"]'))
-        raise _Bad from None
+        return Asked(domain, (), False, domain)
     site = ",".join(names)
     return Asked(
         f"mx_list:{site}" if smart else site, hosts, smart, "|".join(name_key(name) for name in names)

@@ -16,6 +16,7 @@ import msgspec
 
 from ..egress import EgressPath
 from ..errors import PolicyError, a_type
+from ..files import open_regular
 from .asked import Asked, asked_by_name
 from .orders import Orders
 from .read import Document, read
@@ -80,6 +81,11 @@ def _checked(url: str) -> str:
             f'"{name}": whoever is on the way could say where mail and passwords go; right would be https://'
         )
     return name
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 class _Question:
@@ -177,7 +183,7 @@ class Shaper:
         problems: list[PolicyError] = []
         for file in self.files:
             try:
-                content = file.path.read_bytes() if file.path is not None else remote.get(file.name, b"")
+                content = _content(file.path) if file.path is not None else remote.get(file.name, b"")
             except OSError as error:
                 problems.append(PolicyError(f"cannot be read: {error.strerror or error}", file.name))
                 continue

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ..egress import PATH, EgressPath
-from ..errors import PolicyError, Wrong, did_you_mean
+from ..errors import PolicyError, PolicyErrors, Wrong, did_you_mean
 from ..nets import parse_mx
 from ..units import Named
 from .asked import Asked
@@ -53,14 +53,8 @@ IMPLIED = {
 """A provider's limit: the option it becomes an entry of, and the end of the entry's name."""
 
 
-class ShapingError(PolicyError):
-    """The files cannot be used. `problems`: everything that is wrong, each with file and line. `where`: the
-    line of the policy that names the files."""
-
-    def __init__(self, problems: Sequence[PolicyError], where: str = "") -> None:
-        more = f" (and {len(problems) - 1} more mistakes)" if len(problems) > 1 else ""
-        super().__init__(f"{problems[0]}{more}", where)
-        self.problems = tuple(problems)
+class ShapingError(PolicyErrors):
+    """Shaping files cannot be used: everything that is wrong with them."""
 
 
 class Block(msgspec.Struct, eq=False):

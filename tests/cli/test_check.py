@@ -321,6 +321,12 @@ def test_a_client_certificate_is_looked_at(said: Said, tmp_path: Path) -> None:
     assert "in path(): tls_certificate (file:" in text and "do not belong together" in text
 
 
+def test_all_mistakes_of_bounce_files_named_in_init(said: Said, tmp_path: Path) -> None:
+    Path("bounces.toml").write_text("[rules]\nA = ['(', ')']\nB = 1")
+    text = said(INIT + "    policy.configure_bounce_classifier(['bounces.toml'])\n")
+    assert text.count("posthorn check: bounces.toml: rules.") == 3
+
+
 def test_a_log_directory_that_is_a_file(said: Said) -> None:
     Path("afile").write_text("x")
     text = said(INIT + "    policy.configure_local_logs(log_dir='afile')\n")

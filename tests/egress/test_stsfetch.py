@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,3 +192,9 @@ async def test_a_ca_that_cannot_be_used_is_an_error_at_the_start(
         file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"configure_mta_sts: ca=.*cannot be used.*right would be"):
         await fetcher(str(file), None).check()
+
+
+async def test_a_ca_that_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ca.pem")
+    with pytest.raises(ConfigError, match="cannot be used: it is a FIFO"):
+        await fetcher(str(tmp_path / "ca.pem"), None).check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,14 @@ async def test_tls_is_verified(tmp_path: Path, keys: KeyRing) -> None:
         assert await source.read(key(endpoint, ca=str(ca)))
         with pytest.raises(SourceFailure, match=r"TLS to 127.0.0.1:.* failed: "):
             await source.read(key(endpoint))
-        with pytest.raises(SourceFailure, match="cannot use the CA file"):
+        with pytest.raises(SourceFailure, match=r"cannot use the CA file .*: No such file"):
             await source.read(key(endpoint, ca=str(tmp_path / "none.pem")))
+        os.mkfifo(tmp_path / "fifo.pem")
+        with (
+            trio.fail_after(5),
+            pytest.raises(SourceFailure, match=r"cannot use the CA file .*: it is a FIFO"),
+        ):
+            await source.read(key(endpoint, ca=str(tmp_path / "fifo.pem")))
         assert len(endpoint.asked) == 1
     with run_endpoint(authority.server_context("elsewhere.example")) as endpoint:
         with pytest.raises(SourceFailure, match=r"TLS to .* failed: "):

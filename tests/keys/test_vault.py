@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import itertools
 import logging
+import os
 import socket
 import threading
 import time
@@ -213,6 +214,9 @@ async def test_tls_is_verified_with_the_given_ca(tmp_path: Path, monkeypatch: py
         failure = await reason(key(server, "x"))
         assert "TLS to 127.0.0.1:" in failure.reason and "unable to get local issuer" in failure.reason
         assert "cannot use CA file /none" in (await reason(key(server, "x", ca="/none"))).reason
+        os.mkfifo(tmp_path / "fifo.pem")
+        fifo = (await reason(key(server, "x", ca=str(tmp_path / "fifo.pem")))).reason
+        assert fifo.endswith("fifo.pem: it is a FIFO; right would be a regular file")
         empty = tmp_path / "empty.pem"
         empty.write_text("no certificate\n")
         unusable = (await reason(key(server, "x", ca=str(empty)))).reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import policy
 from policy.bounces import UNCATEGORIZED, BounceClasses, configure_bounce_classifier
-from policy.errors import PolicyError
+from policy.errors import PolicyError, PolicyErrors
 from policy.hooks import HookTable, registering
 from policy.load import load_policy
 
@@ -144,6 +145,21 @@ def test_a_file_that_is_wrong_says_where(table: HookTable, tmp_path: Path, conte
     with pytest.raises(PolicyError, match=text) as caught:
         configure_bounce_classifier([file])
     assert "wrong.toml" in str(caught.value)
+    assert table.bounces is None
+
+
+def test_all_mistakes_of_all_files_are_said(table: HookTable, tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text("[rules]\nA = ['ok', '(', '(?=x)']\nB = 1")
+    os.mkfifo(tmp_path / "two.toml")
+    with pytest.raises(PolicyErrors, match=r"^\S*test_bounces\.py:\d+: .*3 more mistakes") as caught:
+        configure_bounce_classifier([tmp_path / "one.toml", tmp_path / "two.toml"])
+    texts = [str(problem) for problem in caught.value.problems]
+    assert [text.partition(".toml: ")[2][:20] for text in texts] == [
+        "rules.A, expression ",
+        "rules.A, expression ",
+        "rules.B: is no list ",
+        "cannot be read: it i",
+    ]
     assert table.bounces is None
 
 

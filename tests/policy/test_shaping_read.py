@@ -98,6 +98,8 @@ def test_a_mistake_is_said_with_file_line_and_key(text: str, said: str) -> None:
 
 
 def test_a_wrong_condition_is_not_told_as_a_missing_one() -> None:
+    (said,) = problems('[provider."g"]\nmatch = [{MXSuffix = "x", HostName = "y"}]')
+    assert said.startswith("a.toml:2: match: each condition has one key")
     (said,) = problems('[provider."g"]\nmatch = [{MxSuffix = "x"}]')
     assert said == 'a.toml:2: match: unknown condition "MxSuffix"; did you mean "MXSuffix"?'
 

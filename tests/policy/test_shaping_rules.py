@@ -143,6 +143,37 @@ def test_a_mistake_is_said_with_file_line_and_key(text: str, said: str) -> None:
     assert any(said in one for one in found), found
 
 
+def test_a_rule_with_several_mistakes_says_them_all() -> None:
+    found = problems(
+        '["default"]\n[["default".automation]]\nregex = ["(", "x*"]\ncode = [999, 1]\ncommand = "HELP"\n'
+        'match_internal = 1\nmode = "dry"\ntrigger = "often"\naction = ["Stop", "Halt"]\n'
+        'duration = 0\nclas = "x"'
+    )
+    keys = [one.partition('["default"] ')[2].split()[0].partition("=")[0].rstrip(":") for one in found]
+    wanted = "automation regex regex code code command match_internal mode trigger action action duration"
+    assert sorted(keys) == sorted(wanted.split()), found
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "count"),
+    [("durations = 1\naction = 'Suspend'", 1), ("actoin = 'Suspend'\nduration = 1", 1), ("x = 1", 3)],
+)
+def test_a_misspelt_key_is_not_missing_as_well(misspelt: str, count: int) -> None:
+    found = problems(f'[["default".automation]]\ncode = 421\n{misspelt}')
+    assert len(found) == count, found
+
+
+def test_a_test_with_several_mistakes_says_them_all() -> None:
+    found = problems(
+        '[["a.example".test]]\nreply = "no"\ncommand = "HELP"\nexpect = ["Stop", "Halt"]\nhosts = 1'
+    )
+    assert len(found) == 5, found
+    found = problems(
+        '[["a.example".test]]\naddress = 1\nsource = 2\nexpect = { x = 1, enable_tls = "Maybe" }'
+    )
+    assert len(found) == 4, found
+
+
 def test_the_marks_of_our_own_replies_are_the_same_everywhere() -> None:
     merged = table(rule('regex = "connect"'))
     ours = reply(f"451 4.4.1 {INTERNAL}failed to connect", internal=True)
