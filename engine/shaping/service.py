@@ -1,8 +1,8 @@
 """The service: one watcher per `Shaper` of the policy.
 
-A watcher looks at the files once a second and at the URLs once a minute, reads what changed in a thread, and
+A watcher looks at the files once a second, reads in a thread what changed or what URLs say now (`urls`), and
 puts the whole in force or, if anything in it is wrong, nothing: what was in force stays, and the log says
-once what is wrong. A URL that fails keeps the content it had. It asks DNS which hosts stand behind the blocks
+once what is wrong. It asks DNS which hosts stand behind the blocks
 with roll-up, again after a minute where DNS could not say; a block without an answer holds for its own name.
 """
 
@@ -17,11 +17,11 @@ from typing import TypeAlias
 import trio
 
 from policy.shaping import Shaper, ShapingError
-from policy.shaping.read import read
 
 from .automation import Automation
-from .remote import Fetches, FetchFailed, open_client
+from .remote import Fetches, open_client
 from .state import State
+from .urls import START, Urls
 
 __all__ = ["HostsOf", "ShapingService", "Unresolved", "open_shaping"]
 
@@ -29,14 +29,10 @@ logger = logging.getLogger("posthorn.shaping")
 
 LOOK = 1.0
 """Seconds between two looks at the files."""
-FETCH = 60.0
-"""Seconds between two looks at the URLs."""
 ASK_AGAIN = 60.0
 """Seconds after which DNS is asked again where it could not say."""
 ASK_ALL = 300.0
 """Seconds after which DNS is asked again about every block; answers that live longer come from its cache."""
-START = 5.0
-"""Seconds that a start waits for URLs, and again for DNS."""
 _ASKERS = 32
 """Questions to DNS at once."""
 _TOLD = 10
@@ -64,34 +60,24 @@ class _Watcher:
         self,
         shaper: Shaper,
         hosts_of: HostsOf,
-        client: Fetches | None,
+        urls: Urls,
         automation: Automation,
-        state: State | None,
     ) -> None:
         self._automation = automation
-        self._state = state
         self.changed: Callable[[], None] = lambda: None
         self._shaper = shaper
         self._hosts_of = hosts_of
-        self._client = client
+        self._urls = urls
         self._paths = [file.path for file in shaper.files if file.path is not None]
-        self._urls = {file.name: file.url for file in shaper.files if file.url}
         self._seen: Signature = ()
-        self._remote: dict[str, bytes] = {}
-        self._fetched = False
-        self._failing: dict[str, str] = {}
         self._sites: dict[str, frozenset[str]] = {}
         self._unresolved: dict[str, str] = {}
         self._ask = trio.Event()
         self._reading = trio.Lock()
 
     async def start(self) -> None:
-        """The first look, with a limit to how long it may take."""
+        """The first look, with a limit to how long DNS may take."""
         self._seen = await trio.to_thread.run_sync(self._signature)
-        if self._urls:
-            with trio.move_on_after(START):
-                await self.fetch()
-            await self._remember()
         await self.read(starting=True)
         with trio.move_on_after(START) as scope:
             await self.resolve(list(self._shaper.table.rollups))
@@ -102,19 +88,6 @@ class _Watcher:
                 START,
             )
         self._say()
-
-    async def _remember(self) -> None:
-        """What URLs that cannot be had said before the restart."""
-        if self._state is None:
-            return
-        for name in self._urls:
-            if name in self._remote:
-                continue
-            content = await trio.to_thread.run_sync(self._state.remote, name)
-            if content is None or (await trio.to_thread.run_sync(read, name, content)).problems:
-                continue
-            self._remote[name] = content
-            logger.warning("%s: what it said last, before the restart, is in use", name)
 
     def _say(self) -> None:
         blocks, files = self._shaper.table.blocks, self._shaper.files
@@ -150,7 +123,7 @@ class _Watcher:
         """Read what changed, and put the whole in force if nothing in it is wrong."""
         shaper = self._shaper
         async with self._reading:
-            remote = dict(self._remote)
+            remote = self._urls.of(shaper)
             try:
                 table = await trio.to_thread.run_sync(shaper.build, remote, abandon_on_cancel=True)
             except ShapingError as error:
@@ -163,7 +136,7 @@ class _Watcher:
                 shaper.unread = {url: why if url in remote else was for url, was in shaper.unread.items()}
                 return
             except Exception:
-                # The barrier, as in `_fetch`.
+                # A barrier: whatever a file says must not end the relay.
                 logger.exception("a change cannot be read, and what was in force before stays")
                 return
             had = shaper.unread
@@ -177,63 +150,6 @@ class _Watcher:
             self._say()
             self._ask.set()
             self.changed()
-
-    # -- URLs ------------------------------------------------------------------------------------
-
-    async def watch_urls(self) -> None:
-        """Fetch again every minute."""
-        while self._urls:
-            await trio.sleep(FETCH if not self._shaper.unread else LOOK * 5)
-            if await self.fetch():
-                await self.read()
-
-    async def fetch(self) -> bool:
-        """Fetch all URLs; whether any content is new. One that fails keeps what it had."""
-        before = dict(self._remote)
-        async with trio.open_nursery() as nursery:
-            for name in self._urls:
-                nursery.start_soon(self._fetch, name)
-        return self._remote != before
-
-    async def _fetch(self, name: str) -> None:
-        assert self._client is not None
-        url = self._urls[name]
-        try:
-            content = await self._client.fetch(url)
-            if content is not None:
-                document = await trio.to_thread.run_sync(read, name, content)
-                if document.problems:
-                    self._client.forget(url)
-                    raise FetchFailed(f"what it says is refused: {document.problems[0]}")
-        except trio.Cancelled:
-            # It may be here and on its way to a thread: without this it would never be sent again.
-            self._client.forget(url)
-            raise
-        except Exception as failed:
-            why = str(failed)
-            if not isinstance(failed, FetchFailed):
-                # A barrier: whatever a URL says must not end the relay.
-                logger.exception("%s", name)
-                self._client.forget(url)
-                why = f"internal error ({type(failed).__name__}), see the diagnostics"
-            if self._failing.get(name) != why:
-                self._failing[name] = why
-                if name in self._remote:
-                    text = "what it said last stays in use"
-                elif self._shaper.require_remote:
-                    text = "mail waits until it was read once"
-                else:
-                    text = "it is taken for empty"
-                logger.warning("%s cannot be used: %s; %s", name, why, text)
-            if name in self._shaper.unread:
-                self._shaper.unread = {**self._shaper.unread, name: why}
-            return
-        if self._failing.pop(name, None) is not None:
-            logger.info("%s can be used again", name)
-        if content is not None:
-            self._remote[name] = content
-            if self._state is not None:
-                await trio.to_thread.run_sync(self._state.keep_remote, name, content)
 
     # -- DNS -------------------------------------------------------------------------------------
 
@@ -332,18 +248,20 @@ async def open_shaping(
         if client is None and any(file.url for shaper in shapers for file in shaper.files):
             client = await stack.enter_async_context(open_client())
         automation = Automation(shapers, state)
-        watchers = [_Watcher(shaper, hosts_of, client, automation, state) for shaper in shapers]
+        urls = Urls(shapers, client, state)
+        watchers = {shaper: _Watcher(shaper, hosts_of, urls, automation) for shaper in shapers}
         nursery = await stack.enter_async_context(trio.open_nursery())
+        await urls.start()
         async with trio.open_nursery() as first:
-            for watcher in watchers:
+            for watcher in watchers.values():
                 first.start_soon(watcher.start)
         await automation.start()
         if shapers:
             nursery.start_soon(automation.run)
-        for watcher in watchers:
+        nursery.start_soon(urls.watch, lambda shaper: watchers[shaper].read())
+        for watcher in watchers.values():
             if watch:
                 nursery.start_soon(watcher.watch_files)
-            nursery.start_soon(watcher.watch_urls)
             nursery.start_soon(watcher.watch_dns)
-        yield ShapingService(watchers, automation)
+        yield ShapingService(tuple(watchers.values()), automation)
         nursery.cancel_scope.cancel()

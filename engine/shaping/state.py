@@ -46,14 +46,14 @@ class State:
         """Write them down."""
         self._files.write("orders", msgspec.json.encode(orders))
 
-    def remote(self, name: str) -> bytes | None:
-        """What the URL of that name said last; None when nothing is known."""
-        return self._files.read(_remote(name))
+    def remote(self, url: str) -> bytes | None:
+        """What a URL said last; None when nothing is known."""
+        return self._files.read(_remote(url))
 
-    def keep_remote(self, name: str, content: bytes) -> None:
+    def keep_remote(self, url: str, content: bytes) -> None:
         """Write it down. It may hold passwords; nobody else may read it."""
-        self._files.write(_remote(name), content)
+        self._files.write(_remote(url), content)
 
 
-def _remote(name: str) -> str:
-    return f"remote-{blake2b(name.encode(), digest_size=12).hexdigest()}"
+def _remote(url: str) -> str:
+    return f"remote-{blake2b(url.encode(), digest_size=12).hexdigest()}"

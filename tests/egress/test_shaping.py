@@ -19,7 +19,7 @@ import trio
 import policy
 from engine.app import _tuned_collector, hosts_of
 from engine.egress.resolve import Resolver
-from engine.shaping import ShapingService, State, open_shaping, remote, service
+from engine.shaping import ShapingService, State, open_shaping, remote, service, urls
 from policy.shaping import Shaper
 from tests.support.certificates import Authority
 from tests.support.fakedns import SERVFAIL, StaticDns, Zones
@@ -28,8 +28,10 @@ from tests.support.peer import open_peer
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOOK", "FETCH", "ASK_AGAIN"):
+    for name in ("LOOK", "ASK_AGAIN"):
         monkeypatch.setattr(service, name, 0.05)
+    for name in ("FETCH", "SOON"):
+        monkeypatch.setattr(urls, name, 0.05)
 
 
 @asynccontextmanager
@@ -339,6 +341,29 @@ async def test_what_a_url_said_last_survives_a_restart(
             assert max_ready(shaper) == 5
 
 
+async def test_two_lists_with_one_url_have_one_owner(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked and written down once. Were each to ask for itself, the second would hear from a server
+    with tags that nothing is new, and never learn what there is."""
+    state = State(tmp_path / "spool")
+    with web() as here:
+        here.content, here.tag = BLOCK.format(1).encode(), '"one"'
+        both = [policy.shaping.load([here.url]), policy.shaping.load([here.url])]
+        async with open_shaping(both, hosts_of(Resolver(StaticDns({}))), state) as running:
+            assert [max_ready(one) for one in both] == [1, 1]
+            assert here.asked == [None]
+            told: list[None] = []
+            running.tell(lambda: told.append(None))
+            here.content, here.tag = BLOCK.format(2).encode(), '"two"'
+            await until(lambda: [max_ready(one) for one in both] == [2, 2])
+            await until(lambda: len(told) == 2)
+            here.status = 503
+            await until(lambda: "stays in use" in caplog.text)
+        assert len(list((tmp_path / "spool.shaping").iterdir())) == 1
+    assert caplog.text.count("cannot be") == 1
+
+
 class Tagged:
     """As `Client`: what was given out is not sent again unless it is forgotten. `late`: seconds that the
     first fetch takes, whoever gives up meanwhile."""
@@ -361,10 +386,27 @@ class Tagged:
         self.sent = False
 
 
+async def test_lists_with_the_same_place_and_another_query_do_not_mix(tmp_path: Path) -> None:
+    resolver, state = Resolver(StaticDns({})), State(tmp_path / "spool")
+
+    class Queries(Tagged):
+        async def fetch(self, url: str) -> bytes | None:
+            if self.sent:
+                raise remote.FetchFailed("gone")
+            return BLOCK.format(url[-1]).encode()
+
+    client = Queries(b"")
+    for _ in range(2):
+        both = [policy.shaping.load([f"https://x.example/a.toml?list={number}"]) for number in (1, 2)]
+        async with open_shaping(both, hosts_of(resolver), state, client=client):
+            assert [max_ready(one) for one in both] == [1, 2]
+        client.sent = True  # then from what was written down
+
+
 async def test_content_that_came_in_the_moment_of_giving_up_is_fetched_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service, "START", 0.05)
+    monkeypatch.setattr(urls, "START", 0.05)
     shaper = policy.shaping.load(["https://x.example/a.toml"])
     client = Tagged(BLOCK.format(7).encode(), late=0.1)
     async with open_shaping([shaper], hosts_of(Resolver(StaticDns({}))), client=client):
@@ -401,9 +443,8 @@ async def test_whatever_a_url_says_ends_nothing(
             raise RuntimeError("defect")
         return read(name, content)
 
-    read = service.read
-    monkeypatch.setattr(service, "read", defect)
-    monkeypatch.setattr(service, "LOOK", 0.01)
+    read = urls.read
+    monkeypatch.setattr(urls, "read", defect)
     client = Tagged(content)
     shaper = policy.shaping.load(["https://x.example/a.toml"])
     async with open_shaping([shaper], hosts_of(Resolver(StaticDns({}))), client=client):
