@@ -21,6 +21,7 @@ def check(
     /,
     *,
     domain: Annotated[list[str] | None, Parameter(negative=())] = None,
+    tenant: Annotated[list[str] | None, Parameter(negative=())] = None,
     secrets: Annotated[bool, Parameter(negative=())] = False,
     offline: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -36,6 +37,9 @@ def check(
         The policy file (Python); without one the shipped default is checked.
     domain
         A destination to ask the hooks about, instead of example.com; may be repeated.
+    tenant
+        A tenant to ask the hooks about, instead of mail that has none; may be repeated. Its secrets are
+        looked at, those of a made-up one are not.
     secrets
         Fetch every secret that was met, and say which cannot be had. None is shown.
     offline
@@ -45,14 +49,19 @@ def check(
 
     tripwire = Tripwire()
     return guarded(
-        lambda: trio.run(_check, policy, domain, secrets, offline, tripwire),
+        lambda: trio.run(_check, policy, domain, tenant, secrets, offline, tripwire),
         command="check",
         tripwire=tripwire,
     )
 
 
 async def _check(
-    path: Path | None, domains: list[str] | None, secrets: bool, offline: bool, tripwire: Tripwire
+    path: Path | None,
+    domains: list[str] | None,
+    tenants: list[str] | None,
+    secrets: bool,
+    offline: bool,
+    tripwire: Tripwire,
 ) -> None:
     from engine.cli.inspection import SAMPLE, Inspection
     from engine.errors import HookError
@@ -68,7 +77,7 @@ async def _check(
             raise ExceptionGroup("files of the policy have mistakes", error.__cause__.problems) from None
         raise
     found = Inspection(loaded, declared)
-    await found.run(domains or [SAMPLE], offline=offline)
+    await found.run(domains or [SAMPLE], tenants or (), offline=offline)
     if secrets:
         await found.fetch_secrets(tripwire)
     if found.problems:

@@ -54,6 +54,9 @@ __all__ = ["SAMPLE", "Inspection"]
 SAMPLE = "example.com"
 """The destination the hooks are asked about when none is named."""
 
+_TENANT = "some-tenant"
+"""Stands for any tenant where none is named."""
+
 _UNRELATED = "another.example"
 """A destination that has nothing to do with any other."""
 
@@ -70,17 +73,27 @@ class Inspection:
         self._hooks = AskedHooks(loaded)
         self.keys: dict[KeyRef, str] = {}
         """Every secret that was met, and where."""
+        self._tenant: str | None = None
+        """Whose mail is looked at."""
+        self._made_up = False
+        """That is nobody's: what depends on its name may be wrong."""
         self._dane = ""
         """Where a path was met that asks for DANE."""
 
-    async def run(self, domains: Sequence[str], *, offline: bool = False) -> None:
-        """Look at everything. Waits: for async hooks; and unless `offline`, where the policy has shaping
+    async def run(
+        self, domains: Sequence[str], tenants: Sequence[str] = (), *, offline: bool = False
+    ) -> None:
+        """Look at everything. Without `tenants` at mail that has none, or where there is nothing like that,
+        at that of a made-up one. Waits: for async hooks; and unless `offline`, where the policy has shaping
         files, for their URLs and for DNS."""
         await self._start()
         for shaper in self._loaded.hooks.shapers:
             await review(shaper, self, None if offline else hosts_of(self._resolver()))
         for domain in domains:
-            await self._way_out(domain)
+            for tenant in tenants or (None,):
+                self._tenant = tenant
+                await self._named(domain)
+                await self._way_out(domain)
         await self._everybodys_password(domains[0])
         if self._dane and not offline and (doubt := await self._resolver().distrust()):
             self.note(f"{self._dane}: enable_dane needs a validating name server on loopback, and {doubt}")
@@ -125,8 +138,38 @@ class Inspection:
             text = f"{error} (asked about {asked})"
             if isinstance(error.__cause__, Reject):
                 text += f"; right would be {EVENTS[event].right}"
-            self.problem(text)
+            if self._made_up:
+                self.note(f'{text}; there may be no tenant "{_TENANT}"')
+            else:
+                self.problem(text)
         raise _Failed
+
+    async def _queue(self, domain: str, tenant: str | None) -> QueueConfig:
+        """Raises: HookError."""
+        found: QueueConfig | None = await self._hooks.call("get_queue_config", domain, tenant, None, None)
+        return found if found is not None else QueueConfig()
+
+    async def _named(self, domain: str) -> None:
+        """Whether there is mail without a tenant, as far as can be seen: not where the hook puts the tenant's
+        name into its answer, which says ``None`` then, or fails for want of one alone."""
+        self._made_up = False
+        if self._tenant is not None:
+            return
+        answers: list[str] = []
+        for tenant in (None, _TENANT):
+            try:
+                answers.append(repr(await self._queue(domain, tenant)))
+            except HookError as error:
+                answers.append(f"!{error}")
+        none, named = answers
+        if none == named or named.startswith("!"):
+            return
+        if none.startswith("!") or none == named.replace(_TENANT, "None"):
+            self._tenant, self._made_up = _TENANT, True
+            self.note(
+                f"{self._where('get_queue_config')}: the answer needs a tenant, so mail of a made-up one was "
+                f'looked at ("{_TENANT}"), its secrets not; --tenant NAME looks at one that there is'
+            )
 
     # -- what init declared ----------------------------------------------------------------------
 
@@ -221,6 +264,8 @@ class Inspection:
 
         `must`: a file that is not there is a mistake, not a remark.
         """
+        if self._made_up:
+            return False  # whose it is shows in its name, perhaps
         self.keys.setdefault(key, where)
         if isinstance(key, CallbackKey):
             return self._callback(where, key.event_name)
@@ -289,10 +334,11 @@ class Inspection:
     async def _way_out(self, domain: str) -> None:
         """Queue, pool, sources and paths of one destination."""
         try:
-            config: QueueConfig | None = await self._ask("get_queue_config", domain, None, None, None)
+            config: QueueConfig | None = await self._ask("get_queue_config", domain, self._tenant, None, None)
             config = config if config is not None else QueueConfig()
             hosts = ", ".join(entry.label for entry in config.protocol.mx_list)
-            self.facts.append(("route", f"{domain}: {'smart hosts ' + hosts if hosts else 'by MX'}"))
+            whose = f", tenant {self._tenant}" if self._tenant is not None else ""
+            self.facts.append(("route", f"{domain}{whose}: {'smart hosts ' + hosts if hosts else 'by MX'}"))
             for source in await self._sources(config):
                 await self._path(domain, source, config)
         except _Failed:
@@ -321,6 +367,13 @@ class Inspection:
             address = source.source_address or "the address that the kernel chooses"
             self.facts.append(("source", f"{name}: from {address}"))
         return names
+
+    async def _source(self, config: QueueConfig) -> str:
+        """The first that mail leaves from. Raises: HookError."""
+        if config.egress_pool == UNSPECIFIED:
+            return UNSPECIFIED
+        pool: EgressPool | None = await self._hooks.call("get_egress_pool", config.egress_pool)
+        return next((one.name for one in pool.entries if one.weight > 0) if pool else iter(()), UNSPECIFIED)
 
     def _missing(self, event: str, what: str, needed: str, argument: str) -> None:
         self.problem(
@@ -363,7 +416,7 @@ class Inspection:
             auth = f"AUTH {' or '.join(login.mechanisms)}"
         elif login is not None and login.reference is not None:
             what = "password" if login.password is not None else "token"
-            good = usable[option] or isinstance(login.reference, FileKey)
+            good = usable[option] or self._made_up or isinstance(login.reference, FileKey)
             auth = f"AUTH as {login.username!r}, {what} from {login.reference.name if good else 'nowhere'}"
         self.facts.append(("path", f"{domain} from {source}: enable_tls={path.enable_tls}, {auth}"))
 
@@ -386,10 +439,9 @@ class Inspection:
         lists: list[object] = []
         for one in (domain, _UNRELATED):
             try:
-                config: QueueConfig | None = await self._hooks.call("get_queue_config", one, None, None, None)
-                config = config if config is not None else QueueConfig()
+                config = await self._queue(one, self._tenant)
                 path: EgressPath | None = await self._hooks.call(
-                    "get_egress_path_config", one, UNSPECIFIED, self._site(one, config)
+                    "get_egress_path_config", one, await self._source(config), self._site(one, config)
                 )
             except (HookError, _Failed):
                 return

@@ -78,9 +78,17 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 def said(write: Write, capsys: pytest.CaptureFixture[str]) -> Said:
     """What check says of a policy with mistakes, or of one without."""
 
-    def said(text: str, options: str = "{}", *, good: bool = False, domain: list[str] | None = None) -> str:
+    def said(
+        text: str,
+        options: str = "{}",
+        *,
+        good: bool = False,
+        domain: list[str] | None = None,
+        tenant: list[str] | None = None,
+        secrets: bool = False,
+    ) -> str:
         path = write(text, options)
-        status = check(path, domain=domain)
+        status = check(path, domain=domain, tenant=tenant, secrets=secrets)
         out, err = capsys.readouterr()
         assert status == (0 if good else 2), out + err
         assert (err if good else out) == ""
@@ -319,6 +327,63 @@ def test_a_client_certificate_is_looked_at(said: Said, tmp_path: Path) -> None:
     Path("k.pem").write_bytes(other_key)
     text = said(policy)
     assert "in path(): tls_certificate (file:" in text and "do not belong together" in text
+
+
+CANARY = "c4n4ry=Check+1"
+PER_TENANT = """
+@policy.on("get_queue_config")
+def queue(domain, tenant):
+    protocol = {"smtp": {"mx_list": ["a.example"]}}
+    return policy.make_queue_config(egress_pool=f"tenant-{tenant}", protocol=protocol)
+
+@policy.on("get_egress_pool")
+def pool(name):
+    return policy.make_egress_pool(name=name, entries=[{"name": name}])
+
+@policy.on("get_egress_source")
+def source(name):
+    return policy.make_egress_source(name=name)
+
+@policy.on("get_egress_path_config")
+def path(domain, source, site):
+    name = source.removeprefix("tenant-")
+    return policy.make_egress_path(
+        enable_tls="Required", smtp_auth={"username": name, "password": f"{DIRECTORY}/{name}"}
+    )
+"""
+
+
+@pytest.mark.plants("acme")
+def test_the_login_of_a_tenant_that_is_none_is_not_asked_for(said: Said, tmp_path: Path) -> None:
+    """Of docs/auth.md: each tenant has a login, and mail without a tenant does not exist."""
+    text = INIT + PER_TENANT.replace("{DIRECTORY}", str(tmp_path))
+    found = said(text, good=True, secrets=True)
+    assert "None" not in found and "there is no file" not in found
+    assert 'a made-up one was looked at ("some-tenant"), its secrets not; --tenant NAME' in found
+    assert "enable_tls=Required, AUTH as 'some-tenant'" in found
+    # One that is named is looked at, whatever it is called.
+    (tmp_path / "acme").write_text(CANARY)
+    (tmp_path / "acme").chmod(0o600)
+    found = said(text, good=True, tenant=["acme"], secrets=True)
+    assert "made-up" not in found and f"secret     file:{tmp_path}/acme: version" in found
+    assert f"there is no file {tmp_path}/None now" in said(text, good=True, tenant=["None", "acme"])
+
+
+def test_a_hook_that_fails_without_a_tenant_and_one_that_fails(said: Said) -> None:
+    known = PER_TENANT.replace("{DIRECTORY}", "/none")
+    lower = known.replace("{tenant}", "{tenant.lower()}")
+    assert "the answer needs a tenant" in said(INIT + lower, good=True)
+    assert "get_queue_config raised NameError" in said(INIT + known.replace("{tenant}", "{tenent}"))
+    unknown = known.replace("name=name)", 'name={"tenant-acme": name}[name])')
+    found = said(INIT + unknown, good=True)
+    assert "get_egress_source raised KeyError" in found and 'there may be no tenant "some-tenant"' in found
+    assert "there may be no" not in said(INIT + unknown, good=True, tenant=["acme"])
+
+
+def test_mail_without_a_tenant_that_has_a_way_is_looked_at(said: Said) -> None:
+    text = PER_TENANT.replace('egress_pool=f"tenant-{tenant}"', "egress_pool=f\"tenant-{tenant or 'all'}\"")
+    found = said(INIT + text.replace("{DIRECTORY}", "/none"), good=True)
+    assert "AUTH as 'all'" in found and "there is no file /none/all now" in found
 
 
 def test_all_mistakes_of_bounce_files_named_in_init(said: Said, tmp_path: Path) -> None:
