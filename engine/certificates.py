@@ -1,4 +1,5 @@
-"""A certificate of our own: chain and key from PEM into a TLS context, or a reason for people."""
+"""Certificates: a peer's as it stands, and our own, chain and key from PEM into a TLS context, or a reason
+for people."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from cryptography import x509
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["in_date", "leaf_of", "load_pair"]
+__all__ = ["in_date", "key_info", "leaf_of", "load_pair", "read"]
 
 _ENCRYPTED = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: 4,ENCRYPTED", re.MULTILINE)
 
@@ -23,6 +24,37 @@ def leaf_of(certificate: bytes) -> x509.Certificate:
         return x509.load_pem_x509_certificates(certificate)[0]
     except (ValueError, IndexError):
         raise ValueError("the certificate is no PEM certificate") from None
+
+
+def read(der: bytes) -> x509.Certificate:
+    """A certificate as a peer or a zone shows it. Raises: ValueError, whatever is wrong with it."""
+    try:
+        return x509.load_der_x509_certificate(der)
+    except x509.InvalidVersion as error:  # the one that is no ValueError
+        raise ValueError(str(error)) from None
+
+
+def key_info(certificate: x509.Certificate) -> bytes:
+    """The SubjectPublicKeyInfo as it stands in the certificate. The library would encode the key anew, which
+    for RSASSA-PSS gives other octets (RFC 5280 4.1: version, serial number, signature, issuer, validity,
+    subject, and then this)."""
+    der = certificate.tbs_certificate_bytes
+    at, _ = _contents(der, 0)
+    if der[at] == 0xA0:  # a version is there, as in every certificate but one of version 1
+        at = _contents(der, at)[1]
+    for _ in range(5):
+        at = _contents(der, at)[1]
+    return der[at : _contents(der, at)[1]]
+
+
+def _contents(der: bytes, at: int) -> tuple[int, int]:
+    """Where the contents of the DER element at `at` begin and end."""
+    length = der[at + 1]
+    begin = at + 2
+    if length & 0x80:
+        begin += length & 0x7F
+        length = int.from_bytes(der[at + 2 : begin])
+    return begin, begin + length
 
 
 def in_date(leaf: x509.Certificate, now: datetime) -> None:

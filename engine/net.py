@@ -24,11 +24,10 @@ from typing import Any, Protocol
 
 import msgspec
 import trio
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
+from .certificates import key_info, read
 from .errors import ConnectError, ConnectionLost, TlsError
 from .smtp import Binding
 
@@ -425,7 +424,7 @@ def end_point_binding(certificate: bytes) -> Binding | None:
     """The channel binding tls-server-end-point of a server's certificate (DER; RFC 5929 4.1): its hash, by
     the hash of its signature but SHA-256 for MD5 and SHA-1. None where the RFC defines none (Ed25519)."""
     try:
-        algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
+        algorithm = read(certificate).signature_hash_algorithm
     except (ValueError, UnsupportedAlgorithm):
         return None
     if algorithm is None:
@@ -438,11 +437,10 @@ def key_pin(certificate: bytes) -> str | None:
     """``sha256//`` and base64 of the hash of a certificate's (DER) SubjectPublicKeyInfo; None if it cannot be
     read."""
     try:
-        key = x509.load_der_x509_certificate(certificate).public_key()
-        encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, UnsupportedAlgorithm):
+        key = key_info(read(certificate))
+    except ValueError:
         return None
-    return "sha256//" + base64.b64encode(hashlib.sha256(encoded).digest()).decode("ascii")
+    return "sha256//" + base64.b64encode(hashlib.sha256(key).digest()).decode("ascii")
 
 
 class Connect(Protocol):

@@ -27,6 +27,8 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
+from engine.certificates import key_info, read
+
 from .tlsneed import Verdict
 
 __all__ = ["DaneCheck", "Tlsa", "parse_tlsa", "usable"]
@@ -58,12 +60,14 @@ class Tlsa(msgspec.Struct, frozen=True):
 
     def matches(self, certificate: x509.Certificate) -> bool:
         """Whether this record is of that certificate (RFC 6698 2.1.2, 2.1.3); its usage is not looked at."""
-        if self.selector == _CERTIFICATE:
-            selected = certificate.public_bytes(Encoding.DER)
-        else:
-            selected = _key_of(certificate)
-        digest = _DIGESTS.get(self.matching)
-        return self.data == (selected if digest is None else digest(selected).digest())
+        return self.data == _presented(certificate, self.selector, self.matching)
+
+
+def _presented(certificate: x509.Certificate, selector: int, matching: int) -> bytes:
+    """What a record of this kind would have to say of the certificate."""
+    selected = certificate.public_bytes(Encoding.DER) if selector == _CERTIFICATE else key_info(certificate)
+    digest = _DIGESTS.get(matching)
+    return selected if digest is None else digest(selected).digest()
 
 
 def parse_tlsa(text: str) -> Tlsa:
@@ -111,7 +115,7 @@ def _is_usable(record: Tlsa) -> bool:
         return False
     try:
         if record.selector == _CERTIFICATE:
-            x509.load_der_x509_certificate(record.data)
+            read(record.data)
         else:
             load_der_public_key(record.data)
     except _UNREADABLE:
@@ -133,7 +137,7 @@ class DaneCheck(msgspec.Struct, frozen=True):
         """See `PeerCheck`."""
         base = self.names[0]
         try:
-            certificates = [x509.load_der_x509_certificate(der) for der in chain[:_CHAIN_LIMIT]]
+            certificates = [read(der) for der in chain[:_CHAIN_LIMIT]]
             if not certificates:
                 return Verdict(False, f"DANE: the peer showed no certificate ({base})")
             return self._judged(certificates)
@@ -143,24 +147,26 @@ class DaneCheck(msgspec.Struct, frozen=True):
     def _judged(self, certificates: list[x509.Certificate]) -> Verdict:
         leaf, *others = certificates
         base = self.names[0]
-        why = ""
+        kinds = {(record.selector, record.matching) for record in self.records}
+        own = {(*kind, _presented(leaf, *kind)) for kind in kinds}
         for record in self.records:
-            if record.usage == DANE_EE:
-                if record.matches(leaf):
-                    return Verdict(True, f"DANE: TLSA {record} of {base} matches the peer")
-                continue
-            for anchor in _anchors(record, others):
-                for name in self.names:
-                    problem = _problem(leaf, others, anchor, name)
-                    if not problem:
-                        return Verdict(
-                            True,
-                            f"DANE: TLSA {record} of {base} matches an issuer; chain verified for {name}",
-                        )
-                    why = why or f"TLSA {record} of {base} matches an issuer, but for {name}: {problem}"
-        if why:
-            return Verdict(False, f"DANE: {why}")
-        key = hashlib.sha256(_key_of(leaf)).hexdigest()
+            if record.usage == DANE_EE and (record.selector, record.matching, record.data) in own:
+                return Verdict(True, f"DANE: TLSA {record} of {base} matches the peer")
+        anchors = self._anchors(others)
+        if anchors:
+            name = _first_name(leaf, self.names)
+            found = _chain(leaf, others, list(anchors), name)
+            if isinstance(found, str):
+                record = next(iter(anchors.values()))
+                return Verdict(
+                    False, f"DANE: TLSA {record} of {base} matches an issuer, but for {name}: {found}"
+                )
+            return Verdict(
+                True,
+                f"DANE: TLSA {anchors[found[-1]]} of {base} matches an issuer; chain verified for {name}",
+                min(one.not_valid_after_utc.timestamp() for one in found),
+            )
+        key = hashlib.sha256(key_info(leaf)).hexdigest()
         listed = ", ".join(str(record) for record in self.records[:4])
         more = f" and {len(self.records) - 4} more" if len(self.records) > 4 else ""
         return Verdict(
@@ -168,57 +174,63 @@ class DaneCheck(msgspec.Struct, frozen=True):
             f"DANE: the peer is none of the TLSA records of {base} ({listed}{more}); its key is 3 1 1 {key}",
         )
 
-
-def _key_of(certificate: x509.Certificate) -> bytes:
-    """The SubjectPublicKeyInfo as it stands in the certificate. The library would encode the key anew, which
-    for RSASSA-PSS gives other octets (RFC 5280 4.1: version, serial number, signature, issuer, validity,
-    subject, and then this)."""
-    der = certificate.tbs_certificate_bytes
-    at, _ = _contents(der, 0)
-    if der[at] == 0xA0:  # a version is there, as in every certificate but one of version 1
-        at = _contents(der, at)[1]
-    for _ in range(5):
-        at = _contents(der, at)[1]
-    return der[at : _contents(der, at)[1]]
-
-
-def _contents(der: bytes, at: int) -> tuple[int, int]:
-    """Where the contents of the DER element at `at` begin and end."""
-    length = der[at + 1]
-    begin = at + 2
-    if length & 0x80:
-        begin += length & 0x7F
-        length = int.from_bytes(der[at + 2 : begin])
-    return begin, begin + length
+    def _anchors(self, others: Sequence[x509.Certificate]) -> dict[x509.Certificate, Tlsa]:
+        """The issuers that DANE-TA records name, each with its record: among what the peer sent, or a record
+        itself if it is a whole certificate. The peer's own certificate is none (RFC 7671 5.2)."""
+        named = [record for record in self.records if record.usage == DANE_TA]
+        sent: dict[tuple[int, int, bytes], list[x509.Certificate]] = {}
+        for kind in {(record.selector, record.matching) for record in named}:
+            for one in others:
+                sent.setdefault((*kind, _presented(one, *kind)), []).append(one)
+        anchors: dict[x509.Certificate, Tlsa] = {}
+        for record in named:
+            if record.selector == _CERTIFICATE and record.matching == _FULL:
+                anchors.setdefault(read(record.data), record)
+            for issuer in sent.get((record.selector, record.matching, record.data), ()):
+                anchors.setdefault(issuer, record)
+        return anchors
 
 
-def _anchors(record: Tlsa, others: Sequence[x509.Certificate]) -> list[x509.Certificate]:
-    """The issuers a DANE-TA record names: among what the peer sent, or the record itself if it is a whole
-    certificate. The peer's own certificate is none (RFC 7671 5.2)."""
-    if record.selector == _CERTIFICATE and record.matching == _FULL:
-        return [x509.load_der_x509_certificate(record.data)]
-    return [one for one in others if record.matches(one)]
+def _first_name(leaf: x509.Certificate, names: Sequence[str]) -> str:
+    """The first of these names that the certificate has; the first of all if it has none. Whether it counts
+    is for `_chain` to say."""
+    try:
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return names[0]
+    has = {name.lower() for name in found.get_values_for_type(x509.DNSName)}
+    for name in names:
+        if name in has or f"*.{name.partition('.')[2]}" in has:
+            return name
+    return names[0]
 
 
-def _problem(
-    leaf: x509.Certificate, others: Sequence[x509.Certificate], anchor: x509.Certificate, name: str
-) -> str:
-    """Why `leaf` is no server of that name by that issuer; "" if it is."""
+def _chain(
+    leaf: x509.Certificate, others: Sequence[x509.Certificate], anchors: list[x509.Certificate], name: str
+) -> list[x509.Certificate] | str:
+    """The certificates from `leaf`, a server of that name, to one of the anchors; or why there are none.
+
+    A peer can send certificates that lead to each other in thousands of ways, all of which would be looked at
+    while everything else stands still: of each name one issuer counts, and none that issued itself.
+    """
     try:
         subject = x509.DNSName(name)
     except ValueError:
         return "no name that a certificate can have"
+    between: dict[x509.Name, x509.Certificate] = {}
+    for one in others:
+        if one.subject != one.issuer and one not in anchors:
+            between.setdefault(one.subject, one)
     verifier = (
         PolicyBuilder()
-        .store(Store([anchor]))
+        .store(Store(anchors))
         .extension_policies(ca_policy=_ISSUER, ee_policy=_SERVER)
         .build_server_verifier(subject)
     )
     try:
-        verifier.verify(leaf, list(others))
+        return verifier.verify(leaf, list(between.values()))
     except VerificationError as error:
         return str(error).removeprefix("validation failed: ").partition(" (encountered")[0]
-    return ""
 
 
 def _may_sign(policy: Policy, certificate: x509.Certificate, extension: x509.KeyUsage | None) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import trio
-from cryptography import x509
 
+from engine.certificates import read
 from engine.errors import NetworkError, PeerTimeout, RemoteProtocolError, TlsError, TlsRequired
 from engine.smtp import StartTlsReply
 
@@ -199,7 +199,8 @@ def _checked(stream: Stream, need: TlsNeed, facts: TlsFacts, stage: str) -> TlsF
         if not verdict.ok:
             raise TlsError(verdict.why, stage=stage)
         why = f"{facts.why}; {verdict.why}" if need.verify else verdict.why
-        return msgspec.structs.replace(facts, verified=True, why=why)
+        expires = min(facts.expires, verdict.expires)
+        return msgspec.structs.replace(facts, verified=True, why=why, expires=expires)
     if not need.verify:
         why = f"enable_tls is {need.mode}: the certificate is not checked"
         if facts.pin is not None:
@@ -210,7 +211,7 @@ def _checked(stream: Stream, need: TlsNeed, facts: TlsFacts, stage: str) -> TlsF
 
 def _first_end(chain: Sequence[bytes]) -> float:
     """When the first of these certificates (DER) ends, as `time.time`."""
-    ends = [x509.load_der_x509_certificate(one).not_valid_after_utc.timestamp() for one in chain]
+    ends = [read(one).not_valid_after_utc.timestamp() for one in chain]
     return min(ends)
 
 

@@ -22,10 +22,12 @@ __all__ = ["PeerCheck", "TlsNeed", "Verdict"]
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a `PeerCheck` says of a peer. `why`: one phrase for records and errors, in both cases."""
+    """What a `PeerCheck` says of a peer. `why`: one phrase for records and errors, in both cases. `expires`:
+    when the first certificate ends that it goes by, as `time.time`."""
 
     ok: bool
     why: str
+    expires: float = float("inf")
 
 
 class PeerCheck(Protocol):

@@ -6,16 +6,22 @@ import contextlib
 import hashlib
 import ssl
 import subprocess
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.egress.dane import DaneCheck, Tlsa, _key_of, parse_tlsa, usable
+from engine.certificates import key_info
+from engine.egress.dane import DaneCheck, Tlsa, parse_tlsa, usable
+from engine.net import key_pin
 from tests.support.pki import CLIENT_AUTH, Pki, rsa_key
 from tests.support.programs import need
 from tests.support.tlsa import authority, chain_of, tlsa
@@ -105,7 +111,7 @@ def test_digits_may_be_split() -> None:
 )
 def test_the_key_is_taken_as_it_stands(key: Any) -> None:
     leaf = chain_of(Pki().server(BASE, key=key))[0]
-    assert _key_of(leaf) == key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert key_info(leaf) == key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def test_the_key_of_an_rsassa_pss_certificate(tmp_path: Any) -> None:
@@ -119,7 +125,7 @@ def test_the_key_of_an_rsassa_pss_certificate(tmp_path: Any) -> None:
         capture_output=True,
     )
     subprocess.run([openssl, "pkey", "-in", key, "-pubout", "-outform", "DER", "-out", spki], check=True)
-    assert _key_of(x509.load_pem_x509_certificate(pem.read_bytes())) == spki.read_bytes()
+    assert key_info(x509.load_pem_x509_certificate(pem.read_bytes())) == spki.read_bytes()
 
 
 # DANE-EE: nothing else matters
@@ -152,7 +158,7 @@ def test_ee_is_the_peers_own_certificate() -> None:
     issuer = x509.load_der_x509_certificate(chain[1])
     verdict = check(tlsa(issuer, 3, 1, 1))(chain)
     assert not verdict.ok
-    key = hashlib.sha256(_key_of(x509.load_der_x509_certificate(chain[0]))).hexdigest()
+    key = hashlib.sha256(key_info(x509.load_der_x509_certificate(chain[0]))).hexdigest()
     assert verdict.why.endswith(f"its key is 3 1 1 {key}") and f"records of {BASE}" in verdict.why
 
 
@@ -264,6 +270,93 @@ def test_a_long_chain_is_cut() -> None:
     leaf, *rest = der(middle.server(BASE))
     noise = der(Pki().server(BASE))
     assert not check(tlsa(authority(middle), 2, 1, 1))([leaf, *noise * 20, *rest]).ok
+
+
+def test_the_certificates_in_the_way_to_an_issuer_say_until_when() -> None:
+    """A session that resumes this one shows no certificate, so it must know."""
+    middle = Pki(issuer=Pki())
+    chain = der(middle.server(BASE, days=(-1, 2)))
+    end = x509.load_der_x509_certificate(chain[0]).not_valid_after_utc.timestamp()
+    assert check(tlsa(authority(middle), 2, 1, 1))(chain).expires == end
+    assert check(tlsa(x509.load_der_x509_certificate(chain[0]), 3, 1, 1))(chain).expires == float("inf")
+
+
+# What a stranger may send
+
+
+@pytest.mark.parametrize("kind", ["to itself", "to and fro", "issuers"])
+def test_certificates_that_lead_anywhere_cost_little(kind: str) -> None:
+    """Everything else stands still meanwhile, and each of thousands of ways costs checks of signatures."""
+    key = ec.generate_private_key(ec.SECP521R1())
+    names = (BASE, "a.example", "b.example", DOMAIN)
+    leaf = issued("a server", "A", key, names=names)
+    first = {"to itself": "A", "to and fro": "B", "issuers": "A"}[kind]
+    between = [issued("A", first, key) for _ in range(4)]
+    between += [issued("B", "A", key) for _ in range(4 if kind == "to and fro" else 0)]
+    anchors = [issued(f"anchor {n}", f"anchor {n}", key) for n in range(15 - len(between))]
+    records = [tlsa(one, 2, 0, 1) for one in anchors]
+    chain = [one.public_bytes(Encoding.DER) for one in (leaf, *between, *anchors)]
+    begun = time.process_time()
+    assert not check(*records, names=names)(chain).ok
+    assert time.process_time() - begun < 0.5, "it was 15 s"
+
+
+def test_a_key_that_is_named_is_that_of_all_its_certificates() -> None:
+    key, other = ec.generate_private_key(ec.SECP256R1()), Pki()
+    leaf = issued("a server", "A", key, names=(BASE,))
+    elsewhere, itself = issued("B", "An authority", other.key, public=key), issued("A", "A", key)
+    chain = [one.public_bytes(Encoding.DER) for one in (leaf, elsewhere, itself)]
+    assert check(tlsa(itself, 2, 1, 1))(chain).ok
+
+
+def test_of_several_certificates_of_one_issuer_the_first_counts() -> None:
+    """A root that is sent in its own form besides the one that another authority issued is no hindrance."""
+    key, named = ec.generate_private_key(ec.SECP256R1()), Pki()
+    leaf = issued("a server", "A", key, names=(BASE,))
+    itself, crossed = issued("A", "A", key), issued("A", "An authority", named.key, public=key)
+    chain = [one.public_bytes(Encoding.DER) for one in (leaf, itself, crossed, authority(named))]
+    assert check(tlsa(authority(named), 2, 0, 1))(chain).ok
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("a003020102", "a003020104", id="version"),
+        pytest.param("0603551d25", "0603551d11", id="doubled extension"),
+        pytest.param("820f6d782e", "830f6d782e", id="strange kind of name"),
+    ],
+)
+def test_a_malformed_certificate_is_a_refusal(old: str, new: str) -> None:
+    """None of these is a ValueError for the library."""
+    middle = Pki(issuer=Pki())
+    leaf, *rest = der(middle.server(BASE))
+    bad = leaf.replace(bytes.fromhex(old), bytes.fromhex(new), 1)
+    assert bad != leaf
+    named = check(tlsa(authority(middle), 2, 1, 1))
+    assert named([leaf, *rest]).ok and not named([bad, *rest]).ok
+    assert not check("3 1 1 " + "ab" * 32)([bad]).ok
+    if new.startswith("a0"):
+        assert usable([f"2 0 0 {bad.hex()}"]) == () and key_pin(bad) is None
+
+
+def issued(
+    subject: str, issuer: str, key: Any, *, names: tuple[str, ...] = (), public: Any = None
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .public_key((public or key).public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=7))
+        .add_extension(x509.BasicConstraints(ca=not names, path_length=None), critical=True)
+    )
+    if names:
+        dns = [x509.DNSName(name) for name in names]
+        builder = builder.add_extension(x509.SubjectAlternativeName(dns), critical=False)
+    return builder.sign(key, hashes.SHA256())
 
 
 def der(context: ssl.SSLContext) -> list[bytes]:
