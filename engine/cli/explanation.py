@@ -263,6 +263,8 @@ async def _mta_sts(name: QueueName, ready: ReadyQueue, policies: Policies | None
         text += f", mx {' '.join(policy.mx)}"
     if site.sts is not None and site.sts.unnamed:
         text += f"; it does not name {' '.join(site.sts.unnamed)}"
+        if policy.mode == "enforce" and site.hosts:
+            text += ", used only if a TLSA record matches"
     return text + ("; nothing can be sent" if not site.hosts else "")
 
 

@@ -87,6 +87,8 @@ class _Asked(msgspec.Struct, frozen=True):
     route: bool
     pace: Callable[[], float] | None
     ask_dane: Callable[[Candidate], Awaitable[Dane]] | None
+    strange: tuple[str, ...] = ()
+    """Hosts that a policy in force does not name."""
     dane: Dane | None = None
 
     @property
@@ -149,8 +151,10 @@ class Dialer:
         if path.tls_ca is not None:
             ca_pem = (await self._keys.fetch(path.tls_ca)).secret.reveal()
         need = TlsNeed.of(path)
+        strange: tuple[str, ...] = ()
         if sts is not None and sts.mode == "enforce":
             need = need.tightened(DEMAND, verify=True)
+            strange = sts.unnamed
         asked = _Asked(
             path,
             need,
@@ -163,6 +167,7 @@ class Dialer:
             route,
             pace,
             dane,
+            strange,
         )
         if identity is not None and identity.trial:
             connection = await self._try_out(identity, candidates, asked)
@@ -357,11 +362,21 @@ async def _part(connection: Connection) -> None:
 
 
 async def _tightened(asked: _Asked, candidate: Candidate) -> _Asked:
-    """What is asked of this candidate, beyond what is asked of all. Raises: ResolveError, DaneImpossible."""
-    if asked.ask_dane is None:
+    """What is asked of this candidate, beyond what is asked of all.
+
+    Raises: ResolveError, DaneImpossible; NetworkError for a host that mail may not go to.
+    """
+    found: Dane | None = None
+    if asked.ask_dane is not None:
+        found = await asked.ask_dane(candidate)
+        logger.debug("DANE for %s:%d: %s: %s", candidate.host, candidate.port, found.result, found.why)
+    if candidate.host in asked.strange and (found is None or found.check is None):
+        why = f" ({found.why})" if found is not None else ""
+        raise NetworkError(
+            f"the domain's MTA-STS policy does not name it, and no TLSA record says who it is{why}"
+        )
+    if found is None:
         return asked
-    found = await asked.ask_dane(candidate)
-    logger.debug("DANE for %s:%d: %s: %s", candidate.host, candidate.port, found.result, found.why)
     return msgspec.structs.replace(asked, need=found.tightened(asked.need), dane=found)
 
 

@@ -2,7 +2,8 @@
 
 A policy only ever takes hosts away and adds demands (reliability P4):
 
-``enforce``  hosts that it does not name are not used; the others must show a certificate that verifies
+``enforce``  hosts that it does not name are not used; the others must show a certificate that verifies.
+             What DANE authenticates needs neither (RFC 8461 section 2)
 ``testing``  mail goes as without it; what would have failed is in the record of the delivery
 ``none``     nothing
 
@@ -123,25 +124,31 @@ def parse_policy(content: bytes) -> Policy:
     return Policy(mode, tuple(dict.fromkeys(mx)), min(int(fields["max_age"]), LONGEST_AGE))
 
 
-def narrowed(site: Site, domain: str, policy: Policy) -> Site:
+def narrowed(site: Site, domain: str, policy: Policy, *, dane: bool = False) -> Site:
     """The site as `domain` may use it under its policy. Two domains share a site, and with it connections,
-    only where their policies come to the same for it.
+    only where their policies come to the same for it. `dane`: the path has it, so that a host of a signed
+    domain may do without being named.
 
     `hosts` is empty when the policy names none of them: then nothing may be sent now.
     """
     if policy.mode == "none" or site.kind != "mx":
         return site
     strange = tuple(dict.fromkeys(host.host for host in site.hosts if not policy.names(host.host)))
-    if policy.mode == "testing":
-        return with_sts(site, Sts("testing", unnamed=strange))
+    if policy.mode == "testing" or (dane and site.secure and strange):
+        return with_sts(site, Sts(policy.mode, unnamed=strange))
     hosts = [host for host in site.hosts if host.host not in strange]
     if not hosts:
         return with_sts(site, Sts("enforce", unnamed=strange, domain=domain), hosts=())
     return with_sts(make_site(hosts, route=site.route, secure=site.secure), Sts("enforce"))
 
 
-def judged(sts: Sts, host: str, *, tls: bool, verified: bool, why: str) -> str:
-    """What the policy says of a session, for records. `why`: why the peer is verified or not."""
+def judged(sts: Sts, host: str, *, dane: bool, tls: bool, verified: bool, why: str) -> str:
+    """What the policy says of a session, for records. `dane`: a TLSA record matched, and then nobody looked
+    at what the policy demands; `why`: why the peer is verified or not."""
+    if dane and tls:
+        return f"{sts.mode}: left to DANE" + (
+            f", the policy does not name {host}" if host in sts.unnamed else ""
+        )
     if host in sts.unnamed:
         return f"{sts.mode}: would fail, the policy does not name {host}"
     if tls and verified:

@@ -26,7 +26,7 @@ from policy.egress import UNSPECIFIED, EgressPath, EgressPool, EgressSource, Que
 from policy.shaping import asking
 
 from . import outcome
-from .mta_sts import narrowed
+from .mta_sts import Policy, narrowed
 from .outcome import Outcome
 from .resolve import Resolver
 from .site import NoRoute, Site, asked_for, is_localhost, mx_list_site, parse_endpoint
@@ -162,12 +162,16 @@ class RouteFinder:
             return NoRouteNow(Outcome("permanent" if site.permanent else "transient", reply), 30.0)
         lifetime = config.refresh_interval
         ready: list[ReadyQueue] = []
-        strict = await self._under_policy(site, name)
+        owner, demands = await self._demands(site, name)
+        strict = narrowed(site, owner, demands) if demands is not None else site
         shown = strict if strict.hosts else site
         for source, _ in entries:
             path, providers = await self._path(name.route, source.name, shown)
             lifetime = min(lifetime, path.refresh_interval)
-            one = self._ready_queue(source, strict if path.enable_mta_sts else site, path)
+            left = site
+            if demands is not None and path.enable_mta_sts:
+                left = narrowed(site, owner, demands, dane=path.enable_dane)
+            one = self._ready_queue(source, left, path)
             one.providers |= providers
             ready.append(one)
         weights = tuple((source.name, weight) for source, weight in entries)
@@ -230,15 +234,14 @@ class RouteFinder:
         name = queue.name
         return await self._resolver.site_for(name.route, route=name.routing_domain is not None)
 
-    async def _under_policy(self, site: Site, name: QueueName) -> Site:
-        """The site as the domain's MTA-STS policy leaves it. Only hosts found by MX have one (RFC 8461 3)."""
+    async def _demands(self, site: Site, name: QueueName) -> tuple[str, Policy | None]:
+        """Whose MTA-STS policy counts, and the policy. Only hosts found by MX have one (RFC 8461 3)."""
         if self._policies is None or site.kind != "mx":
-            return site
+            return "", None
         domain = parse_endpoint(name.route).host
         if is_localhost(domain):
-            return site
-        policy = await self._policies.of(domain, route=site.route)
-        return narrowed(site, domain, policy) if policy is not None else site
+            return "", None
+        return domain, await self._policies.of(domain, route=site.route)
 
     def _ready_queue(self, source: EgressSource, site: Site, path: EgressPath) -> ReadyQueue:
         key = _ready_key(source, site, path)

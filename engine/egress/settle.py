@@ -337,6 +337,7 @@ class Settler:
                     record.tls_sts = judged(
                         sts,
                         connection.mx_name,
+                        dane=connection.dane is not None and connection.dane.check is not None,
                         tls=tls is not None,
                         verified=tls is not None and tls.verified,
                         why=connection.tls_why,

@@ -80,7 +80,8 @@ class MxHost(msgspec.Struct, frozen=True, array_like=True):
 
 class Sts(msgspec.Struct, frozen=True):
     """What a domain's MTA-STS policy comes to for a site (RFC 8461; see `mta_sts`). `unnamed`: hosts that it
-    does not name; under ``enforce`` they are gone. `domain`: whose policy leaves no host at all."""
+    does not name; under ``enforce`` they are gone or, where the path has DANE, need a TLSA record that
+    matches. `domain`: whose policy leaves no host at all."""
 
     mode: Literal["enforce", "testing"]
     unnamed: tuple[str, ...] = ()

@@ -10,6 +10,8 @@ import policy
 from engine.egress.connection import Connection
 from engine.egress.dial import Dialer
 from engine.egress.resolve import Candidate
+from engine.egress.site import Sts
+from engine.egress.tlsa import Dane
 from engine.keys import open_keys
 from policy.egress import EgressPath, make_egress_path
 from tests.support.bench import AUTH
@@ -64,12 +66,28 @@ class Dial:
         *where: FakePeer | int | Candidate,
         source_address: str | None = None,
         route: bool = True,
+        sts: Sts | None = None,
+        dane: Dane | None = None,
     ) -> Connection:
-        """A session that is ready for mail with the first of these that can be made so."""
+        """A session that is ready for mail with the first of these that can be made so. `dane`: what it says
+        of each."""
         candidates: Sequence[Candidate] = [
             one if isinstance(one, Candidate) else candidate(one) for one in where
         ]
-        connection = await self.dialer.open(candidates, path, source_address, OWN_NAME, route=route)
+
+        async def ask(where: Candidate) -> Dane:
+            assert dane is not None
+            return dane
+
+        connection = await self.dialer.open(
+            candidates,
+            path,
+            source_address,
+            OWN_NAME,
+            route=route,
+            sts=sts,
+            dane=ask if dane is not None else None,
+        )
         self.opened.append(connection)
         return connection
 

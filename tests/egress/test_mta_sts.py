@@ -216,4 +216,14 @@ def test_what_no_mx_led_to_has_no_policy() -> None:
 )
 def test_testing_says_what_would_have_been(host: str, tls: bool, verified: bool, said: str) -> None:
     sts = Sts("testing", ("b.x.example",))
-    assert judged(sts, host, tls=tls, verified=verified, why="because") == said
+    assert judged(sts, host, dane=False, tls=tls, verified=verified, why="because") == said
+
+
+def test_what_dane_authenticated_is_not_said_to_have_passed() -> None:
+    """Neither the chain nor the name were looked at."""
+    sts = Sts("testing", ("b.x.example",))
+    for host, said in (
+        ("a.x.example", "testing: left to DANE"),
+        ("b.x.example", "testing: left to DANE, the policy does not name b.x.example"),
+    ):
+        assert judged(sts, host, dane=True, tls=True, verified=True, why="") == said

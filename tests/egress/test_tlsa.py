@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 import policy
 from engine.egress.dane import DaneCheck, usable
+from engine.egress.dial import NoHostReached
 from engine.egress.dns import StubResolver
 from engine.egress.mta_sts import narrowed, parse_policy
 from engine.egress.resolve import Candidate, Resolver
-from engine.egress.site import MxHost, make_site, mx_list_site
+from engine.egress.site import MxHost, Sts, make_site, mx_list_site
 from engine.egress.tlsa import Dane, dane_for
 from engine.egress.tlsneed import TlsNeed
-from engine.errors import DaneImpossible, ResolveError
+from engine.errors import DaneImpossible, ResolveError, TlsRequired
 from policy.egress import make_egress_path
 from policy.nets import parse_mx
-from tests.egress.dialing import inside
+from tests.egress.dialing import NAME, inside, open_dial
 from tests.support.bench import open_bench
 from tests.support.fakedns import SERVFAIL, TIMEOUT, StaticDns, Zones, serve_dns
 from tests.support.peer import FakePeer, open_peer
@@ -304,6 +307,16 @@ async def test_no_match_holds_it_in_every_mode(mode: str) -> None:
         assert inside(peer) == [] and not peer.arrived
 
 
+async def test_a_session_by_an_issuer_is_resumed_no_longer_than_its_certificates_last() -> None:
+    middle = Pki(issuer=Pki())
+    context = middle.server(MX, days=(-1, 0.01))
+    async with open_peer(tls=context) as peer, open_dial() as dial:
+        found = Dane("ok", "", DaneCheck(usable([tlsa(authority(middle), 2, 1, 1)]), (MX,)), MX)
+        for resumed in (False, True):
+            facts = (await dial(make_egress_path(), peer, dane=found)).stream.tls
+            assert facts is not None and facts.resumed is resumed and facts.expires < time.time() + 900
+
+
 @pytest.mark.parametrize("records", [[EE], ["0 0 1 " + "ab" * 32]])
 async def test_no_starttls_is_no_way(records: list[str]) -> None:
     async with open_peer(capabilities=[]) as peer:
@@ -315,10 +328,17 @@ async def test_no_starttls_is_no_way(records: list[str]) -> None:
         assert not peer.arrived
 
 
-async def test_unusable_records_mean_tls_with_anybody() -> None:
+def malformed() -> str:
+    """A certificate of a version that there is not, as a record: the library finds more than a ValueError."""
+    der = chain_of(Pki().server(MX))[0].public_bytes(Encoding.DER)
+    return "2 0 0 " + der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020104"), 1).hex()
+
+
+@pytest.mark.parametrize("text", ["0 0 1 " + "ab" * 32, malformed()])
+async def test_unusable_records_mean_tls_with_anybody(text: str) -> None:
     async with open_peer(tls=Pki().server("other.example")) as peer:
         made = hooks(peer, enable_tls="OpportunisticInsecure")
-        async with open_bench(made, resolver=local(peer, "0 0 1 " + "ab" * 32)) as b:
+        async with open_bench(made, resolver=local(peer, text)) as b:
             await b.submit()
             (record,) = await b.records("Delivery")
         assert (record.dane_result, record.tls_verified) == ("unusable", False)
@@ -470,9 +490,32 @@ def test_dane_comes_before_mta_sts(mode: str) -> None:
     assert Dane("unusable", "", base=MX).tightened(policy).verify
 
 
-def test_an_mta_sts_policy_leaves_a_site_signed() -> None:
+async def test_a_host_that_a_policy_does_not_name_needs_a_record_that_matches() -> None:
+    context = Pki().server("other.example")
+    match = DaneCheck(usable([tlsa(chain_of(context)[0], 3, 1, 1)]), (NAME,))
+    other = DaneCheck(usable([EE]), (NAME,))
+    sts = Sts("enforce", unnamed=(NAME,))
+    async with open_peer(tls=context) as peer, open_dial() as dial:
+        path = make_egress_path(enable_dane=True)
+        for dane in (Dane("not_applicable", "no TLSA"), Dane("unusable", "none usable", base=NAME), None):
+            with pytest.raises(NoHostReached, match=r"does not name it, and no TLSA record says who it is"):
+                await dial(path, peer, sts=sts, dane=dane)
+        assert not peer.commands
+        with pytest.raises(TlsRequired, match="none of the TLSA records"):
+            await dial(path, peer, sts=sts, dane=Dane("ok", "", other, NAME))
+        assert inside(peer) == []
+        connection = await dial(path, peer, sts=sts, dane=Dane("ok", "", match, NAME))
+        assert connection.stream.tls is not None and connection.stream.tls.verified
+
+
+@pytest.mark.parametrize("dane", [True, False])
+@pytest.mark.parametrize("secure", [True, False])
+def test_where_a_host_may_do_without_being_named(secure: bool, dane: bool) -> None:
     policy = parse_policy(b"version: STSv1\r\nmode: enforce\r\nmx: mx.peer.example\r\nmax_age: 86400\r\n")
-    for secure in (True, False):
-        site = make_site([MxHost(10, MX), MxHost(20, "other.example")], secure=secure)
-        left = narrowed(site, "peer.example", policy)
-        assert [host.host for host in left.hosts] == [MX] and left.secure is secure
+    site = make_site([MxHost(10, MX), MxHost(20, "other.example")], secure=secure)
+    left = narrowed(site, "peer.example", policy, dane=dane)
+    if secure and dane:
+        assert left.hosts == site.hosts and left.sts == Sts("enforce", unnamed=("other.example",))
+    else:
+        assert [host.host for host in left.hosts] == [MX] and left.sts == Sts("enforce")
+    assert left.secure is secure
