@@ -1,13 +1,15 @@
-"""The tests' own reports: they reach the process that shows them, and a skip says what would help."""
+"""What the tests themselves stand on: reports, what a skip says, free ports."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.programs import need
 
 ROOT = Path(__file__).parents[1]
@@ -38,3 +40,12 @@ def test_a_skip_names_the_one_command_that_installs_everything(monkeypatch: pyte
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match=r"tests/system-packages\.txt"):
         need("no-such-program", "no-such-package")
+
+
+def test_a_free_port_is_none_that_an_outgoing_connection_may_get() -> None:
+    """Between the look and the server that takes it, thousands of them are given to other tests."""
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        kernel = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        assert given.getsockname()[1] >= kernel
+    ports = [free_port() for _ in range(200)]
+    assert all(1024 < port < kernel for port in ports) and len(set(ports)) > 150

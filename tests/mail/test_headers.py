@@ -210,14 +210,14 @@ def test_decoding(raw: bytes, text: str) -> None:
 
 def test_decoding_hostile_values_takes_linear_time() -> None:
     for piece in (b"=?a?q?", b"=?", b"?=", b"=?utf-8?q?=41?= ", b"=?utf-8?b??=", b" ", b"=?a?b?\r\n "):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         decode_value(piece * (500_000 // len(piece)))
         decode_value(piece * (60_000 // len(piece)))
-        assert time.perf_counter() - begun < 1.0, piece
+        assert time.thread_time() - begun < 1.0, piece
 
 
 def test_folding_takes_linear_time() -> None:
     for piece in ("a ", "\ta", "a" * 70 + "  "):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         make_field("X", piece * (300_000 // len(piece)) + "end")
-        assert time.perf_counter() - begun < 2.0
+        assert time.thread_time() - begun < 2.0

@@ -213,9 +213,9 @@ def test_whatever_a_peer_says_is_looked_at(text: str) -> None:
 def test_an_expression_takes_time_in_proportion_to_the_text() -> None:
     """The classic trap of engines that go back and forth: 2048 characters would take for ever."""
     pattern = Pattern("(a+)+b")
-    begun = time.perf_counter()
+    begun = time.thread_time()
     assert not pattern.found(b"a" * LONGEST)
-    assert time.perf_counter() - begun < 0.5
+    assert time.thread_time() - begun < 0.5
     with pytest.raises(Wrong):
         Pattern("(?P<x>a)(?P=x)")
 

