@@ -26,7 +26,7 @@ from engine.egress.site import asked_for, mx_list_site
 from engine.egress.stsfetch import Fetcher
 from engine.errors import ConfigError, HookError, SecretUnavailable
 from engine.ingress.logins import offered
-from engine.keys import SourceFailure, key_sources, open_keys
+from engine.keys import SourceFailure, key_sources, missing_sdk, open_keys
 from engine.tripwire import Tripwire
 from policy import Reject
 from policy.egress import IMPLICIT_PORT, UNSPECIFIED, EgressPath, EgressPool, QueueConfig
@@ -277,6 +277,9 @@ class Inspection:
                 if isinstance(part, KeyRef)
             ]
             return all(usable)
+        if missing := missing_sdk(key):
+            self.problem(f"{where}: {key.name}: {missing}")
+            return False
         if isinstance(key, CommandKey) and not os.access(key.argv[0], os.X_OK):
             self.problem(f"{where}: exec: {key.argv[0]} is no program that can be run")
             return False

@@ -35,6 +35,7 @@ from policy.keysource import (
 from .aws import AwsSource
 from .azure import AzureSource
 from .callback import CallbackSource, KeyHooks
+from .cloud import CloudSource
 from .command import CommandSource
 from .google import GoogleSource
 from .local import CredentialSource, EnvSource, FileSource, LiteralSource
@@ -52,8 +53,17 @@ __all__ = [
     "KeyStatistics",
     "SourceFailure",
     "key_sources",
+    "missing_sdk",
     "open_keys",
 ]
+
+_CLOUDS: dict[type, type[CloudSource]] = {AwsKey: AwsSource, GoogleKey: GoogleSource, AzureKey: AzureSource}
+
+
+def missing_sdk(ref: KeyRef) -> str:
+    """That a library which reads `ref` is not installed, and what to do; else an empty text."""
+    kind = _CLOUDS.get(type(ref))
+    return "" if kind is None else kind.absent()
 
 
 def key_sources(
@@ -69,9 +79,7 @@ def key_sources(
         CredentialKey: CredentialSource(files),
         CommandKey: CommandSource(),
         VaultKey: VaultSource(fetch, watch=watch),
-        AwsKey: AwsSource(),
-        GoogleKey: GoogleSource(),
-        AzureKey: AzureSource(),
+        **{kind: source(watch=watch) for kind, source in _CLOUDS.items()},
         CallbackKey: CallbackSource(hooks),
         OAuth2Key: OAuth2Source(fetch, watch=watch),
     }

@@ -17,7 +17,7 @@ import msgspec
 from policy.cloudkeys import AwsKey
 from policy.secret import Secret
 
-from .cloud import CONNECT_SECONDS, READ_SECONDS, CloudSource, check_endpoint, refused
+from .cloud import CONNECT_SECONDS, READ_SECONDS, CloudSource, LoginFailure, check_endpoint, refused
 from .source import SourceFailure
 
 __all__ = ["AwsSource"]
@@ -28,8 +28,10 @@ _DENIED = {
     "AccessDenied",
     "ExpiredToken",
     "ExpiredTokenException",
+    "IDPRejectedClaim",
     "IncompleteSignatureException",
     "InvalidClientTokenId",
+    "InvalidIdentityToken",
     "InvalidSignatureException",
     "MissingAuthenticationTokenException",
     "NotAuthorized",
@@ -49,10 +51,27 @@ class AwsSource(CloudSource):
     """Reads `AwsKey` references."""
 
     extra = "aws"
+    modules = ("boto3", "botocore")
     loggers = ("boto3", "botocore", "urllib3")
 
-    def ask(self, ref: AwsKey) -> Secret:
-        client = self.client((ref.region, ref.endpoint), lambda: self._make(ref))
+    login = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+
+    def server(self, ref: AwsKey) -> tuple[str | None, str | None]:
+        return ref.region, ref.endpoint
+
+    def make(self, ref: AwsKey) -> Any:
+        config = self.module("botocore.config").Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries={"total_max_attempts": 1},  # the ring repeats, with its own pauses
+        )
+        below = self.module("botocore.session").Session()
+        # For the clients of the login (STS), too: by themselves they would try five times a minute each.
+        below.set_default_client_config(config)
+        session = self.module("boto3.session").Session(botocore_session=below)
+        return session.client("secretsmanager", region_name=ref.region, endpoint_url=ref.endpoint)
+
+    def ask(self, ref: AwsKey, client: Any) -> Secret:
         check_endpoint(client.meta.endpoint_url)
         which = {}
         if ref.version is not None:
@@ -62,17 +81,6 @@ class AwsSource(CloudSource):
         secret = Secret(answer.get("SecretBinary", b"") if value is None else value)
         return secret if ref.key is None else _field(secret, ref.key)
 
-    def _make(self, ref: AwsKey) -> Any:
-        session = self.module("boto3.session").Session()
-        config = self.module("botocore.config").Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"total_max_attempts": 1},  # the ring repeats, with its own pauses
-        )
-        return session.client(
-            "secretsmanager", region_name=ref.region, endpoint_url=ref.endpoint, config=config
-        )
-
     def judge(self, error: Exception) -> SourceFailure:
         errors = self.module("botocore.exceptions")
         if isinstance(error, errors.ClientError):
@@ -80,17 +88,27 @@ class AwsSource(CloudSource):
             said = answer.response
             status = int(said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             code = str(said.get("Error", {}).get("Code", ""))
+            if code in _DENIED or code in _BUSY:
+                status = 429 if code in _BUSY else 403
+            if answer.operation_name != "GetSecretValue":  # of the login
+                return refused(status, code)
             # The one word for many things; of those only a deletion says something about the value.
             deleted = code == "InvalidRequestException" and "deletion" in str(
                 said["Error"].get("Message", "")
             )
-            if code in _DENIED or code in _BUSY:
-                status = 429 if code in _BUSY else 403
             return refused(status, code, gone=code in _GONE or deleted)
         if isinstance(error, errors.NoRegionError):
             return SourceFailure("no region: neither aws_region, an ARN nor AWS_DEFAULT_REGION says one")
         if isinstance(error, errors.NoCredentialsError | errors.PartialCredentialsError):
-            return SourceFailure("the SDK finds no credentials of this machine")
+            return LoginFailure("the SDK finds no credentials of this machine")
+        if isinstance(
+            error,
+            errors.CredentialRetrievalError
+            | errors.MetadataRetrievalError
+            | errors.TokenRetrievalError
+            | errors.ProfileNotFound,
+        ):
+            return LoginFailure(f"the SDK cannot have credentials of this machine ({type(error).__name__})")
         if isinstance(error, errors.ConnectTimeoutError | errors.ReadTimeoutError):
             return SourceFailure("no answer in time")
         if isinstance(error, errors.SSLError):

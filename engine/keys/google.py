@@ -5,6 +5,7 @@
 | 404; a version that is disabled or destroyed        | definite          |
 | 401, 403, a refused login                           | permission denied |
 | 429                                                 | rate limit        |
+| no login, or one that is out                        | outage            |
 | 5xx, no connection, no answer, anything else        | outage            |
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 from policy.cloudkeys import GoogleKey
 from policy.secret import Secret
 
-from .cloud import READ_SECONDS, CloudSource, check_endpoint, refused
+from .cloud import READ_SECONDS, CloudSource, LoginFailure, check_endpoint, refused
 from .source import SourceFailure
 
 __all__ = ["GoogleSource"]
@@ -25,21 +26,25 @@ class GoogleSource(CloudSource):
     """Reads `GoogleKey` references."""
 
     extra = "google"
+    modules = ("google.cloud.secretmanager", "requests")
     loggers = ("google", "urllib3")
 
-    def ask(self, ref: GoogleKey) -> Secret:
+    def server(self, ref: GoogleKey) -> str | None:
+        return ref.endpoint
+
+    def make(self, ref: GoogleKey) -> Any:
+        options = {}
         if ref.endpoint is not None:
             check_endpoint(ref.endpoint)
-        client = self.client(ref.endpoint, lambda: self._make(ref.endpoint))
+            options["api_endpoint"] = ref.endpoint
+        # Over gRPC the SDK would start threads of its own that outlive whoever waits.
+        manager = self.module("google.cloud.secretmanager")
+        return manager.SecretManagerServiceClient(transport="rest", client_options=options)
+
+    def ask(self, ref: GoogleKey, client: Any) -> Secret:
         name = f"{ref.secret}/versions/{ref.version}"
         answer = client.access_secret_version(name=name, timeout=READ_SECONDS, retry=None)
         return Secret(bytes(answer.payload.data))
-
-    def _make(self, endpoint: str | None) -> Any:
-        # Over gRPC the SDK would start threads of its own that outlive whoever waits.
-        options = {} if endpoint is None else {"api_endpoint": endpoint}
-        manager = self.module("google.cloud.secretmanager")
-        return manager.SecretManagerServiceClient(transport="rest", client_options=options)
 
     def judge(self, error: Exception) -> SourceFailure:
         core: Any = self.module("google.api_core.exceptions")
@@ -58,11 +63,13 @@ class GoogleSource(CloudSource):
                 retry_after=float(after) if after.isdigit() and len(after) <= 5 else 0.0,
             )
         if isinstance(error, auth.DefaultCredentialsError):
-            return SourceFailure("the SDK finds no credentials of this machine")
-        if isinstance(error, auth.TransportError):
-            return SourceFailure("the login cannot be reached")
+            return LoginFailure("the SDK finds no credentials of this machine")
+        if isinstance(error, auth.TransportError) or isinstance(error.__cause__, auth.TransportError):
+            return LoginFailure("the login cannot be reached")
         if isinstance(error, auth.RefreshError):
-            return SourceFailure("the login is refused", denied=True)
+            if error.retryable:
+                return LoginFailure("the login failed")
+            return LoginFailure("the login is refused", denied=True)
         if isinstance(error, http.Timeout):
             return SourceFailure("no answer in time")
         if isinstance(error, http.SSLError):

@@ -143,6 +143,14 @@ def test_secrets_are_fetched_when_asked_for(said: Said, monkeypatch: pytest.Monk
     assert "secret     env:SHAPING_SECRET: version " in said(text, secrets=True)
 
 
+def test_a_library_that_is_not_installed_is_a_mistake(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = LOGIN.replace('{env = "X"}', '{aws_secret = "mail/relay", aws_region = "eu-west-1"}')
+    monkeypatch.setattr("engine.keys.aws.AwsSource.modules", ("posthorn_none",))
+    wrong = said(text, good=False)
+    assert "aws:mail/relay: the SDK is not installed (posthorn_none); right would be: pip install" in wrong
+    assert wrong.startswith('posthorn check: shaping.toml:4: ["a.example"] smtp_auth_plain_password')
+
+
 def test_a_secret_in_the_file_is_remarked(said: Said) -> None:
     text = said(LOGIN.replace('{env = "X"}', f'{{key_data = "{CANARY}"}}'))
     assert text.count("the secret itself is in the configuration") == 1 and CANARY not in text

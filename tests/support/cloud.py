@@ -237,6 +237,8 @@ class Azure(Cloud):
 
     module, extra = "azure.keyvault.secrets", "azure"
     token = "c4n4ry-azure-token"
+    token_answer: Answer | None = None
+    """What the machine's identity says instead of a token."""
     tls = True
 
     def form(self, **more: Any) -> dict[str, Any]:
@@ -259,6 +261,8 @@ class Azure(Cloud):
         parts = urllib.parse.urlsplit(path)
         if parts.path == "/msi/token":
             self.must(headers.get("x-identity-header") == "c4n4ry-identity-header", "identity header")
+            if self.token_answer is not None:
+                return self.token_answer
             ends = int(datetime.datetime.now().timestamp()) + 86400
             resource = urllib.parse.parse_qs(parts.query)["resource"][0]
             answer = {"access_token": self.token, "expires_on": str(ends), "token_type": "Bearer"}
