@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -32,3 +33,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, content.encode("utf-8", "backslashreplace").decode()) for name, content in report.sections
     ]
     return report
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_of_other_tests() -> Iterator[None]:
+    """What key sources took out of the environment is remembered by the process."""
+    yield
+    environment = sys.modules.get("engine.keys.environment")
+    if environment is not None:
+        environment._taken.clear()

@@ -34,6 +34,7 @@ ROWS = {
     "engine.hooks": 4,
     "engine.watchdog": 5,
     "engine.signals": 0,
+    "engine.process": 0,
     "engine.memory": 3,
     "engine.ca": 0,
     "engine.certificates": 0,

@@ -9,6 +9,7 @@ import trio
 from cyclopts import Parameter
 
 from engine.cli.report import guarded
+from engine.process import keep_to_itself
 
 if TYPE_CHECKING:
     from engine.tripwire import Tripwire
@@ -47,6 +48,7 @@ def check(
     """
     from engine.tripwire import Tripwire
 
+    keep_to_itself()
     tripwire = Tripwire()
     return guarded(
         lambda: trio.run(_check, policy, domain, tenant, secrets, offline, tripwire),

@@ -10,6 +10,7 @@ import trio
 from cyclopts import Parameter
 
 from engine.cli.report import guarded
+from engine.process import keep_to_itself
 
 __all__ = ["explain"]
 
@@ -56,6 +57,7 @@ def explain(
 
     from engine.tripwire import Tripwire
 
+    keep_to_itself()
     tripwire = Tripwire()
 
     async def run() -> None:

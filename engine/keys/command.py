@@ -21,6 +21,7 @@ import trio
 from policy.keysource import CommandKey
 from policy.secret import Secret
 
+from .environment import said
 from .source import MAX_SECRET, SourceFailure
 
 __all__ = ["CommandSource"]
@@ -114,7 +115,11 @@ async def _ended(pid: int) -> None:
 
 def _environment(names: tuple[str, ...]) -> dict[str, str]:
     clean = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-    return clean | {name: os.environ[name] for name in ("HOME", *names) if name in os.environ}
+    if "HOME" in os.environ:
+        clean["HOME"] = os.environ["HOME"]
+    # One that is named here may be a secret, and another key source may have taken it out of ours.
+    found = {name: os.environ.get(name, said(name)) for name in names}
+    return clean | {name: value for name, value in found.items() if value is not None}
 
 
 def _refusal(status: int) -> SourceFailure:

@@ -15,6 +15,7 @@ import trio
 from policy.keysource import CredentialKey, EnvKey, FileKey, LiteralKey
 from policy.secret import Secret
 
+from .environment import take
 from .source import MAX_SECRET, SourceFailure
 
 __all__ = ["CredentialSource", "EnvSource", "FileSource", "LiteralSource"]
@@ -36,17 +37,17 @@ class LiteralSource:
 
 
 class EnvSource:
-    """`EnvKey`: read from the process environment each time it is fetched."""
+    """`EnvKey`: taken out of the process environment; one that is set again later is noticed."""
 
     fresh_for: float | None = None
 
     async def read(self, ref: EnvKey) -> Secret:
-        value = os.environb.get(os.fsencode(ref.variable))
-        if value is None:
+        secret = take(ref.variable)
+        if secret is None:
             raise SourceFailure("the environment variable is not set", definite=True)
-        if not value:
+        if not secret.reveal():
             raise SourceFailure("the environment variable is empty", definite=True)
-        return Secret(value)
+        return secret
 
 
 class _Seen(msgspec.Struct, frozen=True):

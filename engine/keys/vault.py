@@ -2,8 +2,9 @@
 
 hvac is synchronous and untyped; `vaultserver` is the typed wrapper, used in threads under a limiter of the
 server's own, so a server that hangs holds up nobody else's secrets. `vaultlogin` has the token. What a
-reference leaves out is read from the environment at each fetch: VAULT_ADDR, VAULT_TOKEN, VAULT_NAMESPACE and
-VAULT_CACERT or VAULT_CAPATH. Other variables, proxies, ``~/.vault-token`` and ``.netrc`` are not looked at.
+reference leaves out is read from the environment at each fetch: VAULT_ADDR, VAULT_TOKEN (which is taken
+out of it), VAULT_NAMESPACE and VAULT_CACERT or VAULT_CAPATH. Other variables, proxies, ``~/.vault-token`` and
+``.netrc`` are not looked at.
 
 A refusal may be the token's fault or the policy's; Vault does not say. So after a 403 a new token is fetched,
 once, and the read repeated; `vaultlogin` sees to it that this does not spin (reliability V4).
@@ -22,6 +23,7 @@ import trio
 from policy.keysource import EnvKey, LiteralKey, TokenLogin, VaultKey
 from policy.secret import Secret
 
+from .environment import take
 from .source import Fetch, SourceFailure, Watch, unwatched
 from .vaultlogin import Session, Sessions, Token
 from .vaultserver import Place, Refused, Server, check, check_address, decode, parse
@@ -156,7 +158,8 @@ def _place(ref: VaultKey) -> Place:
 def _token(ref: VaultKey) -> LiteralKey | EnvKey:
     if ref.token is not None:
         return LiteralKey(ref.token)
-    if not os.environb.get(b"VAULT_TOKEN"):
+    token = take("VAULT_TOKEN")
+    if token is None or not token.reveal():
         raise SourceFailure(
             "no token: neither vault_token, vault_auth nor the environment's VAULT_TOKEN is set"
         )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 from collections import OrderedDict
 from typing import Any
@@ -27,6 +26,7 @@ from engine.errors import SecretUnavailable
 from policy.keysource import AppRoleLogin, EnvKey, KeyRef, LiteralKey, TokenLogin, VaultLogin
 from policy.secret import Secret
 
+from .environment import take
 from .source import Fetch, SourceFailure
 from .vaultserver import Place, Server, check, decode
 
@@ -185,7 +185,7 @@ class Session:
         """The token that somebody else made."""
         found: Secret | SourceFailure
         if isinstance(ref, EnvKey) and ref.variable == "VAULT_TOKEN":
-            found = Secret(os.environb.get(b"VAULT_TOKEN", b""))
+            found = take("VAULT_TOKEN") or Secret(b"")
         else:
             found = await self._nested("vault_token", ref, fresh=fresh)
         if isinstance(found, SourceFailure):

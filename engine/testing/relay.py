@@ -26,6 +26,7 @@ from engine.egress.dns import Dns, HostsFile
 from engine.egress.resolve import Resolver
 from engine.egress.site import BadName, parse_endpoint
 from engine.keys import KeySource
+from engine.keys.environment import put_back
 from engine.log import Capture, Log, Record
 from engine.log.records import LineEncoder
 from engine.net import Listener, Stream
@@ -193,7 +194,12 @@ async def open_relay(
         store if store is not None else MemoryStore(),
     )
     world.key_sources = {} if real_keys else world.secrets.sources()
-    with tempfile.TemporaryDirectory(prefix="posthorn-") as directory, _trusting(ca, directory), bare():
+    with (
+        tempfile.TemporaryDirectory(prefix="posthorn-") as directory,
+        _trusting(ca, directory),
+        put_back(),
+        bare(),
+    ):
         async with trio.open_nursery() as network.nursery:
             async with open_engine(_Moved(loaded(policy), f"{directory}/spool"), world) as engine:
                 yield Relay(engine, world.journal, world, ca)

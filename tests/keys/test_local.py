@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from engine.keys import environment
 from engine.keys.local import CredentialSource, EnvSource, FileSource, LiteralSource
 from engine.keys.source import MAX_SECRET, SourceFailure
 from policy.keysource import CredentialKey, EnvKey, FileKey, LiteralKey
@@ -27,8 +28,9 @@ class TestEnv(KeySourceContract):
     @pytest.fixture
     def subject(self, monkeypatch: pytest.MonkeyPatch) -> Subject:
         async def put(value: str | None) -> None:
-            if value is None:
-                monkeypatch.delenv("POSTHORN_TEST_KEY")
+            if value is None:  # as in a process that never had it: it is read, and taken out, once
+                monkeypatch.delenv("POSTHORN_TEST_KEY", raising=False)
+                environment._taken.clear()
             else:
                 monkeypatch.setenv("POSTHORN_TEST_KEY", value)
 

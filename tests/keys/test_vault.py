@@ -129,7 +129,9 @@ async def test_other_field_and_the_environment(openbao: OpenBao, monkeypatch: py
     monkeypatch.setenv("VAULT_ADDR", openbao.address + "/")
     assert "VAULT_TOKEN" in (await reason(ref)).reason
     monkeypatch.setenv("VAULT_TOKEN", openbao.token)
-    assert (await VaultSource().read(ref)).reveal() == b"tiger\n"
+    for _ in range(2):
+        assert (await VaultSource().read(ref)).reveal() == b"tiger\n"
+        assert "VAULT_TOKEN" not in os.environ  # nobody but us needs it
 
 
 async def test_the_seeds_form(openbao: OpenBao, monkeypatch: pytest.MonkeyPatch) -> None:
