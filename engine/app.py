@@ -268,16 +268,18 @@ async def _watched(hooks: Hooks) -> AsyncIterator[None]:
         yield
 
 
-def hosts_of(resolver: Resolver) -> HostsOf:
-    """What shaping asks DNS: the hosts that take a domain's mail, without their preferences."""
+def hosts_of(resolver: Resolver, *, route: bool = False) -> HostsOf:
+    """What shaping asks DNS: the hosts that take a domain's mail, without their preferences.
+
+    `route`: as where a policy names the destination, when the hosts file counts, too."""
 
     async def ask(domain: str) -> frozenset[str]:
         try:
-            site = await resolver.site_for(domain)
+            site = await resolver.site_for(domain, route=route)
         except ResolveError as error:
             raise Unresolved(str(error), later=True) from None
         if isinstance(site, NoRoute):
-            raise Unresolved(site.text, later=False)
+            raise Unresolved(site.text, later=False, missing=site.enhanced in ("5.1.2", "4.4.4"))
         return asked_for(site).names
 
     return ask

@@ -19,7 +19,7 @@ import msgspec
 from engine.app import hosts_of, own_hosts
 from engine.certificates import in_date, leaf_of, load_pair
 from engine.cli.asked import AskedHooks
-from engine.cli.shaping_review import review
+from engine.cli.shaping_review import look_at_login, review
 from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.resolve import Resolver
 from engine.egress.site import asked_for, mx_list_site
@@ -88,7 +88,13 @@ class Inspection:
         files, for their URLs and for DNS."""
         await self._start()
         for shaper in self._loaded.hooks.shapers:
-            await review(shaper, self, None if offline else hosts_of(self._resolver()))
+            resolver = None if offline else self._resolver()
+            await review(
+                shaper,
+                self,
+                hosts_of=hosts_of(resolver) if resolver is not None else None,
+                routes=hosts_of(resolver, route=True) if resolver is not None else None,
+            )
         for domain in domains:
             for tenant in tenants or (None,):
                 self._tenant = tenant
@@ -399,6 +405,8 @@ class Inspection:
         if path.enable_dane:
             self._dane = where
         login = path.login
+        if all(one.path != path for one in found):  # what files say is told with their lines
+            look_at_login(path, where, self)
         await self.look_at_pair(where, path.tls_certificate, path.tls_private_key)
         if not path.tls_implicit and IMPLICIT_PORT in {entry.port or path.port for entry in entries}:
             self.note(

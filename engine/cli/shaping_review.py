@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,13 +14,14 @@ from policy.keysource import KeyRef
 from policy.login import Login
 from policy.nets import parse_host
 from policy.shaping import Shaper, ShapingError
+from policy.shaping.names import Match, is_address, plain_name
 from policy.shaping.settings import Origin
 from policy.shaping.table import Block, Table, alone
 
 if TYPE_CHECKING:
     from engine.cli.inspection import Inspection
 
-__all__ = ["review"]
+__all__ = ["look_at_login", "review"]
 
 _PATIENCE = 30.0
 """Seconds for all questions to DNS together."""
@@ -30,8 +30,11 @@ _KEYS = ("smtp_auth", "smtp_auth_plain_password", "tls_ca", "tls_certificate", "
 """Options that are, or hold, key sources."""
 
 
-async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) -> None:
-    """Look at one list of files. `hosts_of` None: neither URLs are read nor DNS is asked."""
+async def review(
+    shaper: Shaper, found: Inspection, *, hosts_of: HostsOf | None, routes: HostsOf | None
+) -> None:
+    """Look at one list of files. `hosts_of` and `routes` ask DNS about domains, and about what a queue may
+    name; None: neither URLs are read nor DNS is asked."""
     await _urls(shaper, found, read=hosts_of is not None)
     table = shaper.table
     files = ", ".join(file.name for file in shaper.files)
@@ -44,8 +47,8 @@ async def review(shaper: Shaper, found: Inspection, hosts_of: HostsOf | None) ->
         await _demands(table, block, found)
         for where, key in _keys(block):
             found.look_at_key(where, key)
-    if hosts_of is not None:
-        await _dns(shaper, found, hosts_of)
+    if hosts_of is not None and routes is not None:
+        await _dns(shaper, found, hosts_of, routes)
 
 
 async def _urls(shaper: Shaper, found: Inspection, *, read: bool) -> None:
@@ -80,20 +83,51 @@ async def _urls(shaper: Shaper, found: Inspection, *, read: bool) -> None:
 
 
 def _providers(table: Table) -> Iterator[str]:
-    for one, other in combinations(table.providers, 2):
-        for match in one.match:
-            same = [
-                condition
-                for condition in other.match
-                if condition.kind == match.kind and (condition.covers(match) or match.covers(condition))
-            ]
-            if same:
+    """Each pair of providers that one host, or one domain, can belong to."""
+    conditions: dict[tuple[bool, str], list[tuple[Block, Match]]] = {}
+    for provider in table.providers:
+        for match in provider.match:
+            conditions.setdefault(_about(match, match.text), []).append((provider, match))
+    order = {id(provider): number for number, provider in enumerate(table.providers)}
+    told: set[tuple[int, int]] = set()
+    for provider in table.providers:
+        for match in provider.match:
+            for other, theirs in _sharing(conditions, match):
+                first, last = sorted((order[id(provider)], order[id(other)]))
+                if first == last or (first, last) in told:
+                    continue
+                told.add((first, last))
+                if order[id(provider)] == first:
+                    (one, mine), (later, its) = (provider, match), (other, theirs)
+                else:
+                    (one, mine), (later, its) = (other, theirs), (provider, match)
+                what = "domain" if match.kind == "DomainSuffix" else "host"
+                kind = "" if its.kind == mine.kind else f"{its.kind} "
                 yield (
-                    f"{other.origin.where}: [{other.origin.block}] and [{one.origin.block}] "
-                    f'({one.origin.where}) overlap: {match.kind} "{match.text}" and "{same[0].text}" can '
-                    "be met by one host; both hold then, the later one over the earlier one"
+                    f"{later.origin.where}: [{later.origin.block}] and [{one.origin.block}] "
+                    f'({one.origin.where}) overlap: {mine.kind} "{mine.text}" and {kind}"{its.text}" can '
+                    f"be met by one {what}; both hold then, the later one over the earlier one"
                 )
-                break
+
+
+def _about(match: Match, name: str) -> tuple[bool, str]:
+    """What a condition looks at (hosts, or recipient domains) and the name it looks for."""
+    return (match.kind == "DomainSuffix", plain_name(name.removeprefix(".")))
+
+
+def _sharing(
+    conditions: dict[tuple[bool, str], list[tuple[Block, Match]]], match: Match
+) -> Iterator[tuple[Block, Match]]:
+    """The conditions that a name can meet beside `match`: those of its own name and of names above."""
+    domains, name = _about(match, match.text)
+    for found in conditions.get((domains, name), ()):
+        exact = [one for one in (match, found[1]) if one.kind == "HostName"]
+        if not exact or all(one.fits(name) for one in (match, found[1])):
+            yield found
+    while name := name.partition(".")[2]:
+        for found in conditions.get((domains, name), ()):
+            if found[1].kind != "HostName":
+                yield found
 
 
 def _names(table: Table) -> Iterator[str]:
@@ -146,7 +180,7 @@ async def _demands(table: Table, block: Block, found: Inspection) -> None:
         if isinstance(result, EgressPath):
             where = f"{block.origin.where}: [{block.origin.block}]"
             where += f' from source "{source}"' if source else ""
-            _login(result, where, found)
+            look_at_login(result, where, found)
             if result.port == IMPLICIT_PORT and not result.tls_implicit:
                 found.note(
                     f"{where}: port {IMPLICIT_PORT} begins with TLS, and without tls_implicit a greeting in "
@@ -159,7 +193,8 @@ async def _demands(table: Table, block: Block, found: Inspection) -> None:
             found.note(str(result))
 
 
-def _login(path: EgressPath, where: str, found: Inspection) -> None:
+def look_at_login(path: EgressPath, where: str, found: Inspection) -> None:
+    """Whether TLS protects what a path logs in with, and whether it can at all. `where`: who says so."""
     if path.login is None:
         return
     right = 'right would be enable_tls = "Required"'
@@ -190,19 +225,28 @@ def _login(path: EgressPath, where: str, found: Inspection) -> None:
 # -- DNS -----------------------------------------------------------------------------------------
 
 
-async def _dns(shaper: Shaper, found: Inspection, hosts_of: HostsOf) -> None:
+async def _dns(shaper: Shaper, found: Inspection, hosts_of: HostsOf, routes: HostsOf) -> None:
     table = shaper.table
     sites: dict[str, frozenset[str]] = {}
     failed: dict[str, str] = {}
-    waiting: list[str] = list(reversed(table.rollups))
+    missing: dict[str, str] = {}
+    waiting = [(key, False) for key in table.rollups]
+    waiting += [(key, True) for key in table.named if not is_address(key)]
+    waiting.reverse()
 
     async def ask() -> None:
         while waiting:
-            key = waiting.pop()
+            key, named = waiting.pop()
             try:
-                sites[key] = await hosts_of(key)
+                if named:
+                    await routes(key.partition(":")[0])
+                else:
+                    sites[key] = await hosts_of(key)
             except Unresolved as error:
-                failed[key] = str(error)
+                if not named:
+                    failed[key] = str(error)
+                elif error.missing:
+                    missing[key] = str(error)
 
     with trio.move_on_after(_PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -216,6 +260,9 @@ async def _dns(shaper: Shaper, found: Inspection, hosts_of: HostsOf) -> None:
             )
         elif key not in sites:
             found.note(f'{block.origin.where}: DNS did not say in time which hosts stand behind "{key}"')
+    for key, why in missing.items():
+        block = table.named[key]
+        found.note(f"{block.origin.where}: [{block.origin.block}]: {why}, so nothing can be sent there now")
     for text in _together(table, sites):
         found.note(text)
     shaper.use_sites(sites)

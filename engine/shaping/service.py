@@ -42,11 +42,13 @@ Signature: TypeAlias = tuple[tuple[int, int, int] | None, ...]
 
 
 class Unresolved(Exception):
-    """DNS has no hosts for a block. `later`: it could not say now, so asking again may help."""
+    """DNS has no hosts for a block. `later`: it could not say now, so asking again may help. `missing`: no
+    host of that name is known, neither as MX nor by an address."""
 
-    def __init__(self, reason: str, *, later: bool) -> None:
+    def __init__(self, reason: str, *, later: bool, missing: bool = False) -> None:
         super().__init__(reason)
         self.later = later
+        self.missing = missing
 
 
 HostsOf: TypeAlias = Callable[[str], Awaitable[frozenset[str]]]

@@ -110,10 +110,3 @@ class Match(msgspec.Struct, frozen=True):
         if name == suffix:
             return not self.text.startswith(".")
         return name.endswith("." + suffix)
-
-    def covers(self, other: Match) -> bool:
-        """Whether every name that meets `other`, which is of the same kind, meets this one."""
-        mine, its = plain_name(self.text.removeprefix(".")), plain_name(other.text.removeprefix("."))
-        if self.kind == "HostName":
-            return mine == its
-        return mine == its or its.endswith("." + mine)

@@ -100,7 +100,7 @@ def said(write: Write, capsys: pytest.CaptureFixture[str]) -> Said:
 def test_a_good_policy_is_shown(said: Said) -> None:
     text = said(INIT + QUEUE + POOL + SOURCE + PASSWORD.replace("KEY", "{'env': 'X'}"), good=True)
     lines = [line.split(maxsplit=1) for line in text.splitlines()]
-    assert lines[:-1] == [
+    assert lines[:-2] == [
         ["mail.py:", "ok"],
         ["spool", "spool"],
         ["listener", "127.0.0.1:2525, relays for 127.0.0.1, ::1"],
@@ -109,6 +109,7 @@ def test_a_good_policy_is_shown(said: Said) -> None:
         ["source", "ip-1: from 192.0.2.1"],
         ["path", "example.com from ip-1: enable_tls=Opportunistic, AUTH as 'scott', password from env:X"],
     ]
+    assert "the password stays here" in lines[-2][1]
     assert "both get credentials" in lines[-1][1]
 
 
@@ -214,6 +215,34 @@ def path(domain):
 )
 def test_how_a_path_logs_in_is_shown(login: str, says: str, said: Said) -> None:
     assert says in said(INIT + LOGIN.replace("LOGIN", login), good=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "good"),
+    [
+        ('enable_tls="Required"', "", True),
+        ('enable_tls="Opportunistic"', 'AUTH with enable_tls = "Opportunistic"', True),
+        ('enable_tls="Disabled"', 'right would be enable_tls = "Required"', False),
+        ('enable_tls="RequiredInsecure"', "no certificate is verified", False),
+        ('enable_tls="OpportunisticInsecure"', "no certificate is verified", False),
+        (
+            'enable_tls="Disabled", allow_smtp_auth_plain_without_tls=True',
+            "the password is sent in clear text",
+            True,
+        ),
+    ],
+)
+def test_a_hook_s_login_that_no_trusted_tls_protects(
+    options: str, says: str, good: bool, said: Said, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("tiger")
+    (tmp_path / "key").chmod(0o600)
+    hook = PASSWORD.replace("(domain):", '(domain):\n    if domain != "example.com":\n        return None')
+    hook = hook.replace("KEY", f'{{"file": "{tmp_path}/key"}}, {options}')
+    text = said(INIT.replace("**OPTIONS", "") + hook, good=good)
+    where = "mail.py:9 in path(): "
+    lines = [line for line in text.splitlines() if where in line]
+    assert len(lines) == bool(says) and all(says in line for line in lines), text
 
 
 def test_the_secrets_of_a_token_are_looked_for_as_well(said: Said) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,6 +165,40 @@ def test_providers_that_overlap_are_remarked(said: Said) -> None:
     assert "overlap" not in said(text.replace("mx.example.net", "notexample.net"))
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ('MXSuffix = ".big.example"', 'HostName = "mx1.big.example"', 'and HostName "mx1.big.example" can'),
+        ('HostName = "mx1.big.example"', 'MXSuffix = ".BIG.example"', 'and MXSuffix ".BIG.example" can'),
+        ('HostName = "mx.big.example"', 'HostName = "MX.big.example."', "can be met by one host"),
+        ('MXSuffix = "big.example"', 'HostName = "big.example"', "can be met by one host"),
+        ('MXSuffix = ".big.example"', 'HostName = "big.example"', ""),
+        ('MXSuffix = ".big.example"', 'MXSuffix = "big.example"', "can be met by one host"),
+        ('MXSuffix = ".a.big.example"', 'MXSuffix = ".b.big.example"', ""),
+        ('HostName = "big.example"', 'HostName = "mx.big.example"', ""),
+        ('DomainSuffix = ".big.example"', 'DomainSuffix = "x.big.example"', "can be met by one domain"),
+        ('DomainSuffix = ".big.example"', 'MXSuffix = ".big.example"', ""),
+    ],
+)
+def test_who_can_belong_to_two_providers(said: Said, one: str, other: str, says: str) -> None:
+    first, second = f'[provider."a"]\nmatch = [{{{one}}}]\n', f'[provider."b"]\nmatch = [{{{other}}}]\n'
+    for text in (first + second, first.replace('"a"', '"b"') + second.replace('"b"', '"a"')):
+        told = said(text)
+        assert says in told and told.count("overlap") == (1 if says else 0)
+    both = f'[provider."a"]\nmatch = [{{{one}}}, {{{other}}}]\n'
+    assert "overlap" not in said(both), "one provider may say it twice"
+
+
+def test_a_large_set_of_providers_is_compared_fast(said: Said) -> None:
+    text = "".join(
+        f'[provider."p{n}"]\nmatch = [{{MXSuffix = ".mx{n}.example"}}, {{HostName = "h{n}.example"}}]\n'
+        for n in range(3000)
+    )
+    begun = time.process_time()
+    assert "overlap" not in said(text)
+    assert time.process_time() - begun < 20  # 3 s; pair by pair it would be a minute
+
+
 def test_what_a_later_file_takes_back_is_remarked(said: Said) -> None:
     block = '["a.example"]\nmax_ready = 1\n'
     Path("later.toml").write_text('["a.example"]\nreplace_base = true\n')
@@ -202,6 +237,22 @@ def test_what_dns_says_is_remarked(said: Said, monkeypatch: pytest.MonkeyPatch) 
         'shaping.toml:4: "none.example" has no hosts to roll up: domain none.example does not exist',
     ):
         assert says in out
+
+
+def test_a_host_that_dns_does_not_know_is_remarked(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block without roll-up needs no DNS to hold, but a name with a misprint holds for nobody."""
+    zones = {"relay.example": {"A": ["192.0.2.1"]}, "null.example": {"MX": ["0 ."]}}
+    names = ("relay.example", "relay.example:587", "rleay.example:587", "null.example", "192.0.2.7", "::1")
+    text = "".join(f'["{name}"]\nmx_rollup = false\n' for name in names)
+    with run_dns(zones) as address:
+        monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
+        out = said(text, offline=False)
+        assert "note" not in said(text)
+    notes = [line.strip() for line in out.splitlines() if "note" in line]
+    assert notes == [
+        'note       shaping.toml:5: ["rleay.example:587"]: domain rleay.example does not exist, so '
+        "nothing can be sent there now"
+    ]
 
 
 def test_a_url_that_cannot_be_fetched_is_a_remark(said: Said) -> None:
