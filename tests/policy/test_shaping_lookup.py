@@ -11,7 +11,7 @@ import pytest
 import policy
 from policy.egress import EgressPath
 from policy.keysource import VaultKey
-from policy.shaping import SHIPPED, Asked, Shaper, Table, asking
+from policy.shaping import SHIPPED, Asked, Shaper, ShapingError, Table, asking
 from policy.shaping.asked import asked_by_name
 from policy.shaping.names import Host
 from policy.shaping.read import read
@@ -337,6 +337,9 @@ def test_a_path_that_does_not_fit_together_is_said_with_its_place() -> None:
 def test_auth_in_default_must_be_allowed_by_name() -> None:
     text = '["default"]\nsmtp_auth_plain_username = "u"\nsmtp_auth_plain_password = "/p"\n'
     assert look(table(text, allow_auth_in_default=True), "x", "m").path.smtp_auth_plain_username == "u"
+    for source in ("", '["default".sources."ip-1"]\n'):
+        with pytest.raises(ShapingError, match='AUTH in "default" would be used at every next hop'):
+            table(text.replace('["default"]\n', source or '["default"]\n'))
 
 
 def test_a_policy_uses_it_and_is_tested_without_an_engine(tmp_path: Path) -> None:
