@@ -269,6 +269,42 @@ async def test_another_name_may_be_demanded_and_then_only_that_one_counts(author
             await dial(named, peer)
 
 
+@pytest.mark.parametrize("mode", ["Required", "RequiredInsecure"])
+@pytest.mark.parametrize(("least", "spoken"), [("1.3", None), ("1.2", "TLSv1.2")])
+async def test_an_older_version_than_the_least_is_not_spoken(
+    least: str, spoken: str | None, mode: str, authorities: Authorities
+) -> None:
+    server = authorities.root.server(NAME)
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    demanding = path(mode, authorities.root if mode == "Required" else None, tls_minimum_version=least)
+    async with open_peer(tls=server) as peer, open_dial() as dial:
+        if spoken is None:
+            with pytest.raises(TlsRequired, match="TLS handshake failed"):
+                await dial(demanding, peer)
+            assert inside(peer) == []
+        else:
+            facts = (await dial(demanding, peer)).stream.tls
+            assert facts is not None and facts.version == spoken
+
+
+@pytest.mark.parametrize(("ours", "agreed"), [("ECDHE+AESGCM", True), ("ECDHE+CHACHA20", False)])
+async def test_only_the_ciphers_of_the_list_are_agreed_to(
+    ours: str, agreed: bool, authorities: Authorities
+) -> None:
+    server = authorities.root.server(NAME)
+    server.maximum_version = ssl.TLSVersion.TLSv1_2
+    server.set_ciphers("ECDHE+AESGCM")
+    picky = path("Required", authorities.root, openssl_cipher_list=ours)
+    async with open_peer(tls=server) as peer, open_dial() as dial:
+        if agreed:
+            facts = (await dial(picky, peer)).stream.tls
+            assert facts is not None and "GCM" in facts.cipher
+        else:
+            with pytest.raises(TlsRequired, match="TLS handshake failed"):
+                await dial(picky, peer)
+            assert inside(peer) == []
+
+
 async def test_contexts_are_shared_within_one_trust_only(authorities: Authorities) -> None:
     contexts = TlsContexts()
     root, stranger = authorities.root.pem, authorities.stranger.pem

@@ -427,13 +427,13 @@ def test_five_thousand_blocks_are_read_fast_and_looked_up_fast(tmp_path: Path) -
         for n in range(5000)
     )
     (tmp_path / "many.toml").write_text(text)
-    begun = time.thread_time()
+    begun = time.thread_time()  # a busy machine must not tell
     shaper = policy.shaping.load([tmp_path / "many.toml"])
-    assert time.thread_time() - begun < 6  # 0.7 s on the machine of bench/results
+    assert time.thread_time() - begun < 2  # 0.5 s on the machine of bench/results
     names = [f"d{n}.example" for n in range(1000)]
     for name in names:
         assert shaper(name, "ip-1", "mx.example").enable_tls == "Required"
     begun = time.thread_time()
     for name in names:
         shaper(name, "ip-1", "mx.example")
-    assert (time.thread_time() - begun) / len(names) < 50e-6
+    assert (time.thread_time() - begun) / len(names) < 5e-6  # 0.4 us there
