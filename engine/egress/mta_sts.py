@@ -13,7 +13,7 @@ How it is fetched and remembered is in `sts`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -64,9 +64,13 @@ class Policy(msgspec.Struct, frozen=True):
     def names(self, host: str) -> bool:
         """Whether an MX host is one of those that the policy names (RFC 8461 section 4.1): the name itself,
         or ``*.`` in place of its first label, and of that one alone."""
-        host = host.lower()
-        _, dot, parent = host.partition(".")
-        return host in self.mx or (bool(dot) and f"*.{parent}" in self.mx)
+        return _named(host, self.mx)
+
+
+def _named(host: str, patterns: Container[str]) -> bool:
+    host = host.lower()
+    _, dot, parent = host.partition(".")
+    return host in patterns or (bool(dot) and f"*.{parent}" in patterns)
 
 
 def parse_record(texts: Iterable[str]) -> str | None:
@@ -133,7 +137,8 @@ def narrowed(site: Site, domain: str, policy: Policy, *, dane: bool = False) -> 
     """
     if policy.mode == "none" or site.kind != "mx":
         return site
-    strange = tuple(dict.fromkeys(host.host for host in site.hosts if not policy.names(host.host)))
+    patterns = frozenset(policy.mx)  # there may be thousands of them
+    strange = tuple(dict.fromkeys(host.host for host in site.hosts if not _named(host.host, patterns)))
     if policy.mode == "testing" or (dane and site.secure and strange):
         return with_sts(site, Sts(policy.mode, unnamed=strange))
     hosts = [host for host in site.hosts if host.host not in strange]

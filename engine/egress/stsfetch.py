@@ -28,8 +28,10 @@ __all__ = ["Fetcher", "NoPolicy"]
 LARGEST = 64 << 10
 """Octets of a policy."""
 SECONDS = 30.0
-"""For one fetch as a whole."""
+"""For one fetch as a whole, from when its turn has come."""
 AT_ONCE = 128
+_WORDS = 200
+"""Characters of an error that a stranger's server had a part in."""
 _ADDRESSES = 3
 """Of a policy server's addresses so many are tried."""
 _PORT = 443
@@ -69,8 +71,9 @@ class Fetcher:
         """The policy of `domain`. `route`: an operator named the domain, which may then be on a private
         network. Raises: NoPolicy."""
         content: bytes | None = None
-        with trio.move_on_after(SECONDS):
-            async with self._slots:
+        # Waiting for a turn is outside the time-out: a crowd of slow servers must not make others fail.
+        async with self._slots:
+            with trio.move_on_after(SECONDS):
                 try:
                     content = await self._first(domain, route)
                 except ResolveError as error:
@@ -170,4 +173,4 @@ def _why(error: BaseException) -> str:
         each = each.__cause__ or each.__context__
     if isinstance(error, httpx2.TimeoutException):
         return "no answer in time"
-    return str(error) or type(error).__name__
+    return str(error)[:_WORDS] or type(error).__name__

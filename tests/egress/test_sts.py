@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.lowlevel
@@ -253,22 +255,80 @@ async def test_what_is_remembered_is_limited(clock: MockClock, monkeypatch: pyte
     world = World()
     async with world.open() as policies:
         assert await mode(policies) == "enforce"
-        for domain in ("b", "c", "a.example", "d", "a.example", "e"):
+        for domain in ("b", "c", "d", "b", "e"):
             await policies.of(domain)
-        assert len(policies) == 3 and world.looked == 1
+        assert len(policies) == 4
+        assert policies.reason("b") and policies.reason("e") and not policies.reason("c")
+        assert await mode(policies) == "enforce" and world.looked == 1, (
+            "whoever has none pushes out no policy"
+        )
+
+
+async def test_the_policy_that_was_used_longest_ago_goes_first(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sts, "KNOWN", 2)
+    world = World()
+    for domain in ("b.example", "c.example"):
+        world.zones[f"_mta-sts.{domain}"] = world.zones["_mta-sts.a.example"]
+        world.server.says[domain] = policy()
+    async with world.open() as policies:
+        for domain in ("a.example", "b.example", "a.example", "c.example", "a.example", "c.example"):
+            assert await mode(policies, domain) == "enforce"
+        assert world.server.asked == {"a.example": 1, "b.example": 1, "c.example": 1}
+
+
+async def test_while_old_policies_are_looked_through_new_ones_are_safe(
+    clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes its time, and meanwhile policies are pushed out and replaced."""
+    monkeypatch.setattr(sts, "KNOWN", 3)
+    monkeypatch.setattr(sts, "_SWEEP", 4000.0)
+    world = World()
+    world.announce("1", 10)
+    for domain in ("b.example", "c.example", "d.example"):
+        world.zones[f"_mta-sts.{domain}"] = world.zones["_mta-sts.a.example"]
+        world.server.says[domain] = policy(max_age=5000)
+    world.server.says["a.example"] = policy(max_age=6000)
+    world.server.says["c.example"] = policy(max_age=3000)
+    async with world.open() as policies:
+        for domain in ("a.example", "b.example", "c.example"):
+            await policies.of(domain)
+        await trio.sleep(4500)  # the first round, in which a is fetched anew, waits
+        world.server.says["b.example"] = policy("testing")
+        await trio.sleep(600)
+        assert await mode(policies, "b.example") == "testing"
+        await policies.of("d.example")  # c, which has ended, is pushed out
+        await trio.sleep(1000)
+        assert world.server.asked["b.example"] == 2
+        assert await mode(policies, "b.example") == "testing" and world.server.asked["b.example"] == 2
 
 
 async def test_large_policies_count_as_more(clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sts, "OCTETS", 1000)
+    """Whose policies are very long push out nobody else's."""
     world = World()
-    many = Policy("enforce", tuple(f"mx{i}.example" for i in range(8)), 86400)
-    world.zones["_mta-sts.b.example"] = world.zones["_mta-sts.a.example"]
-    world.server.says |= {"a.example": many, "b.example": many}
+    world.server.says["a.example"] = policy()
+    for domain, hosts in (("b.example", 4), ("c.example", 2), ("d.example", 2)):
+        world.zones[f"_mta-sts.{domain}"] = world.zones["_mta-sts.a.example"]
+        many = Policy("enforce", tuple(f"mx{i}.example" for i in range(hosts)), 86400)
+        world.server.says[domain] = many
+    monkeypatch.setattr(sts, "OCTETS", 2500)
     async with world.open() as policies:
-        await policies.of("a.example")
-        await policies.of("b.example")
-        assert len(policies) == 1
-        assert await mode(policies, "b.example") == "enforce" and world.server.asked["b.example"] == 1
+        for domain in ("a.example", "b.example", "c.example", "d.example"):
+            assert await mode(policies, domain) == "enforce"
+        assert len(policies) == 3
+        for domain in ("a.example", "c.example", "d.example"):
+            assert await mode(policies, domain) == "enforce" and world.server.asked[domain] == 1
+
+
+def test_the_weight_of_a_policy_is_about_what_it_takes() -> None:
+    """Of short names most is what surrounds them."""
+    names = tuple(f"{n:x}" for n in range(5000))
+    kept = Kept("a.example", "1", Policy("enforce", names, 1), 0.0)
+    real = sum(sys.getsizeof(name) for name in names) + sys.getsizeof(names)
+    weight = sts._Known(kept, 0.0, 0.0, 0.0).weight
+    assert real <= weight <= 2 * real
+    assert len(msgspec.json.encode(kept)) < weight
 
 
 async def test_routes_and_strangers_are_not_told_each_other_s_answer(clock: MockClock) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from engine.egress import stsfetch
 from engine.egress.mta_sts import Policy
@@ -181,6 +182,53 @@ async def test_a_slow_server_is_left(
         assert "no answer in time" in said or "did not answer in 1 s" in said
         assert time.monotonic() - begun < 5
         nursery.cancel_scope.cancel()
+
+
+async def test_what_a_server_says_is_cut_short(ca: str, authority: Authority) -> None:
+    """Reasons are kept for each domain."""
+    context = authority.server_context(NAME)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        ssl_stream = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        await ssl_stream.receive_some()
+        await ssl_stream.send_all(b"HTTP/1.1 " + b"\0" * 90000 + b"\r\n\r\n")
+        await ssl_stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        port = listener.socket.getsockname()[1]
+        fetching = Fetcher(Resolver(StaticDns({})), ca=ca, gateway=SocketAddress("127.0.0.1", port))
+        said = await failure(fetching)
+        assert "illegal status line" in said and len(said) < 300
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_crowd_of_slow_servers_makes_nobody_else_fail(
+    ca: str, server: PolicyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a stranger who owns many domains could switch off the policies of others."""
+    monkeypatch.setattr(stsfetch, "SECONDS", 1.0)
+    monkeypatch.setattr(stsfetch, "AT_ONCE", 2)
+    fetching = fetcher(ca, server)
+    get = fetching._get
+    slow: list[str] = []
+
+    async def tardy(host: str, *rest: Any) -> bytes:
+        if host != NAME:
+            slow.append(host)
+            await trio.sleep_forever()
+        return await get(host, *rest)
+
+    monkeypatch.setattr(fetching, "_get", tardy)
+    await fetching.check()
+    async with trio.open_nursery() as nursery:
+        for n in range(4):
+            nursery.start_soon(failure, fetching, f"slow{n}.example")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(slow) == 2
+        assert (await fetching.fetch("a.example")).mode == "enforce"
+        assert len(slow) == 4
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a certificate"])
