@@ -42,6 +42,9 @@ _IOV_LIMIT = 512
 _TLS_JOIN = 64 * 1024
 """Parts up to this many octets are joined into one TLS write: fewer records, one copy."""
 
+_CERTIFICATE_LIMIT = 8 * 1024
+"""Octets of a peer's certificate (DER) whose sessions are worth keeping; a hundred names take 5,000."""
+
 _DER = 2
 """How certificates are given as bytes: `_ssl.ENCODING_DER`, which has no public name before Python 3.13."""
 
@@ -308,10 +311,14 @@ class Stream:
         return str(name).lower().removesuffix(".") if name is not None else None
 
     def session(self) -> ssl.SSLSession | None:
-        """What a later connection needs to resume this TLS session; None while there is nothing. With TLS 1.3
-        it arrives after the handshake, ahead of what the peer says first."""
+        """What a later connection needs to resume this TLS session; None while there is nothing, and for a
+        peer with an outsize certificate. With TLS 1.3 it arrives after the handshake, ahead of what the peer
+        says first."""
         sock = self._sock
-        if not isinstance(sock, ssl.SSLSocket):
+        certificate = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
+        # A session holds the peer's certificate, and several times its size in what was read from it; of one
+        # of 64 KiB the ssl module can make none.
+        if not isinstance(sock, ssl.SSLSocket) or len(certificate or b"") > _CERTIFICATE_LIMIT:
             return None
         session = sock.session
         if session is None or not (session.has_ticket or (session.id and sock.version() == "TLSv1.2")):

@@ -272,7 +272,23 @@ async def test_the_number_of_sessions_is_limited(pki: Pki) -> None:
     while sessions.take(key(1), client) is not None:
         taken += 1
     assert taken == 8
+    assert not sessions._kept
     for port in range(5000):
-        sessions.keep(key(port), session, client, facts, 10.0)
-    assert len(sessions._kept) == 4096 and sessions.take(key(0), client) is None
+        for _ in range(3):
+            sessions.keep(key(port), session, client, facts, 10.0)
+    assert 4090 < sum(map(len, sessions._kept.values())) == sessions._count <= 4096
+    assert sessions.take(key(0), client) is None
     assert sessions.take(key(4999), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)) is None
+    for number in range(20):
+        assert (sessions.take(key(4998), client) is not None) is (number < 3)
+    assert sum(map(len, sessions._kept.values())) == sessions._count
+
+
+@pytest.mark.parametrize("count", [150, 1300])
+async def test_an_outsize_certificate_is_no_defect_of_ours(count: int) -> None:
+    """Of one of more than 64 KiB the ssl module makes no session, and raises; the mail was never settled."""
+    names = [f"{'x' * 50}{n:04}.example" for n in range(count)]
+    async with open_peer(tls=Pki().server(NAME, *names)) as peer, open_dial() as dial:
+        for _ in range(2):
+            facts = (await dial(make_egress_path(enable_tls="RequiredInsecure"), peer)).stream.tls
+            assert facts is not None and not facts.resumed
