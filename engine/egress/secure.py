@@ -188,9 +188,11 @@ def _checked(stream: Stream, need: TlsNeed, facts: TlsFacts, stage: str) -> TlsF
     if verified:
         facts = msgspec.structs.replace(facts, expires=_first_end(verified))
     if need.pins:
-        pin = pinned(verified or stream.peer_chain()[:1], need.pins)
+        # On a path that is content with the peer's own key, nobody else's demands make it content with more.
+        issuers = verified if need.mode == "Required" else ()
+        pin = pinned(issuers or stream.peer_chain()[:1], need.pins)
         if pin is None:
-            whose = "of its certificates' keys" if verified else "key of its certificate"
+            whose = "of its certificates' keys" if issuers else "key of its certificate"
             own = stream.peer_pin() or "of a kind that cannot be read"
             raise TlsError(f"no {whose} is among tls_pins; its own is {own}", stage=stage)
         facts = msgspec.structs.replace(facts, pin=pin)

@@ -31,6 +31,9 @@ from .tlsneed import TlsNeed
 
 __all__ = ["Dane", "dane_for"]
 
+_LONGEST = 253
+"""Characters of a name; with backslashes in it, it is shorter on the wire."""
+
 
 class Dane(msgspec.Struct, frozen=True):
     """What DANE says of one host and port. `why`: in words. `base`: the TLSA base domain, where there are
@@ -96,6 +99,9 @@ async def _of_host(
     why = ""
     for base in bases:
         owner = f"_{candidate.port}._tcp.{base}"
+        if len(owner) > _LONGEST and "\\" not in owner:
+            why = why or f"{base} is too long to have records"
+            continue
         answer = await resolver.lookup(owner, "TLSA")
         if not answer.secure:
             why = why or f"there is no signed answer about {owner} TLSA"
@@ -157,4 +163,4 @@ async def _base_domains(
             return (host,) if alias.secure and alias.status == "found" else ()
         if found:
             return ()
-    return ()
+    raise ResolveError(f"{host} has no address now", stage="resolve")

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from engine.egress.pins import pinned
+from engine.egress.site import Sts
 from engine.errors import AuthNotOffered, TlsRequired
 from engine.net import key_pin
 from policy.egress import EgressPath, make_egress_path
@@ -83,6 +84,20 @@ async def test_whose_pin_counts(mode: str, whose: str | None, result: str | None
         facts = connection.stream.tls
         assert facts is not None and facts.pin == result
         assert facts.verified == (mode == "Required")
+
+
+async def test_a_policy_that_demands_the_chain_makes_no_more_pins_count(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under MTA-STS there is a verified chain where the path asks for the peer's own key alone."""
+    (tmp_path / "roots.pem").write_bytes(chain.root.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
+    async with open_peer(tls=server(chain)) as peer, open_dial() as dial:
+        for pin in (chain.issuer, chain.top):
+            with pytest.raises(TlsRequired, match="no key of its certificate is among tls_pins"):
+                await dial(chain.path("RequiredInsecure", pin), peer, sts=Sts("enforce"))
+        connection = await dial(chain.path("RequiredInsecure", chain.leaf), peer, sts=Sts("enforce"))
+        assert connection.stream.tls is not None and connection.stream.tls.verified
 
 
 async def test_a_pin_replaces_nothing(chain: Chain) -> None:

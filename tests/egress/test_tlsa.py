@@ -92,6 +92,22 @@ async def test_no_answer_is_no_absence(trouble: str) -> None:
         await ask(zones(host={"secure": False, "A": ["192.0.2.1"], "AAAA": trouble}))
 
 
+async def test_a_host_whose_address_is_gone_since_the_plan_was_made_is_not_talked_to() -> None:
+    """Not signed is what has an address that is not signed."""
+    with pytest.raises(ResolveError, match=f"DANE: {MX} has no address now"):
+        await ask(zones(host={"secure": True}))
+
+
+async def test_a_host_whose_name_is_too_long_for_records_has_none() -> None:
+    long = ".".join(["a" * 49] * 5)
+    table = zones(
+        domain={"secure": True, "MX": [f"10 {long}."]}, **{long: {"secure": True, "A": ["192.0.2.1"]}}
+    )
+    assert len(long) < 253 < len(f"_25._tcp.{long}")
+    dane = await ask(table, where=Candidate(long, "192.0.2.1", 25, long))
+    assert dane.result == "not_applicable" and "too long" in dane.why
+
+
 async def test_one_family_without_an_answer_does_not_matter_when_the_other_is_signed() -> None:
     assert (await ask(zones(host={"secure": True, "A": ["192.0.2.1"], "AAAA": SERVFAIL}))).result == "ok"
 
