@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -102,8 +102,9 @@ class StubResolver:
         self._checked = -_CONFIG_CHECK
         self._backend = dns.asyncbackend.get_backend("trio")
         self._fixed = bool(servers)
-        self._doubts: Memo[str, str] = Memo(1)
-        self._proven = float("-inf")
+        self._doubts: Memo[str, str] = Memo(16)
+        self._proven: dict[str, float] = {}
+        """When each name server last validated something."""
         if servers:
             resolver = dns.asyncresolver.Resolver(configure=False)
             resolver.nameservers = [_server(text) for text in servers]
@@ -120,7 +121,8 @@ class StubResolver:
             response: dns.message.QueryMessage = error.response(  # type: ignore[no-untyped-call]
                 dns.name.from_text(name + ".")
             )
-            secure = self._is_secure(response, local)
+            # Which server it was is not said, and so nothing is proven.
+            secure = local and bool(response.flags & dns.flags.AD)
             return Answer("nxdomain", ttl=float(response.resolve_chaining().minimum_ttl), secure=secure)
         except (dns.exception.DNSException, OSError) as error:
             # dnspython has no order of exceptions here: all that is not NXDOMAIN is "no answer now".
@@ -128,7 +130,7 @@ class StubResolver:
         chain = answer.chaining_result
         if len(chain.cnames) > _CNAME_LIMIT:
             raise _failed(name, kind, f"more than {_CNAME_LIMIT} aliases")
-        secure = self._is_secure(answer.response, local)
+        secure = local and self._validated(answer)
         alias = chain.canonical_name.to_text(omit_final_dot=True).lower() if chain.cnames else ""
         if answer.rrset is None:
             return Answer("empty", ttl=float(chain.minimum_ttl), secure=secure, alias=alias)
@@ -156,34 +158,45 @@ class StubResolver:
             backend=self._backend,
         )
 
-    def _is_secure(self, response: dns.message.Message, local: bool) -> bool:
-        secure = local and bool(response.flags & dns.flags.AD)
+    def _validated(self, answer: dns.resolver.Answer) -> bool:
+        secure = bool(answer.response.flags & dns.flags.AD)
         if secure:
-            self._proven = trio.current_time()
+            self._proven[f"{answer.nameserver}:{answer.port}"] = trio.current_time()
         return secure
 
     async def distrust(self) -> str:
-        """See `Dns`. A server that has not validated anything for five minutes is asked about the root,
-        which is signed."""
+        """See `Dns`. Each server that has not validated anything for five minutes is asked about the root,
+        which is signed: when the others refuse to give what was forged (SERVFAIL) it is asked instead."""
         resolver = self._resolver if self._fixed else await self._configured()
         if resolver is None:
             return ""  # there are no answers, either
         if remote := _remote(resolver):
             return f"the name server {remote} is not on loopback, so what it says of DNSSEC does not count"
-        if trio.current_time() - self._proven < _PROVEN:
-            return ""
+        doubts: list[str] = []
 
-        async def ask() -> tuple[str, float]:
+        async def ask(name: str, server: dns.nameserver.Nameserver) -> tuple[str, float]:
+            alone = dns.asyncresolver.Resolver(configure=False)
+            alone.nameservers = [server]
             try:
-                answer = await self._resolve(resolver, "", "SOA")
+                answer = await self._resolve(_tuned(alone, _TRY_SECONDS), "", "SOA")
             except (dns.exception.DNSException, OSError):
                 return "", _DOUBTED  # it says nothing of the root, so nothing can be said of it
-            if self._is_secure(answer.response, True):
+            if self._validated(answer):
                 return "", _PROVEN
-            server = f"{answer.nameserver}:{answer.port}"
-            return f"the name server {server} does not validate: the root's SOA came without AD", _DOUBTED
+            return f"the name server {name} does not validate: the root's SOA came without AD", _DOUBTED
 
-        return await self._doubts.fetch("", ask)
+        async def doubt(name: str, server: dns.nameserver.Nameserver) -> None:
+            doubts.append(await self._doubts.fetch(name, lambda: ask(name, server)))
+
+        since = trio.current_time() - _PROVEN
+        unproven = {
+            name: one for name, one in _servers(resolver) if self._proven.get(name, float("-inf")) <= since
+        }
+        if unproven:
+            async with trio.open_nursery() as nursery:
+                for name, server in unproven.items():
+                    nursery.start_soon(doubt, name, server)
+        return min(filter(None, doubts), default="")
 
     async def _configured(self) -> dns.asyncresolver.Resolver | None:
         now = trio.current_time()
@@ -192,7 +205,7 @@ class StubResolver:
             found = await trio.to_thread.run_sync(_read_config, self._resolv_conf, self._changed)
             if found is not None:
                 self._resolver, self._changed = found
-                self._proven = float("-inf")  # by the one before
+                self._proven.clear()  # by those before
                 self._doubts.clear()
         return self._resolver
 
@@ -211,9 +224,9 @@ def _read_config(
         return None
 
 
-def _tuned(resolver: dns.asyncresolver.Resolver) -> dns.asyncresolver.Resolver:
+def _tuned(resolver: dns.asyncresolver.Resolver, lifetime: float = _LIFETIME) -> dns.asyncresolver.Resolver:
     resolver.timeout = _TRY_SECONDS
-    resolver.lifetime = _LIFETIME
+    resolver.lifetime = lifetime
     resolver.use_edns(0, 0, _EDNS_PAYLOAD)
     # With AD in the question we ask for it in the answer, without signatures (RFC 6840 5.7).
     resolver.flags = dns.flags.RD | dns.flags.AD
@@ -232,6 +245,13 @@ def _remote(resolver: dns.asyncresolver.Resolver) -> str:
             pass
         return str(address)
     return ""
+
+
+def _servers(resolver: dns.asyncresolver.Resolver) -> Iterator[tuple[str, dns.nameserver.Nameserver]]:
+    """Each name server, under the name by which an answer says where it came from. All are addresses."""
+    for server in resolver.nameservers:
+        one = dns.nameserver.Do53Nameserver(server, resolver.port) if isinstance(server, str) else server
+        yield f"{one.answer_nameserver()}:{one.answer_port()}", one
 
 
 def _server(text: str) -> dns.nameserver.Nameserver:

@@ -260,6 +260,34 @@ async def test_a_server_that_does_not_validate(root: dict[str, Any], doubt: str)
         assert found == (f"the name server {server} {doubt}" if doubt else "")
 
 
+async def test_every_server_has_to_validate() -> None:
+    """One that does not is asked when the others refuse what was forged, and gives it."""
+    root: dict[str, Any] = {"SOA": ["a. b. 1 2 3 4 5"]}
+    refusing = zones(tlsa={"TLSA": SERVFAIL}, **{".": root | {"secure": True}})
+    forged = zones(tlsa=None, **{".": root})
+    for zone in forged.values():
+        zone["secure"] = False
+    async with serve_dns(refusing) as good, serve_dns(forged) as bad:
+        for servers in ([good, bad], [bad, good]):
+            client = StubResolver(servers)
+            assert (await client.query(f"_25._tcp.{MX}", "TLSA")).status == "nxdomain"
+            assert f"the name server {bad} does not validate" in await client.distrust()
+            resolver = Resolver(client)
+            site = await resolver.site_for("peer.example")
+            with pytest.raises(DaneImpossible, match="does not validate"):
+                await dane_for(resolver, site, WHERE, "peer.example")
+
+
+async def test_a_server_that_is_not_there_is_not_waited_for_every_time() -> None:
+    async with serve_dns(zones()) as server, serve_dns({".": {"SOA": TIMEOUT}}) as silent:
+        client = StubResolver([server, silent])
+        assert (await client.query("peer.example", "MX")).secure
+        begun = time.monotonic()
+        for _ in range(3):
+            assert await client.distrust() == ""
+        assert time.monotonic() - begun < 3.0
+
+
 async def test_a_server_that_validated_something_is_not_asked_about_the_root() -> None:
     async with serve_dns({**zones(), ".": {"SOA": ["a. b. 1 2 3 4 5"]}}) as server:
         client = StubResolver([server])
