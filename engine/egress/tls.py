@@ -6,14 +6,16 @@ security level 2 refuses SHA-1 signatures and RSA keys under 2,048 bits. A priva
 path *replaces* the system store for that path (reliability C24 to C26).
 
 Contexts are expensive (loading the system store costs milliseconds) and shared; a context is
-never shared between two settings, so a resumed session cannot cross one (C27).
+never shared between two settings, so a resumed session cannot cross one (C27). When the system store
+changes they are made anew: an authority that is trusted no more must not stay so until a restart.
 """
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import trio
@@ -25,10 +27,15 @@ from .clientcert import ClientCertificate
 __all__ = ["TlsContexts", "TlsSetting"]
 
 _KEPT = 64
+_LOOK = 900.0
+"""Seconds between two looks whether the system store changed."""
 _HANDSHAKE, _CERTIFICATE = 22, 11
 """A record's type and a message's (RFC 8446 B.1, B.3)."""
 _EMPTY = 8
 """Octets of a Certificate message with none in it, at most (RFC 5246 7.4.2: 7; RFC 8446 4.4.2: 8)."""
+
+
+_Store: TypeAlias = tuple[tuple[int, ...], ...]
 
 
 class TlsSetting(msgspec.Struct, frozen=True):
@@ -52,6 +59,8 @@ class TlsContexts:
     def __init__(self) -> None:
         self._cache: OrderedDict[TlsSetting, ssl.SSLContext] = OrderedDict()
         self._making = trio.Lock()
+        self._looked = float("-inf")
+        self._store: _Store = ()
 
     async def get(self, setting: TlsSetting) -> ssl.SSLContext:
         """The context for this setting. A new one is made in a thread, because that may take a tenth of a
@@ -59,6 +68,8 @@ class TlsContexts:
 
         Raises: TlsError when the bundle holds no usable certificate.
         """
+        if setting.verify and setting.ca_pem is None:
+            await self._look()
         context = self._cache.get(setting)
         if context is None:
             async with self._making:
@@ -70,6 +81,31 @@ class TlsContexts:
         if setting in self._cache:
             self._cache.move_to_end(setting)
         return context
+
+    async def _look(self) -> None:
+        """Forget what was made of a system store that is not there any more."""
+        now = trio.current_time()
+        if now - self._looked < _LOOK:
+            return
+        self._looked = now
+        store = await trio.to_thread.run_sync(_store)
+        if store != self._store:
+            self._store = store
+            for setting in [one for one in self._cache if one.verify and one.ca_pem is None]:
+                del self._cache[setting]
+
+
+def _store() -> _Store:
+    """What tells one state of the system store from another."""
+    paths = ssl.get_default_verify_paths()
+    found: list[tuple[int, ...]] = []
+    for path in (paths.cafile, paths.capath):
+        try:
+            status = os.stat(path or "")
+            found.append((status.st_mtime_ns, status.st_ino, status.st_size))
+        except OSError:
+            found.append(())
+    return tuple(found)
 
 
 async def _in_thread(setting: TlsSetting) -> ssl.SSLContext:

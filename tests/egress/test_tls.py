@@ -331,6 +331,26 @@ async def test_contexts_that_were_not_used_for_long_are_made_anew(authorities: A
     assert await contexts.get(TlsSetting(True, root + b"\n")) is not second
 
 
+async def test_the_system_s_authorities_of_today_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: MockClock
+) -> None:
+    store = tmp_path / "roots.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+    store.write_bytes(Pki().pem)
+    contexts = TlsContexts()
+    system, private = TlsSetting(True), TlsSetting(True, Pki().pem)
+    before = await contexts.get(system), await contexts.get(private)
+    store.write_bytes(Pki().pem + Pki().pem)
+    await trio.sleep(890)
+    assert await contexts.get(system) is before[0]
+    await trio.sleep(20)
+    after = await contexts.get(system)
+    assert after is not before[0] and len(after.get_ca_certs()) == 2
+    assert await contexts.get(private) is before[1]
+    await trio.sleep(1000)
+    assert await contexts.get(system) is after, "nothing changed"
+
+
 async def test_a_context_is_made_once_and_not_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading the system's roots takes a twentieth of a second and more."""
     made: list[bool] = []
