@@ -27,12 +27,15 @@ from cyclopts import Parameter
 from engine.ca import ThrowAwayCa
 from engine.cli.report import guarded
 from engine.errors import ConfigError
+from policy.errors import did_you_mean
 
 from .sink_loop import Loop
 from .sink_rules import Rules, parse_rule
-from .sink_session import Arrival, Counts, Session, SinkConfig
+from .sink_session import KEYWORDS, Arrival, Counts, Session, SinkConfig
 
 __all__ = ["Arrival", "Counts", "Sink", "open_sink", "sink"]
+
+_LISTEN = "127.0.0.1:2600"
 
 Names: TypeAlias = Annotated[list[str] | None, Parameter(negative=())]
 Flag: TypeAlias = Annotated[bool, Parameter(negative=())]
@@ -95,7 +98,12 @@ class _Maildir:
         self._path = path
         self._numbers = itertools.count(1)
         for part in ("tmp", "new", "cur"):
-            (path / part).mkdir(parents=True, exist_ok=True)
+            try:
+                (path / part).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"no maildir can be made at {path}: {error.filename}: {error.strerror or error}"
+                ) from None
         self._host = socket.gethostname().replace("/", "_").replace(":", "_")
 
     def keep(self, arrival: Arrival) -> None:
@@ -140,8 +148,14 @@ async def open_sink(
     called with each message; a reply line it returns is sent instead of 250. `store`: a maildir.
     `patience`: see `Loop`.
 
-    Raises: ConfigError, also for the address; OSError (the maildir).
+    Raises: ConfigError, also for the address and the maildir.
     """
+    omitted = frozenset(word.upper() for word in without)
+    for word in sorted(omitted - {*KEYWORDS}):
+        raise ConfigError(
+            f"{word} is not offered anyway{did_you_mean(word, KEYWORDS)}; what may be left out is "
+            + ", ".join(KEYWORDS)
+        )
     if context is None and ca is not None:
         context = ca.server_context(host, *names)
     if auth is not None and context is None and not auth_without_tls:
@@ -150,7 +164,7 @@ async def open_sink(
         offer_tls=context is not None,
         login=auth,
         login_without_tls=auth_without_tls,
-        without=frozenset(word.upper() for word in without),
+        without=omitted,
         rules=_rules(replies),
     )
     keep = None if store is None else (await trio.to_thread.run_sync(_Maildir, store)).keep
@@ -202,7 +216,7 @@ class _Status(msgspec.Struct, omit_defaults=True):
 
 def sink(
     *,
-    listen: str = "127.0.0.1:2600",
+    listen: str = _LISTEN,
     tls: Flag = False,
     cert: Path | None = None,
     key: Path | None = None,
@@ -285,16 +299,29 @@ def _main(
     stop_after: int | None,
     json: bool,
 ) -> None:
-    from policy.nets import parse_listen
+    from policy.nets import parse_host, parse_listen
 
     try:
         where = parse_listen(listen)
     except ValueError as wrong:
-        raise ConfigError(f"--listen {listen}: {wrong}") from None
+        raise ConfigError(f"--listen {listen}: {wrong}; right would be {_LISTEN}, or [::1]:2600") from None
     if (cert is None) != (key is None):
         raise ConfigError("--cert and --key belong together")
-    if ca_out is not None and (not tls or cert is not None):
-        raise ConfigError("--ca-out is for the CA that --tls makes when no --cert is given")
+    for option, given in (("--ca-out", ca_out is not None), ("--tls-name", bool(names))):
+        if given and (not tls or cert is not None):
+            raise ConfigError(f"{option} is for the certificate that --tls makes when no --cert is given")
+    for name in names:
+        try:
+            parse_host(name)
+        except ValueError as wrong:
+            raise ConfigError(f"--tls-name {name}: {wrong}; right would be mx.example.com") from None
+    if auth is None and auth_without_tls:
+        raise ConfigError("--auth-without-tls needs --auth USER:PASSWORD")
+    for text in replies:
+        stage = parse_rule(text).stage
+        if (stage == "starttls" and not (tls or cert)) or (stage == "auth" and auth is None):
+            needed = "--tls" if stage == "starttls" else "--auth USER:PASSWORD"
+            raise ConfigError(f"--reply {text}: nothing comes to {stage} without {needed}")
     login: tuple[str, str] | None = None
     if auth is not None:
         user, colon, password = auth.partition(":")
@@ -315,7 +342,10 @@ def _main(
         elif tls:
             ca = ThrowAwayCa()
         if ca_out is not None and ca is not None:
-            await trio.Path(ca_out).write_bytes(ca.pem)
+            try:
+                await trio.Path(ca_out).write_bytes(ca.pem)
+            except OSError as error:
+                raise ConfigError(f"--ca-out {ca_out}: {error.strerror or error}") from None
         async with open_sink(
             where.host,
             where.port,
@@ -406,7 +436,15 @@ class _Screen:
                 )
                 self._write(sys.stdout.fileno(), msgspec.json.encode(status) + b"\n")
         elif first:
-            self._write(sys.stderr.fileno(), f"sink on {self._where}; Ctrl-C ends it\n".encode())
+            offers = "".join(
+                f", {what}"
+                for what, offered in (
+                    ("STARTTLS", self._sink.config.offer_tls),
+                    ("AUTH demanded", self._sink.config.login is not None),
+                )
+                if offered
+            )
+            self._write(sys.stderr.fileno(), f"sink on {self._where}{offers}; Ctrl-C ends it\n".encode())
         elif self._terminal or final:
             noun = "message" if counts.messages == 1 else "messages"
             line = f"{counts.messages:,} {noun}, {counts.sessions:,} sessions open of {counts.connections:,}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import msgspec
 
 from engine.errors import ConfigError
+from policy.errors import did_you_mean
 
 __all__ = ["STAGES", "Rule", "Rules", "parse_rule"]
 
 STAGES = ("connect", "ehlo", "helo", "starttls", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")
 
-_OPTION = re.compile(r";\s*(every|first|delay)=([0-9]+(?:\.[0-9]+)?)\s*\Z")
+_OPTIONS = ("every", "first", "delay")
+_OPTION = re.compile(r";\s*([A-Za-z]+)=([^;\s]*)\s*\Z")
 _REPLY = re.compile(r"([2-5][0-9][0-9])(?: ([\x20-\x7e\x80-\U0010ffff]*))?\Z")
 
 
@@ -60,6 +63,11 @@ def parse_rule(text: str) -> Rule:
     rule = Rule(stage)
     while found := _OPTION.search(action):
         name, number = found.groups()
+        if name not in _OPTIONS:
+            # A reply may hold such a thing itself; what looks misspelt would be sent instead of obeyed.
+            if meant := did_you_mean(name, _OPTIONS):
+                raise ConfigError(f'reply rule "{text}": ;{name}= is not known{meant}')
+            break
         _set(rule, name, number, text)
         action = action[: found.start()]
     action = action.strip()
@@ -79,9 +87,13 @@ def _set(rule: Rule, name: str, number: str, text: str) -> None:
         else:
             setattr(rule, name, int(number))
     except ValueError:
-        raise ConfigError(f'reply rule "{text}": {name}={number} is no number that fits') from None
-    if rule.every < 1 or rule.delay < 0.0:
-        raise ConfigError(f'reply rule "{text}": {name}={number} is too small')
+        right = "seconds, as in delay=0.5" if name == "delay" else f"a whole number, as in {name}=3"
+        raise ConfigError(
+            f'reply rule "{text}": {name}={number} is no number that fits; right would be {right}'
+        ) from None
+    if rule.every < 1 or rule.first < 0 or not 0.0 <= rule.delay < math.inf:
+        least = "at least 1" if name == "every" else "at least 0, and finite"
+        raise ConfigError(f'reply rule "{text}": {name}={number} does not fit; right would be {least}')
 
 
 def _set_reply(rule: Rule, action: str, text: str) -> None:

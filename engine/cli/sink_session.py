@@ -17,7 +17,10 @@ import msgspec
 
 from .sink_rules import Rules
 
-__all__ = ["Arrival", "Counts", "Pause", "Session", "SinkConfig"]
+__all__ = ["KEYWORDS", "Arrival", "Counts", "Pause", "Session", "SinkConfig"]
+
+KEYWORDS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "SIZE", "STARTTLS", "AUTH")
+"""What EHLO may offer."""
 
 _END = b"\r\n.\r\n"
 _LINE_LIMIT = 64 * 1024

@@ -224,6 +224,10 @@ def test_an_answer_of_the_callback_replaces_the_250() -> None:
         "rcpt=45",
         "rcpt=delay=soon",
         "rcpt=450 x;every=0",
+        "rcpt=450 x;every=two",
+        "rcpt=450 x;evry=2",
+        "rcpt=450 x;first=-1",
+        "rcpt=delay=inf",
         "rcpt=450 \x07",
     ],
 )
@@ -233,6 +237,7 @@ def test_a_wrong_rule_says_what_is_right(text: str) -> None:
 
 
 def test_rules_are_read() -> None:
+    assert parse_rule("mail=550 5.7.1 spf;reason=fail").reply == b"550 5.7.1 spf;reason=fail\r\n"
     rule = parse_rule("DOT=450 4.2.0 a; b;every=3; delay=0.5;first=9")
     assert (rule.stage, rule.code, rule.reply) == ("dot", 450, b"450 4.2.0 a; b\r\n")
     assert (rule.every, rule.delay, rule.first) == (3, 0.5, 9)

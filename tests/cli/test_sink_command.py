@@ -76,12 +76,20 @@ def test_one_message_has_no_rate() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--listen", "nowhere"], "--listen"),
+        (["--listen", "nowhere"], "--listen nowhere: has no port; right would be 127.0.0.1:2600"),
         (["--auth", "scott"], "USER:PASSWORD"),
         (["--auth", "scott:tiger"], "--auth needs --tls"),
         (["--ca-out", "x"], "--ca-out"),
         (["--cert", "x"], "belong together"),
         (["--reply", "rcpt=hello"], "reply rule"),
+        (["--reply", "starttls=454 later"], "nothing comes to starttls without --tls"),
+        (["--reply", "auth=535 no"], "nothing comes to auth without --auth"),
+        (["--tls-name", "mx.example.com"], "--tls-name is for the certificate that --tls makes"),
+        (["--tls", "--tls-name", "not a name"], "--tls-name not a name: is no host name"),
+        (["--auth-without-tls"], "--auth-without-tls needs --auth"),
+        (["--without", "PIPELINE"], 'did you mean "PIPELINING"?'),
+        (["--store", __file__], f"no maildir can be made at {__file__}"),
+        (["--tls", "--ca-out", "/no/such/directory"], "--ca-out /no/such/directory: No such file"),
         (["--stop-after", "0"], "--stop-after"),
     ],
 )
