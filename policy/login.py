@@ -83,7 +83,8 @@ Budget = Annotated[
 class Login(msgspec.Struct, frozen=True, kw_only=True):
     """Who we are to a peer, and how that may be shown. `mechanisms`: those allowed, the strongest first.
     `release_to`: whom the credential may be told; None: whoever the path leads to.
-    `failure_budget`: failed logins of one user and version of the secret that a peer may see in a period."""
+    `failure_budget`: failed logins of one user with one secret, whatever its version, that a peer may see in
+    a period."""
 
     mechanisms: Mechanisms
     username: AuthName | None = None

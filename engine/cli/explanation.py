@@ -290,7 +290,9 @@ def _refused(ready: ReadyQueue, circuits: Sequence[OpenCircuit]) -> Iterator[str
     hosts = {name for host in ready.site.hosts for name in (host.host, host.reference_name)}
     now = trio.current_time()
     for one in circuits:
-        if login is not None and one.user == (login.username or "") and not hosts.isdisjoint(one.hosts):
+        if not one.refused or login is None or one.user != (login.username or "").casefold():
+            continue
+        if not hosts.isdisjoint(one.hosts):
             left = one.until - now
             when = f"no try for another {left:.0f} s" if left > 0 else "the next session tries"
             yield f"version {one.version} of the credential was refused at {one.said_by}, {when}: {one.text}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from engine.errors import ReleaseRefused, TlsRequired
-from policy.keysource import OAuth2Key
+from policy.keysource import CallbackKey, CommandKey, OAuth2Key
 from policy.release import Release, name_fits
 from policy.secret import Secret
 
@@ -39,6 +39,9 @@ logger = logging.getLogger("posthorn.egress")
 _NEW_TOKEN = 60.0
 """Seconds in which a token is not fetched anew because of a refusal: it is the account that is refused."""
 
+_MAKERS = (OAuth2Key, CommandKey, CallbackKey)
+"""What may make a new token each time it is asked."""
+
 CERTIFICATE = "certificate"
 """The version of an identity without a secret, where that of the client certificate is not known."""
 
@@ -47,10 +50,11 @@ _TLS_AGE = ("TLSv1.2", "TLSv1.3")
 
 
 class Identity:
-    """Who we are in one session. `version`: of the secret; without one, of the client certificate. `trial`: a
-    new version is tried with this session; how that went is said by `worked`, `refused` or `left`."""
+    """Who we are in one session. `version`: of the secret; without one, of the client certificate. `source`:
+    a fingerprint of where its versions come from, "" when there is but one. `trial`: a new version is tried
+    with this session; how that went is said by `worked`, `refused` or `left`."""
 
-    __slots__ = ("_rotation", "_sealed", "login", "trial", "version")
+    __slots__ = ("_rotation", "_sealed", "login", "source", "trial", "version")
 
     def __init__(
         self,
@@ -59,9 +63,11 @@ class Identity:
         certificate: str = CERTIFICATE,
         rotation: Rotation | None = None,
         *,
+        source: str = "",
         trial: bool = False,
     ) -> None:
         self.login = login
+        self.source = source
         self.version = credential.version if credential is not None else certificate
         self.trial = trial
         self._sealed = credential
@@ -138,12 +144,18 @@ class Broker:
         self._keys = keys
 
     async def identity(
-        self, path: EgressPath, endpoint: Endpoint, *, certificate: str = CERTIFICATE
+        self,
+        path: EgressPath,
+        endpoint: Endpoint,
+        *,
+        certificate: str = CERTIFICATE,
+        may_try: bool = True,
     ) -> Identity | None:
         """Who a path says we are, by `smtp_auth` or `smtp_auth_plain_password`; None when there is no AUTH.
         `certificate`: the version of the client certificate, for a login without another secret.
 
-        A new version of a password may be given for a trial; ask again, after having said how it went.
+        With `may_try` a new version of a password may be given for a trial. Whose trial came to nothing asks
+        again without it, or the next version, come meanwhile, would stop what the one in use can do.
         Raises: SecretUnavailable.
         """
         login = path.login
@@ -151,15 +163,17 @@ class Broker:
             return None
         reference = login.reference
         if reference is None:
-            return Identity(login, None, certificate)
+            source = self._keys.source(path.tls_certificate) if path.tls_certificate is not None else ""
+            return Identity(login, None, certificate, source=source)
         newest = await self._keys.fetch(reference)
+        source = self._keys.source(reference)
         if login.password is None:  # a token is another one each time, and the old one does not last
-            return Identity(login, newest)
+            return Identity(login, newest, source=source)
         rotation = _rotation(login, endpoint)
-        chosen, trial = rotation.choose(newest, trio.current_time())
+        chosen, trial = rotation.choose(newest, trio.current_time(), may_try=may_try)
         if chosen is not newest:
             self._keys.still_used(reference, chosen)
-        return Identity(login, chosen, rotation=rotation, trial=trial)
+        return Identity(login, chosen, rotation=rotation, source=source, trial=trial)
 
     async def newer(self, identity: Identity, endpoint: Endpoint) -> Identity | None:
         """After a refusal: who we are by what the source says now; None when that is the same, or when it is
@@ -167,13 +181,13 @@ class Broker:
         reference = identity.reference
         if reference is None or identity.trial:
             return None
-        token = isinstance(reference, OAuth2Key)
-        if token and trio.current_time() - identity.fetched < _NEW_TOKEN:
+        made = identity.login.password is None and isinstance(reference, _MAKERS)
+        if made and trio.current_time() - identity.fetched < _NEW_TOKEN:
             return None
         newest = await self._keys.fetch(reference, fresh=True)
         if newest.version == identity.version:
             return None
-        return Identity(identity.login, newest)
+        return Identity(identity.login, newest, source=identity.source)
 
     def replaced(self, newer: Identity, endpoint: Endpoint) -> Identity:
         """The peer took a `newer` identity when it had refused the one before: that is in use from now on."""
@@ -183,7 +197,7 @@ class Broker:
         before = rotation.replace(newer._sealed)
         if before is not None and before != newer.version:
             newer._say("version %s is in use now, and %s is refused", newer.version, before)
-        return Identity(newer.login, newer._sealed, rotation=rotation)
+        return Identity(newer.login, newer._sealed, rotation=rotation, source=newer.source)
 
     def release(self, identity: Identity, session: Connection, path: EgressPath) -> Secret:
         """The secret, for this session; empty for an identity without one.

@@ -3,7 +3,8 @@
 ::
 
     key       32 random octets: the key of the fingerprints that tell versions of secrets apart
-    circuits  the open circuits (JSON): hosts, user, fingerprint, ages of the failures, what the peer said
+    circuits  logins that failed lately (JSON): hosts, user, fingerprints, ages of the failures, what the peer
+              said; and logins that are under way, which count as failed if they are found here
 
 No secret is written. A fingerprint has 32 bits and is keyed, so that it compares with nothing else.
 """
@@ -27,7 +28,10 @@ __all__ = ["CircuitFile", "directory"]
 logger = logging.getLogger("posthorn.egress")
 
 _PAUSE = 1.0
-"""Seconds between two writings."""
+"""Seconds between two writings for which nobody waits."""
+
+_PATIENCE = 5.0
+"""Seconds a login waits for the disk."""
 
 _KEY = 32
 
@@ -44,6 +48,10 @@ class _Row(msgspec.Struct, frozen=True):
     said_by: str
     text: str
     cause: str
+    unheard: tuple[float, ...] = ()
+    source: str = ""
+    refused: bool = True
+    period: float = 86400.0
 
 
 class _Content(msgspec.Struct, frozen=True):
@@ -63,6 +71,10 @@ class CircuitFile:
         self._state = state
         self.key = key
         self._content = content
+        self._urgent = trio.Event()
+        """Somebody waits for the next writing."""
+        self._written = trio.Event()
+        """Set when what `_write` takes next was written."""
 
     @classmethod
     def load(cls, state: StateDir) -> CircuitFile:
@@ -96,9 +108,19 @@ class CircuitFile:
                 row.said_by,
                 row.text,
                 row.cause,
+                # Under way when the process was killed: the answer may have come as late as that.
+                tuple(now - passed for _ in row.unheard),
+                row.source,
+                row.refused,
+                row.period,
             )
             for row in self._content.circuits
         ]
+
+    def restore(self, circuits: Circuits) -> None:
+        """Take over what was open. Before anybody logs in."""
+        for one in self.circuits():
+            circuits.restore(one)
 
     def save(self, circuits: Sequence[OpenCircuit], now: float) -> None:
         """Write them down. Waits for the disk. `now`: the moment of `circuits`."""
@@ -113,17 +135,43 @@ class CircuitFile:
                 one.said_by,
                 one.text,
                 one.cause,
+                tuple(now - time for time in one.unheard),
+                one.source,
+                one.refused,
+                one.period,
             )
             for one in circuits
         ]
         self._state.write("circuits", msgspec.json.encode(_Content(time.time(), rows)))
 
     async def keep(self, circuits: Circuits) -> None:
-        """Take over what was open, and write down what changes from now on; never returns."""
-        for one in self.circuits():
-            circuits.restore(one)
-        while True:
-            await circuits.changed.wait()
-            circuits.changed = trio.Event()
+        """Write down what changes, at once where somebody waits for it; never returns. What changed last is
+        written when this is cancelled."""
+        circuits.commit = self._commit
+        try:
+            while True:
+                await circuits.changed.wait()
+                with trio.move_on_after(_PAUSE):
+                    await self._urgent.wait()
+                await self._write(circuits)
+        finally:
+            circuits.commit = None
+            if circuits.changed.is_set():
+                with trio.CancelScope(shield=True):
+                    await self._write(circuits)
+
+    async def _write(self, circuits: Circuits) -> None:
+        written, self._written = self._written, trio.Event()
+        self._urgent, circuits.changed = trio.Event(), trio.Event()
+        try:
+            # Not to be left alone half-way: the next one would write the same file.
             await trio.to_thread.run_sync(self.save, [*circuits.opened()], trio.current_time())
-            await trio.sleep(_PAUSE)
+        finally:
+            written.set()
+
+    async def _commit(self) -> None:
+        """See `Circuits.commit`. A disk that does not answer is waited for no longer than `_PATIENCE`: the
+        mail waits for it elsewhere."""
+        self._urgent.set()
+        with trio.move_on_after(_PATIENCE):
+            await self._written.wait()

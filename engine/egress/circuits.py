@@ -3,20 +3,23 @@
 Peers count failed logins and lock accounts. So there is one *circuit* for each endpoint, user and version
 of a secret. While it is closed one login is under way at most, whatever ready queue, source or session wants
 it. A login that was not accepted opens it: nobody repeats that login before a pause is over, the pauses grow,
-and in no period does the peer see more failures than the budget allows. A login that is accepted closes it. A
-rotated secret is another version, with a circuit of its own.
+and in no period does the peer see more failures than the budget allows (`account`). A login that is
+accepted closes it. A rotated secret is another version, with a circuit of its own and the same budget.
 
-An *endpoint* is what may well share one list of accounts. Hosts that stand side by side in one plan (the MX
-hosts of a domain, the addresses of a name, the entries of an `mx_list`) do, and so do hosts of one name or
-one address, whatever the port. What is learned later only makes endpoints larger.
+A login counts as failed before it begins, and that is written down (`commit`) before the secret leaves; it
+is taken back when the peer accepts. So what breaks it off, a kill of the process included, hides nothing.
+
+An *endpoint* is what may well share one list of accounts. Hosts that stand side by side for a destination
+(the MX hosts of a domain, the addresses of a name, the entries of an `mx_list`) do, and so do hosts of one
+name or one address, whatever the port. What is learned later only makes endpoints larger.
 
 "Not now" (4xx) is no failure: it concerns one host and port, and the next one may be asked.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -24,120 +27,41 @@ import msgspec
 import trio
 
 from engine.errors import LoginRefused
-from policy.login import FAILURE_BUDGET, MOST_FAILURES
+
+from .account import Account, Failure, OpenCircuit, Try, grown
 
 if TYPE_CHECKING:
     from policy.keysource import KeyRef
-    from policy.units import Throttle
 
     from .resolve import Candidate
     from .rotation import Rotation
 
-__all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "Circuits", "Endpoint", "OpenCircuit", "Try"]
+__all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "Circuits", "Endpoint", "OpenCircuit", "Try", "Turn"]
 
 LOGIN_DEFERRED = "login-deferred"
 LOGIN_UNANSWERED = "login-unanswered"
 """Causes of held mail, beside those of the errors themselves."""
 
 _KEPT = 10_000
-"""Hosts and addresses that are known, and hosts that said "not now"."""
+"""Hosts and addresses that are known, and hosts that said "not now" or do not bind as we do."""
 
-_GROWTH = 3.0
-"""Each pause is so many times the one before. A guess: with 6 an hour that is 1, 3, 9, 10 minutes."""
+_UNBOUND = 24 * 3600.0
+"""Seconds a host is not asked again for a channel binding that it refused."""
 
-
-class Try(msgspec.Struct, frozen=True):
-    """One login that somebody wants to make. `pause`: seconds, the first one; `budget`: failures that the
-    peer may see in a period."""
-
-    name: str
-    port: int
-    user: str
-    version: str
-    pause: float = 60.0
-    budget: Throttle = FAILURE_BUDGET
-
-
-class OpenCircuit(msgspec.Struct, frozen=True):
-    """An open circuit as others may know it. `hosts`: names and addresses of the endpoint; `failures`: when
-    they were, oldest first, and `until`: no try before (`trio.current_time`)."""
-
-    hosts: tuple[str, ...]
-    user: str
-    version: str
-    failures: tuple[float, ...]
-    streak: int
-    until: float
-    said_by: str
-    text: str
-    cause: str
-
-
-class _Circuit:
-    """One user and version at one endpoint. `streak`: failures since a login was accepted."""
-
-    __slots__ = ("budgets", "cause", "failures", "lock", "said_by", "streak", "text", "until")
-
-    def __init__(self) -> None:
-        self.lock = trio.Lock()
-        self.budgets: dict[tuple[int, float], None] = {}
-        self.failures: deque[float] = deque(maxlen=MOST_FAILURES)
-        self.streak = 0
-        self.until = float("-inf")
-        self.said_by = ""
-        self.text = ""
-        self.cause = ""
-
-    def obey(self, budget: Throttle) -> None:
-        """Another path's budget for the same login counts, too."""
-        if len(self.budgets) < MOST_FAILURES:
-            self.budgets[budget.quantity, budget.period] = None
-
-    def closed_until(self) -> float:
-        """No try before this moment."""
-        if not self.streak:
-            return float("-inf")
-        until = self.until
-        for quantity, period in self.budgets:
-            if len(self.failures) >= quantity:
-                until = max(until, self.failures[-quantity] + period)
-        return until
-
-    def failed(self, now: float, pause: float, said_by: str, error: LoginRefused) -> None:
-        self.failures.append(now)
-        self.streak += 1
-        longest = max((pause, *(period / quantity for quantity, period in self.budgets)))
-        self.until = now + min(pause * _GROWTH ** min(self.streak - 1, 16), longest)
-        self.said_by, self.text, self.cause = said_by, error.reason, error.cause
-
-    def succeeded(self) -> None:
-        self.failures.clear()
-        self.streak = 0
-        self.until = float("-inf")
-
-    def join(self, other: _Circuit) -> None:
-        """Both were of one endpoint all along."""
-        self.budgets.update(other.budgets)
-        self.failures = deque(sorted((*self.failures, *other.failures)), maxlen=MOST_FAILURES)
-        if other.until > self.until:
-            self.until, self.said_by, self.text, self.cause = (
-                other.until,
-                other.said_by,
-                other.text,
-                other.cause,
-            )
-        self.streak += other.streak
+_NEVER = float("-inf")
 
 
 class Endpoint:
     """See the module. Two that turn out to be one are joined: ask `root` for what holds."""
 
-    __slots__ = ("_parent", "circuits", "members", "rotations")
+    __slots__ = ("_parent", "accounts", "known", "members", "rotations")
 
     def __init__(self) -> None:
         self._parent: Endpoint | None = None
         self.members: set[str] = set()
-        self.circuits: dict[tuple[str, str], _Circuit] = {}
+        self.known = True
+        """Whether it is found by its members."""
+        self.accounts: dict[str, Account] = {}
         self.rotations: dict[tuple[KeyRef | None, str | None], Rotation] = {}
         """Which version of each secret is in use here, by reference and user."""
 
@@ -150,31 +74,62 @@ class Endpoint:
 
     def absorb(self, other: Endpoint) -> None:
         """`other` is part of this one from now on."""
-        for key, circuit in other.circuits.items():
-            mine = self.circuits.setdefault(key, circuit)
-            if mine is not circuit:
-                mine.join(circuit)
+        for user, account in other.accounts.items():
+            mine = self.accounts.setdefault(user, account)
+            if mine is not account:
+                mine.join(account)
         for name, rotation in other.rotations.items():
             self.rotations.setdefault(name, rotation)
         self.members |= other.members
         other._parent = self
-        other.circuits = {}
+        other.accounts = {}
+
+
+class Turn:
+    """One's turn to log in. `waited`: others had it first."""
+
+    __slots__ = ("_begin", "failure", "waited")
+
+    def __init__(self, begin: Callable[[Turn], Awaitable[None]]) -> None:
+        self._begin = begin
+        self.waited = False
+        self.failure: Failure | None = None
+
+    async def begin(self) -> None:
+        """The exchange with the peer comes now; the one before, if there was one, was refused. Raises:
+        LoginRefused when that leaves nothing of the budget; cancellation leaves nothing counted."""
+        await self._begin(self)
+
+
+class _NotNow(msgspec.Struct):
+    """A host that takes no login now. `times`: in a row."""
+
+    until: float
+    text: str
+    times: int
 
 
 class Circuits:
     """See the module. One for the engine."""
 
-    __slots__ = ("_endpoints", "_not_now", "changed")
+    __slots__ = ("_endpoints", "_most", "_not_now", "_open", "_unbound", "changed", "commit")
 
     def __init__(self) -> None:
         self._endpoints: dict[str, Endpoint] = {}
-        self._not_now: dict[tuple[str, int, str, str], tuple[float, str]] = {}
+        self._most = _KEPT
+        self._not_now: OrderedDict[tuple[str, int, str], _NotNow] = OrderedDict()
+        self._unbound: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._open: dict[Account, tuple[Endpoint, str]] = {}
+        """Accounts with failures, and whose they are."""
         self.changed = trio.Event()
-        """Set when a circuit was opened or closed; whoever waits puts a new one here."""
+        """Set when `opened` would give something else; whoever waits puts a new one here."""
+        self.commit: Callable[[], Awaitable[None]] | None = None
+        """Returns when what `opened` gives now was written down."""
 
-    def endpoint(self, candidates: Iterable[Candidate]) -> Endpoint:
-        """What these hosts are together."""
-        return self._endpoint([member for one in candidates for member in (one.name.lower(), one.address)])
+    def endpoint(self, candidates: Iterable[Candidate], beside: Iterable[str] = ()) -> Endpoint:
+        """What these hosts are together; `beside`: names of others that stand for the same destination."""
+        members = [member for one in candidates for member in (one.name.lower(), one.address)]
+        return self._endpoint([*members, *(name.lower() for name in beside)])
 
     def _endpoint(self, members: list[str], known: Endpoint | None = None) -> Endpoint:
         roots = dict.fromkeys(self._endpoints[one].root() for one in members if one in self._endpoints)
@@ -192,134 +147,175 @@ class Circuits:
         for member in members:
             self._endpoints[member] = root
         root.members.update(members)
+        root.known = True
         return root
 
-    def check(self, endpoint: Endpoint, wanted: Try) -> None:
-        """Raises: LoginRefused when this login may not be tried now. Ask before connecting."""
+    def check(self, endpoint: Endpoint, wanted: Try, *, flying: bool = False) -> None:
+        """Raises: LoginRefused when this login may not be tried now. Ask before connecting. `flying`: it is
+        its turn, so that others under way (in what was another endpoint) count."""
         now = trio.current_time()
-        circuit = endpoint.root().circuits.get((wanted.user, wanted.version))
-        if circuit is not None:
-            circuit.obey(wanted.budget)
-            _check(circuit, wanted, now)
-        until, text = self._not_now.get(_host(wanted), (float("-inf"), ""))
-        if until > now:
-            raise _refused(text, LOGIN_DEFERRED, until - now)
+        account = endpoint.root().accounts.get(wanted.user)
+        if account is not None:
+            account.obey(wanted.budget)
+            left = account.closed_until(wanted, now, flying=flying) - now
+            if left > 0.0:
+                raise _refused(*account.why(wanted), left)
+        found = self._not_now.get(_host(wanted))
+        if found is not None and found.until > now:
+            raise _refused(found.text, LOGIN_DEFERRED, found.until - now)
 
     @asynccontextmanager
-    async def turn(self, endpoint: Endpoint, wanted: Try) -> AsyncIterator[bool]:
-        """Wait for the turn to try; gives whether others had it first. A LoginRefused that leaves the block
-        is remembered and raised for everybody else meanwhile, who then say nothing to the peer; a block
-        that comes to its end is a login that was accepted."""
-        waited = False
+    async def turn(self, endpoint: Endpoint, wanted: Try) -> AsyncIterator[Turn]:
+        """Wait for the turn to try. Say `Turn.begin` before anything is said to the peer. A LoginRefused that
+        leaves the block is remembered and raised for everybody else meanwhile, who then say nothing to the
+        peer; a block that comes to its end is a login that was accepted. Whatever else leaves it after
+        `begin` counts as a failure that was not heard."""
+
+        async def begin(turn: Turn) -> None:
+            await self._begin(endpoint, wanted, turn)
+
+        turn = Turn(begin)
         while True:
-            circuit = self._circuit(endpoint, wanted)
-            waited = waited or circuit.lock.locked()
+            account = self._account(endpoint, wanted)
+            circuit = account.circuit(wanted.version)
+            turn.waited = turn.waited or circuit.lock.locked()
             async with circuit.lock:
-                if circuit is not self._circuit(endpoint, wanted):
-                    continue  # the endpoint has become part of a larger one
-                self.check(endpoint, wanted)
-                try:
-                    yield waited
-                except LoginRefused as error:
-                    self._failed(self._circuit(endpoint, wanted), wanted, error)
-                    raise
-                self._succeeded(self._circuit(endpoint, wanted), wanted)
-                return
+                source = account.lock_of(wanted.source)
+                turn.waited = turn.waited or (source is not None and source.locked())
+                async with account.alone(wanted.source):
+                    now = self._account(endpoint, wanted)
+                    if account is not now or circuit is not now.circuits.get(wanted.version):
+                        continue  # the endpoint has become part of a larger one
+                    self.check(endpoint, wanted, flying=True)
+                    try:
+                        yield turn
+                    except LoginRefused as error:
+                        if not error.remark:  # else it is one of ours
+                            self._failed(endpoint, wanted, turn.failure, error)
+                        raise
+                    finally:
+                        if turn.failure is not None:
+                            turn.failure.flying = False
+                    if self._account(endpoint, wanted).accepted(wanted, turn.failure):
+                        self.changed.set()
+                    self._not_now.pop(_host(wanted), None)
+                    return
 
     def hurry(self, endpoint: Endpoint, wanted: Try) -> bool:
         """Something speaks for this login: its pause is over, its budget is not. Whether it may be tried."""
-        circuit = self._circuit(endpoint, wanted)
-        circuit.until = float("-inf")
-        return circuit.closed_until() <= trio.current_time()
+        account = self._account(endpoint, wanted)
+        account.circuit(wanted.version).until = _NEVER
+        now = trio.current_time()
+        return account.closed_until(wanted, now) <= now
 
-    def closed_until(self, endpoint: Endpoint, user: str, version: str) -> float:
-        """No login with this version before this moment."""
-        circuit = endpoint.root().circuits.get((user, version))
-        return circuit.closed_until() if circuit is not None else float("-inf")
+    def closed_until(self, endpoint: Endpoint, wanted: Try) -> float:
+        """No such login before this moment."""
+        account = endpoint.root().accounts.get(wanted.user)
+        return account.closed_until(wanted, trio.current_time()) if account is not None else _NEVER
+
+    def unbound(self, name: str, port: int) -> bool:
+        """Whether a host refused our kind of channel binding lately."""
+        return self._unbound.get((name, port), _NEVER) > trio.current_time()
+
+    def does_not_bind(self, name: str, port: int) -> None:
+        """It just did."""
+        self._unbound[name, port] = trio.current_time() + _UNBOUND
+        self._unbound.move_to_end((name, port))
+        if len(self._unbound) > _KEPT:
+            self._unbound.popitem(last=False)
 
     def opened(self) -> Iterator[OpenCircuit]:
-        """All that are open."""
-        for root in dict.fromkeys(endpoint.root() for endpoint in self._endpoints.values()):
-            for (user, version), one in root.circuits.items():
-                if one.streak:
-                    yield OpenCircuit(
-                        tuple(sorted(root.members)),
-                        user,
-                        version,
-                        tuple(one.failures),
-                        one.streak,
-                        one.closed_until(),
-                        one.said_by,
-                        one.text,
-                        one.cause,
-                    )
+        """All that had failures lately."""
+        now = trio.current_time()
+        for account, (endpoint, user) in [*self._open.items()]:
+            root = endpoint.root()
+            account.forget(now)
+            if not account.failures or root.accounts.get(user) is not account:
+                del self._open[account]
+            else:
+                yield from account.shown(tuple(sorted(root.members)), user, now)
 
     def restore(self, known: OpenCircuit) -> None:
         """A circuit that was open when the engine stopped."""
-        circuit = _Circuit()
-        circuit.failures.extend(known.failures)
-        circuit.streak, circuit.until = known.streak, known.until
-        circuit.said_by, circuit.text, circuit.cause = known.said_by, known.text, known.cause
-        there = self._endpoint(list(known.hosts)).circuits.setdefault((known.user, known.version), circuit)
-        if there is not circuit:
-            there.join(circuit)
+        endpoint = self._endpoint([*known.hosts])
+        account = endpoint.accounts.setdefault(known.user, Account())
+        account.restore(known)
+        self._open[account] = (endpoint, known.user)
 
-    def _circuit(self, endpoint: Endpoint, wanted: Try) -> _Circuit:
+    def _account(self, endpoint: Endpoint, wanted: Try) -> Account:
         root = endpoint.root()
-        if any(member not in self._endpoints for member in root.members):
-            self._endpoint(list(root.members), root)  # it was forgotten while somebody was on his way there
+        if not root.known:
+            self._endpoint([*root.members], root)  # it was forgotten while somebody was on his way there
             root = root.root()
-        circuits = root.circuits
-        circuit = circuits.get((wanted.user, wanted.version))
-        if circuit is None:
-            if len(circuits) >= _KEPT:
-                for key in [key for key, one in circuits.items() if not _counts(one)]:
-                    del circuits[key]
-            circuit = circuits[wanted.user, wanted.version] = _Circuit()
-        circuit.obey(wanted.budget)
-        return circuit
+        account = root.accounts.get(wanted.user)
+        if account is None:
+            if len(root.accounts) >= _KEPT:
+                now = trio.current_time()
+                root.accounts = {user: one for user, one in root.accounts.items() if one.counts(now)}
+            account = root.accounts[wanted.user] = Account()
+        account.obey(wanted.budget)
+        return account
 
-    def _failed(self, circuit: _Circuit, wanted: Try, error: LoginRefused) -> None:
-        now = trio.current_time()
+    async def _begin(self, endpoint: Endpoint, wanted: Try, turn: Turn) -> None:
+        account, now = self._account(endpoint, wanted), trio.current_time()
+        if turn.failure is not None:
+            account.heard(turn.failure, now)
+            turn.failure = None
+            self.check(endpoint, wanted, flying=True)
+        failure = account.began(wanted, now)
+        self._note(account, endpoint, wanted)
+        if self.commit is not None:
+            try:
+                await self.commit()
+            except BaseException:
+                self._account(endpoint, wanted).take_back(failure)
+                self.changed.set()
+                raise
+        turn.failure = failure
+
+    def _failed(self, endpoint: Endpoint, wanted: Try, failure: Failure | None, error: LoginRefused) -> None:
+        account, now = self._account(endpoint, wanted), trio.current_time()
         if error.cause == LOGIN_DEFERRED:
-            if len(self._not_now) >= _KEPT:
-                self._not_now = {key: row for key, row in self._not_now.items() if row[0] > now}
-            self._not_now[_host(wanted)] = (now + wanted.pause, error.reason)
-            return
-        circuit.failed(now, wanted.pause, f"{wanted.name}:{wanted.port}", error)
+            if failure is not None:
+                account.take_back(failure)
+            self._deferred(wanted, error, now)
+        else:
+            account.heard(failure or account.began(wanted, now), now)
+            account.failed(wanted, now, error)
+        self._note(account, endpoint, wanted)
+
+    def _deferred(self, wanted: Try, error: LoginRefused, now: float) -> None:
+        key = _host(wanted)
+        found = self._not_now.pop(key, None)
+        longest = max(wanted.pause, wanted.budget.period / wanted.budget.quantity)
+        times = found.times + 1 if found is not None and now - found.until < longest else 1
+        self._not_now[key] = _NotNow(now + grown(wanted.pause, times, longest), error.reason, times)
+        if len(self._not_now) > _KEPT:
+            self._not_now.popitem(last=False)
+
+    def _note(self, account: Account, endpoint: Endpoint, wanted: Try) -> None:
+        self._open[account] = (endpoint, wanted.user)
         self.changed.set()
 
-    def _succeeded(self, circuit: _Circuit, wanted: Try) -> None:
-        self._not_now.pop(_host(wanted), None)
-        if circuit.streak:
-            circuit.succeeded()
-            self.changed.set()
-
     def _tidy(self) -> None:
-        if len(self._endpoints) >= _KEPT:
-            self._endpoints = {
-                member: endpoint
-                for member, endpoint in self._endpoints.items()
-                if any(map(_counts, endpoint.root().circuits.values()))
-            }
+        # Only what does not count can go, so the next look must wait: if all counts, each would be in vain.
+        if len(self._endpoints) < self._most:
+            return
+        now = trio.current_time()
+        kept: dict[str, Endpoint] = {}
+        judged: dict[Endpoint, bool] = {}
+        for member, endpoint in self._endpoints.items():
+            root = endpoint.root()
+            if root not in judged:
+                judged[root] = root.known = any(one.counts(now) for one in root.accounts.values())
+            if judged[root]:
+                kept[member] = root
+        self._endpoints = kept
+        self._most = max(_KEPT, 2 * len(kept))
 
 
-def _counts(circuit: _Circuit) -> bool:
-    """Whether forgetting a circuit would make a difference."""
-    return circuit.streak > 0 or circuit.lock.locked()
-
-
-def _host(wanted: Try) -> tuple[str, int, str, str]:
-    return (wanted.name, wanted.port, wanted.user, wanted.version)
-
-
-def _check(circuit: _Circuit, wanted: Try, now: float) -> None:
-    left = circuit.closed_until() - now
-    if left > 0.0:
-        here = circuit.said_by == f"{wanted.name}:{wanted.port}"
-        raise _refused(
-            circuit.text if here else f"{circuit.text} (at {circuit.said_by})", circuit.cause, left
-        )
+def _host(wanted: Try) -> tuple[str, int, str]:
+    return (wanted.name, wanted.port, wanted.user)
 
 
 def _refused(text: str, cause: str, left: float) -> LoginRefused:

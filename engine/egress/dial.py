@@ -129,11 +129,13 @@ class Dialer:
         ehlo_domain: str,
         *,
         route: bool,
+        beside: Sequence[str] = (),
         sts: Sts | None = None,
         pace: Callable[[], float] | None = None,
         dane: Callable[[Candidate], Awaitable[Dane]] | None = None,
     ) -> Connection:
-        """A session that is ready for MAIL. `sts`: what the domain's MTA-STS policy demands. `route`: an
+        """A session that is ready for MAIL. `sts`: what the domain's MTA-STS policy demands. `beside`:
+        names of all hosts of the destination, those that are no candidates now included. `route`: an
         operator named these hosts (a smart host on this machine may well greet with this machine's name).
         `pace` is asked before each further connection: 0 when it may be made, else the seconds to wait.
         `dane` is asked what the TLSA records of each candidate demand; None: nothing.
@@ -145,7 +147,7 @@ class Dialer:
         certificate = await self.certificates.get(path)
         shown = " ".join(certificate.versions) if certificate is not None else CERTIFICATE
         # Hosts that nobody logs in to are not worth remembering.
-        endpoint = self.circuits.endpoint(candidates) if path.login is not None else Endpoint()
+        endpoint = self.circuits.endpoint(candidates, beside) if path.login is not None else Endpoint()
         identity = await self._broker.identity(path, endpoint, certificate=shown)
         ca_pem: bytes | None = None
         if path.tls_ca is not None:
@@ -175,7 +177,7 @@ class Dialer:
                 return connection
             if not await _may_connect(pace, path.idle_timeout):
                 raise TurnLost("no further connection now (max_connection_rate)", stage="connect")
-            identity = await self._broker.identity(path, endpoint, certificate=shown)
+            identity = await self._broker.identity(path, endpoint, certificate=shown, may_try=False)
             asked = msgspec.structs.replace(asked, identity=identity)
         return await self._through(candidates, asked)
 
@@ -195,8 +197,8 @@ class Dialer:
                 return connection
         except LoginRefused as error:
             if error.cause != LOGIN_DEFERRED:
-                until = self.circuits.closed_until(asked.endpoint, identity.user, identity.version)
-                identity.refused(error, until)
+                wanted = login_try(identity, candidates[0], asked.path)
+                identity.refused(error, self.circuits.closed_until(asked.endpoint, wanted))
         except (HeldError, NetworkError, RemoteProtocolError) as error:
             logger.debug("version %s of a secret could not be tried: %s", identity.version, error)
         except BaseException:

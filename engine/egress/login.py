@@ -6,8 +6,9 @@ the broker's to say (C40).
 
 A mechanism with channel binding names the kind of binding before anything secret is sent, and a peer
 that knows only other kinds refuses there and then. Inside verified TLS the mechanism without binding
-is tried next: no proof was sent, so no attempt of ours was counted, and who is at the other end is
-known by the certificate. Without verification nothing follows.
+is tried next: no proof was sent, and who is at the other end is known by the certificate. The peer may count
+the refusal all the same, so we do, and for a day the host is not asked again. Without verification nothing
+follows.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ def login_try(identity: Identity, candidate: Candidate, path: EgressPath) -> Try
     return Try(
         candidate.name,
         candidate.port,
-        identity.user,
+        identity.user.casefold(),  # peers that tell Scott from scott are rare
         identity.version,
         pause=path.hold_interval,
         budget=identity.login.failure_budget,
+        source=identity.source,
+        trial=identity.trial,
     )
 
 
@@ -80,6 +83,9 @@ async def log_in(
     binding = connection.stream.binding()
     tls = connection.stream.tls
     names = _usable(identity, client.capabilities.auth, binding, asked=tls is not None and tls.asked)
+    safe = tls is not None and tls.verified
+    if safe and circuits.unbound(candidate.name, candidate.port):
+        names = [name for name in names if not MECHANISMS[name].binds] or names
     client.mask = Masker((secret,), (identity.user,))
     context = Context(
         binding=binding if any(MECHANISMS[name].binds for name in identity.login.mechanisms) else None,
@@ -87,13 +93,14 @@ async def log_in(
         host=candidate.name,
         port=candidate.port,
     )
-    async with circuits.turn(endpoint, login_try(identity, candidate, path)) as waited:
+    async with circuits.turn(endpoint, login_try(identity, candidate, path)) as turn:
         if connection.stream.receive_nowait(1) is not None:
-            if not waited:
+            if not turn.waited:
                 # Nobody kept it waiting: it always does so, perhaps, and is not to be tried without a pause.
                 raise ConnectionLost("the peer closed or spoke before AUTH", stage="AUTH")
             raise TurnLost("the peer closed or spoke before our turn to log in came", stage="AUTH")
         while True:
+            await turn.begin()
             name = names.pop(0)
             context = msgspec.structs.replace(context, nonce=secrets.token_urlsafe(24))
             done = await _exchange(connection, path, identity, name, secret, context)
@@ -105,7 +112,9 @@ async def log_in(
                 raise _trouble(text, LOGIN_DEFERRED)
             names = [other for other in names if not MECHANISMS[other].binds]
             unheard = MECHANISMS[name].binds and not done.exposed
-            if not (unheard and names and tls is not None and tls.verified):
+            if unheard and safe:
+                circuits.does_not_bind(candidate.name, candidate.port)
+            if not (unheard and names and safe):
                 raise LoginRefused(
                     f"login as {identity.shown} refused with AUTH {name}: {done.reply.line}{why}"
                 )

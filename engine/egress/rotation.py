@@ -50,9 +50,9 @@ class Rotation:
         self._retry_at = float("-inf")
         self._asked = float("-inf")
 
-    def choose(self, newest: Credential, now: float) -> tuple[Credential, bool]:
+    def choose(self, newest: Credential, now: float, *, may_try: bool = True) -> tuple[Credential, bool]:
         """What the next session is to use, and whether that is a trial. Who is given one says how it went:
-        `promote` or `undecided`."""
+        `promote` or `undecided`. `may_try`: it can be."""
         active = self.active
         if active is None or not self.proven or newest.version == active.version:
             self._use(newest, proven=self.proven and active is not None and newest.version == active.version)
@@ -63,7 +63,7 @@ class Rotation:
             return newest, False
         if self._trial is not None and now - self._begun < _LONGEST_TRIAL:
             return active, False
-        if now < self._retry_at:
+        if now < self._retry_at or not may_try:
             return active, False
         self._trial, self._begun = newest, now
         return newest, True

@@ -539,6 +539,7 @@ async def open_router(circuits: CircuitFile | None = None, **parts: object) -> A
         router = Router(nursery, **parts)  # type: ignore[arg-type]
         nursery.start_soon(router.run)
         if circuits is not None:
+            circuits.restore(router.services.dialer.circuits)
             nursery.start_soon(circuits.keep, router.services.dialer.circuits)
         try:
             yield router

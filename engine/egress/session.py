@@ -162,6 +162,7 @@ class Session:
                 ready.source.source_address,
                 ehlo,
                 route=ready.site.route,
+                beside=[host.reference_name for host in ready.site.hosts],
                 sts=ready.site.sts,
                 pace=self._connection_rate,
                 dane=partial(self._dane, entry.queue.name.route) if ready.path.enable_dane else None,

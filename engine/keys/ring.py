@@ -34,7 +34,7 @@ import trio
 
 from engine.errors import SecretUnavailable
 from engine.tripwire import Tripwire
-from policy.keysource import KeyRef
+from policy.keysource import CallbackKey, CommandKey, KeyRef, LiteralKey
 from policy.keyterms import Terms
 from policy.secret import Secret
 
@@ -170,6 +170,21 @@ class KeyRing:
             reason += f"; the last value is {now - entry.credential.fetched:.0f} s old and not used any more"
         raise SecretUnavailable(f"{ref.name}: {reason}") from None
 
+    def source(self, ref: KeyRef) -> str:
+        """A fingerprint of what a reference names, whatever its terms, comparable as versions are; "" for a
+        literal, which has one version for ever."""
+        if isinstance(ref, LiteralKey):
+            return ""
+        name = ref.name.encode()
+        if isinstance(ref, CallbackKey):
+            name += b" " + ref.arguments.reveal()
+        elif isinstance(ref, CommandKey):
+            name = b" ".join(os.fsencode(one) for one in ref.argv)
+        return self._fingerprint(b"source\0" + name)
+
+    def _fingerprint(self, content: bytes) -> str:
+        return hashlib.blake2b(content, key=self._fingerprint_key, digest_size=4).hexdigest()
+
     def invalidate(self, ref: KeyRef) -> None:
         """The value may be wrong: the next `fetch` reads it again and waits for that."""
         entry = self._entries.get(ref)
@@ -259,8 +274,7 @@ class KeyRing:
 
     def _succeeded(self, ref: KeyRef, entry: _Entry, secret: Secret, fresh_for: float, lasts: float) -> None:
         now = trio.current_time()
-        digest = hashlib.blake2b(secret.reveal(), key=self._fingerprint_key, digest_size=4)
-        version = digest.hexdigest()
+        version = self._fingerprint(secret.reveal())
         if entry.failures:
             logger.info("%s can be read again", ref.name)
         elif entry.credential is not None and entry.credential.version != version:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,21 @@ SCOTT = Try("mx.example", 587, "scott", "4711", budget=parse_throttle("2/h"))
 HERE = [Candidate("mx.example", "192.0.2.1", 587, "mx.example")]
 
 
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a thread works nobody seems to, and the clock would jump."""
+
+    async def in_place(function: Any, *args: Any) -> Any:
+        return function(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", in_place)
+
+
 async def life(spool: Path, steps: Any) -> None:
     """A process with this spool."""
     circuits = Circuits()
     file = CircuitFile.load(directory(spool))
+    file.restore(circuits)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(file.keep, circuits)
         await trio.sleep(0.1)
@@ -45,7 +58,7 @@ async def refuse(circuits: Circuits) -> None:
 
 
 def left(circuits: Circuits) -> float:
-    until = circuits.closed_until(circuits.endpoint(HERE), "scott", "4711")
+    until = circuits.closed_until(circuits.endpoint(HERE), SCOTT)
     return until - trio.current_time()
 
 
@@ -67,8 +80,11 @@ async def test_a_restart_remembers(tmp_path: Path, clock: MockClock) -> None:
         await trio.sleep(3600)
         async with circuits.turn(circuits.endpoint(HERE), SCOTT):
             pass
+        assert not any(one.refused for one in circuits.opened())
 
     async def fourth(circuits: Circuits) -> None:
+        circuits.check(circuits.endpoint(HERE), SCOTT)
+        await trio.sleep(3600)
         assert not [*circuits.opened()]
 
     await life(spool, refuse)
@@ -98,10 +114,8 @@ async def test_no_secret_is_written_and_nobody_else_may_read(tmp_path: Path, clo
     assert sorted(os.listdir(folder)) == ["circuits", "key"]
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
     content = msgspec.json.decode((folder / "circuits").read_bytes().partition(b"\n")[2])
-    assert content["circuits"][0].keys() == set(OpenCircuit.__struct_fields__) - {"until", "failures"} | {
-        "left",
-        "ages",
-    }
+    (row,) = content["circuits"]
+    assert row.keys() == set(OpenCircuit.__struct_fields__) - {"until", "failures"} | {"left", "ages"}
 
 
 async def test_versions_are_named_alike_over_a_restart_and_not_elsewhere(tmp_path: Path) -> None:
@@ -124,6 +138,85 @@ async def test_a_damaged_file_counts_as_missing(
     Path(f"{spool}.logins/circuits").write_bytes(content)
     assert not CircuitFile.load(directory(spool)).circuits()
     assert "counts as missing" in caplog.text
+
+
+async def begin_and(circuits: Circuits, ending: Any) -> None:
+    async with circuits.turn(circuits.endpoint(HERE), SCOTT) as turn:
+        await turn.begin()
+        await ending()
+
+
+async def test_a_login_is_written_down_before_the_secret_leaves(tmp_path: Path, clock: MockClock) -> None:
+    """Killed at any moment after that, and as often as may be: the peer never sees more than the budget."""
+    spool, seen = tmp_path / "spool", 0
+
+    async def killed() -> None:
+        nonlocal seen
+        seen += 1
+        shutil.copytree(f"{spool}.logins", tmp_path / "left")
+        await trio.sleep_forever()
+
+    async def steps(circuits: Circuits) -> None:
+        with trio.move_on_after(0.5), suppress(LoginRefused):
+            await begin_and(circuits, killed)
+
+    for _ in range(5):
+        await life(spool, steps)
+        if (tmp_path / "left").exists():
+            shutil.rmtree(f"{spool}.logins")
+            (tmp_path / "left").rename(f"{spool}.logins")
+    assert seen == 2, "two an hour"
+
+
+async def test_who_was_killed_in_a_login_may_try_again_at_once(tmp_path: Path, clock: MockClock) -> None:
+    """Nobody said that the password is wrong. When it is accepted nothing counts any more."""
+    spool = tmp_path / "spool"
+
+    async def first(circuits: Circuits) -> None:
+        with trio.move_on_after(1.0):
+            await begin_and(circuits, trio.sleep_forever)
+
+    async def second(circuits: Circuits) -> None:
+        (known,) = circuits.opened()
+        assert not known.failures and len(known.unheard) == 1
+        assert left(circuits) < 0
+        await begin_and(circuits, trio.lowlevel.checkpoint)
+
+    async def third(circuits: Circuits) -> None:
+        assert not [*circuits.opened()]
+
+    for steps in (first, second, third):
+        await life(spool, steps)
+
+
+async def test_a_clean_end_leaves_no_login_under_way(tmp_path: Path, clock: MockClock) -> None:
+    spool = tmp_path / "spool"
+    circuits, file = Circuits(), CircuitFile.load(directory(spool))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.keep, circuits)
+        await trio.sleep(0.1)
+        await begin_and(circuits, trio.lowlevel.checkpoint)
+        nursery.cancel_scope.cancel()
+    assert not CircuitFile.load(directory(spool)).circuits()
+
+
+async def test_a_disk_that_does_not_answer_is_waited_for_some_seconds(
+    tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circuits, file = Circuits(), CircuitFile.load(directory(tmp_path / "spool"))
+
+    async def hangs(circuits: Circuits) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(file, "_write", hangs)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.keep, circuits)
+        await trio.sleep(0.1)
+        begun = trio.current_time()
+        await begin_and(circuits, trio.lowlevel.checkpoint)
+        assert trio.current_time() - begun == pytest.approx(5.0)
+        circuits.changed = trio.Event()
+        nursery.cancel_scope.cancel()
 
 
 def test_who_only_looks_writes_nothing(tmp_path: Path) -> None:

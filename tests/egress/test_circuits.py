@@ -7,57 +7,20 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-import msgspec
 import pytest
 import trio
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import policy
 from engine.egress import circuits as module
-from engine.egress.circuits import Circuits, Endpoint, Try
-from engine.egress.resolve import Candidate
+from engine.egress.circuits import Circuits
 from engine.errors import LoginRefused
 from policy.units import parse_throttle
+from tests.egress.logins import HERE, SCOTT, at, may, other, refuse
 from tests.support.bench import AUTH, login, to
 from tests.support.peer import DROP, HANG, FakePeer, Wire, open_peer
 
 # By itself
-
-SCOTT = Try("mx.example", 25, "scott", "1", budget=parse_throttle("3/h"))
-
-
-def at(circuits: Circuits, *hosts: str) -> Endpoint:
-    """The endpoint of a plan with these hosts, ``name=address``."""
-    pairs = [host.split("=") for host in hosts]
-    return circuits.endpoint([Candidate(name, address, 25, name) for name, address in pairs])
-
-
-HERE = "mx.example=192.0.2.1"
-
-
-async def refuse(
-    circuits: Circuits, which: Try = SCOTT, *, cause: str = "", plan: tuple[str, ...] = (HERE,)
-) -> None:
-    with pytest.raises(LoginRefused):
-        async with circuits.turn(at(circuits, *plan), which):
-            error = LoginRefused("535 wrong")
-            if cause:
-                error.cause = cause
-            raise error
-
-
-def may(circuits: Circuits, which: Try = SCOTT, *plan: str) -> bool:
-    try:
-        circuits.check(at(circuits, *(plan or (HERE,))), which)
-    except LoginRefused:
-        return False
-    return True
-
-
-def other(**changes: Any) -> Try:
-    return msgspec.structs.replace(SCOTT, **changes)
 
 
 async def test_a_login_that_was_accepted_stands_in_nobodys_way(clock: MockClock) -> None:
@@ -128,35 +91,6 @@ async def test_who_waited_for_a_smaller_endpoint_waits_for_the_larger_one(clock:
         await wait_all_tasks_blocked()
         nursery.start_soon(session, "a.example=192.0.2.1", "b.example=192.0.2.2")
     assert len(said) == 2, "one each before anybody knew, and nobody afterwards"
-
-
-@given(
-    quantity=st.integers(1, 5),
-    period=st.sampled_from([60, 600]),
-    pauses=st.lists(st.sampled_from([1.0, 10.0, 60.0]), min_size=1, max_size=3),
-    impatience=st.sampled_from([3.0, 19.0]),
-)
-@settings(max_examples=25)
-def test_in_no_period_are_there_more_failures_than_the_budget(
-    quantity: int, period: int, pauses: list[float], impatience: float
-) -> None:
-    async def main() -> None:
-        circuits = Circuits()
-        budget = parse_throttle(f"{quantity}/{period}second")
-        times: list[float] = []
-        while trio.current_time() < 5 * period and len(times) < 100:
-            for number, pause in enumerate(pauses):
-                wanted = other(pause=pause, budget=budget if not number else parse_throttle("100/s"))
-                with suppress(LoginRefused):
-                    async with circuits.turn(at(circuits, HERE), wanted):
-                        times.append(trio.current_time())
-                        raise LoginRefused("535")
-            await trio.sleep(impatience)
-        for first in times:
-            assert sum(first <= time < first + period for time in times) <= quantity
-        assert len(times) >= 3, "it is tried again and again"
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 async def test_the_pauses_grow_and_a_success_ends_them(clock: MockClock) -> None:

@@ -280,11 +280,19 @@ async def test_a_peer_that_binds_otherwise_is_logged_in_to_without(
     context, _ = secured(authority)
     other = Binding("tls-unique", b"something")
     async with listening(SaslPeer(capabilities=EVERYTHING, tls=context, binding=other)) as peer:
-        async with bench(hooks_for(peer, in_tls(authority, tmp_path))) as b:
+        async with bench(hooks_for(peer, in_tls(authority, tmp_path, idle_timeout=0.2))) as b:
             await b.submit()
             (record,) = await b.records("Delivery")
             assert peer.tried == ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"]
             assert record.smtp_auth_mechanism == "SCRAM-SHA-256"
+            await b.until(lambda: peer.open == 0)
+            await b.submit()
+            await b.records("Delivery", 2)
+            assert peer.tried[2:] == ["SCRAM-SHA-256"], (
+                "what it counts as a failure is not repeated each time"
+            )
+            (known,) = b.router.services.dialer.circuits.opened()
+            assert len(known.failures) == 1 and not known.refused
 
 
 async def test_without_verified_tls_nothing_weaker_follows(

@@ -189,6 +189,9 @@ class Password:
         value = ref.data.reveal() if isinstance(ref, LiteralKey) else self.value
         return Credential(Secret(value), value.hex(), 0.0)
 
+    def source(self, ref: Any) -> str:
+        return ""
+
 
 async def test_another_version_of_the_password_is_another_session(
     pki: Pki, monkeypatch: pytest.MonkeyPatch
