@@ -22,7 +22,7 @@ from engine.egress.resolve import Candidate
 from engine.errors import LoginRefused
 from policy.units import parse_throttle
 from tests.egress.logins import HERE, SCOTT, at, may, other, refuse
-from tests.support.bench import login, to
+from tests.support.bench import AUTH, login, to
 from tests.support.peer import open_peer
 
 
@@ -301,6 +301,16 @@ async def test_a_source_with_another_secret_each_time_is_one_budget(
             assert {record.num_attempts for record in b.log.records} == {0}
             peer.replies["AUTH"] = "235 ok"
             await b.records("Delivery", 60, seconds=4000)
+
+
+async def test_hosts_beyond_those_of_one_attempt_are_of_the_endpoint(bench: Any, clock: MockClock) -> None:
+    async with open_peer(capabilities=["AUTH PLAIN"], replies={"AUTH": "535 5.7.8 no"}) as peer:
+        hosts = [f"127.0.0.1:{peer.port}", *(f"127.0.1.{i}" for i in range(1, 15))]
+        async with bench(to(peer, queue={"protocol": {"smtp": {"mx_list": hosts}}}, **AUTH)) as b:
+            await b.submit()
+            await b.records("TransientFailure")
+            (known,) = b.router.services.dialer.circuits.opened()
+            assert len(known.hosts) == len(hosts)
 
 
 async def test_tenants_with_one_user_name_do_not_spend_each_others_budget(

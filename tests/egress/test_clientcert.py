@@ -160,6 +160,9 @@ class Ring:
         await trio.lowlevel.checkpoint()
         return self.cached(ref)
 
+    def source(self, ref: Any) -> str:
+        return str(ref.name)
+
 
 IN_RING: dict[str, Any] = {"tls_certificate": "/client.pem", "tls_private_key": "/client.key"}
 
