@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import base64
 import ssl
+from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -140,16 +141,24 @@ def test_every_rule_by_itself_and_all_together(
 NAMES = ["good.example", "evil.example", "127.0.0.1"]
 
 
+RULES: dict[str, Any] = {
+    "names": ["good.example"],
+    "addresses": ["127.0.0.2"],
+    "ports": [0],  # the good one's, which is not known before it listens
+    "pins": [PIN],
+    "tls_minimum_version": "1.3",
+}
+HEARING = ("Required", False, None, [0], ["good.example"] * 5, "235 ok", "220 good.example ESMTP")
+"""With these the first host hears it, whether or not `RULES` are demanded."""
+
+HEARD: Counter[int] = Counter()
+"""How often each host heard the secret, by its number."""
+
+
 @given(
     release=st.fixed_dictionaries(
         {},
-        optional={
-            "names": st.just(["good.example"]),
-            "addresses": st.just(["127.0.0.2"]),
-            "ports": st.just([0]),  # the good one's, which is not known before it listens
-            "pins": st.just([PIN]),
-            "tls_minimum_version": st.just("1.3"),
-        },
+        optional={name: st.just(value) for name, value in RULES.items()},
     ),
     mode=st.sampled_from(
         ["Required", "Opportunistic", "RequiredInsecure", "OpportunisticInsecure", "Disabled"]
@@ -161,8 +170,10 @@ NAMES = ["good.example", "evil.example", "127.0.0.1"]
     reply=st.sampled_from(["235 ok", "454 later", "421 bye", "334 ", "250-odd\r\n250 odd"]),
     greeting=st.sampled_from(["220 good.example ESMTP", "220 evil.example", "554 no"]),
 )
+@example({}, *HEARING)
+@example({name: RULES[name] for name in RULES}, *HEARING)
 @settings(max_examples=60)
-def test_no_options_answers_of_dns_and_replies_send_it_elsewhere(
+def released(
     release: dict[str, Any],
     mode: str,
     relaxed: bool,
@@ -217,6 +228,7 @@ def test_no_options_answers_of_dns_and_replies_send_it_elsewhere(
             for number, peer in enumerate(peers):
                 if not told(peer):
                     continue
+                HEARD[number] += 1
                 host, context = hosts[number]
                 name = server_name or called[number]
                 known = (
@@ -237,6 +249,12 @@ def test_no_options_answers_of_dns_and_replies_send_it_elsewhere(
                     assert inside
 
     trio.run(main)
+
+
+def test_no_options_answers_of_dns_and_replies_send_it_elsewhere() -> None:
+    HEARD.clear()
+    released()
+    assert HEARD[0] >= 2, "not even the right one hears it in the examples: the draws show nothing"
 
 
 @pytest.mark.parametrize(

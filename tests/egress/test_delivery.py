@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import policy
 from tests.support import bench as support
-from tests.support.peer import DROP, HANG, FakePeer, open_peer
+from tests.support.peer import DROP, HANG, FakePeer, Wire, open_peer
 
 
 def to(*peers: FakePeer, queue: dict[str, Any] | None = None, **path: Any) -> support.HookSet:
@@ -62,11 +63,27 @@ async def test_pipelining_across_messages_can_be_switched_off(bench: Any) -> Non
             assert peer.connections == 1 and not b.router.services.stumblers.has("127.0.0.1")
 
 
-async def test_without_pipelining_nothing_is_sent_ahead(bench: Any) -> None:
-    async with open_peer(capabilities=[]) as peer, bench(to(peer, connection_limit=1)) as b:
+@pytest.mark.parametrize("ahead", [False, True], ids=["plain", "PIPELINING"])
+async def test_without_pipelining_nothing_is_sent_ahead(ahead: bool, bench: Any, clock: MockClock) -> None:
+    early: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        await wire.greet("PIPELINING" if ahead else "8BITMIME")
+        while True:
+            word = await wire.word()
+            with trio.move_on_after(1):  # whatever comes before the reply
+                await wire.more()
+            early.append(bytes(wire.buffer))
+            await wire.say("354 go ahead" if word == "DATA" else "250 ok")
+            if word == "DATA":
+                await wire.data()
+                await wire.say("250 ok")
+
+    async with open_peer(script) as peer, bench(to(peer, connection_limit=1)) as b:
         for _ in range(5):
             await b.submit()
-        await b.records("Delivery", 5)
+        await b.records("Delivery", 5, seconds=60)
+    assert len(early) >= 15 and any(early) is ahead
 
 
 async def test_a_4xx_is_retried_by_the_schedule(bench: Any) -> None:

@@ -6,20 +6,21 @@ nobody else listens. Skipped where the system does not let us have one.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.programs import need
+
 ADDRESSES = ("198.51.100.1", "198.51.100.2", "198.51.100.3", "10.9.9.9")
 """What the namespace's loopback interface is called besides 127.0.0.1."""
 
 
 def test_in_a_network_namespace() -> None:
-    if not shutil.which("unshare") or not shutil.which("ip"):
-        pytest.skip("needs the programs unshare (util-linux) and ip (iproute2)")
+    need("unshare", "util-linux")
+    need("ip", "iproute2")
     script = "ip link set lo up" + "".join(f" && ip addr add {each}/32 dev lo" for each in ADDRESSES)
     enter = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c"]
     tried = subprocess.run([*enter, script], capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from policy.hooks import HookTable, registering
 from policy.keysource import CallbackKey, KeyRef, parse_key
 from policy.load import load_policy
 from policy.secret import Secret
-from tests.contract.key_source import CANARY, KeySourceContract, Subject, everything
+from tests.contract.key_source import CANARY, ChangingKeySourceContract, Subject, everything
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def failure(source: CallbackSource, *arguments: Any) -> SourceFailure:
     return caught.value
 
 
-class TestCallback(KeySourceContract):
+class TestCallback(ChangingKeySourceContract):
     @pytest.fixture
     def subject(self, table: HookTable) -> Subject:
         value: list[str | None] = [CANARY]

@@ -25,7 +25,7 @@ from engine.keys.google import GoogleSource
 from engine.keys.source import SourceFailure
 from policy.keysource import AwsKey, read_key
 from policy.secret import Secret
-from tests.contract.key_source import CANARY, KeySourceContract, Subject, everything
+from tests.contract.key_source import CANARY, ChangingKeySourceContract, Subject, everything
 from tests.support.canary import logged
 from tests.support.cloud import Aws, Azure, Cloud, Google, need_sdk
 
@@ -53,7 +53,7 @@ def source_of(cloud: Cloud, **options: Any) -> CloudSource:
     return SOURCES[type(cloud)](**options)
 
 
-class TestContract(KeySourceContract):
+class TestContract(ChangingKeySourceContract):
     @pytest.fixture
     def subject(self, cloud: Cloud) -> Subject:
         async def put(value: str | None) -> None:

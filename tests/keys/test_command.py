@@ -15,7 +15,7 @@ from engine.keys.command import CommandSource
 from engine.keys.source import MAX_SECRET, SourceFailure
 from policy.keysource import CommandKey, read_key
 from policy.secret import Secret
-from tests.contract.key_source import CANARY, KeySourceContract, Subject, everything
+from tests.contract.key_source import CANARY, ChangingKeySourceContract, Subject, everything
 
 
 def program(directory: Path, script: str) -> CommandKey:
@@ -26,7 +26,7 @@ def program(directory: Path, script: str) -> CommandKey:
 
 
 @pytest.mark.plants("store")
-class TestCommand(KeySourceContract):
+class TestCommand(ChangingKeySourceContract):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
         store = tmp_path / "store"

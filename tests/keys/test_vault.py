@@ -25,7 +25,7 @@ from engine.keys.source import SourceFailure
 from engine.keys.vault import VaultSource
 from policy.keysource import VaultKey, parse_key
 from policy.secret import Secret
-from tests.contract.key_source import CANARY, KeySourceContract, Subject, assert_no_canary, everything
+from tests.contract.key_source import CANARY, ChangingKeySourceContract, Subject, assert_no_canary, everything
 from tests.support.canary import logged
 from tests.support.openbao import ROOT_TOKEN, OpenBao, run_openbao
 
@@ -63,7 +63,7 @@ async def reason(ref: VaultKey, source: VaultSource | None = None) -> SourceFail
     return failure
 
 
-class TestVault2(KeySourceContract):
+class TestVault2(ChangingKeySourceContract):
     @pytest.fixture
     def subject(self, openbao: OpenBao) -> Subject:
         async def put(value: str | None) -> None:
@@ -83,7 +83,7 @@ def old_mount(openbao: OpenBao) -> str:
     return "team/old"
 
 
-class TestVault1(KeySourceContract):
+class TestVault1(ChangingKeySourceContract):
     @pytest.fixture
     def subject(self, openbao: OpenBao, old_mount: str) -> Subject:
         async def put(value: str | None) -> None:

@@ -117,10 +117,12 @@ class Stuck(io.StringIO):
         super().__init__()
         self.gate = threading.Event()
         self.entered = threading.Event()
+        self.patient = True
+        """Nobody gave up waiting for the gate."""
 
     def write(self, text: str) -> int:
         self.entered.set()
-        self.gate.wait(10)
+        self.patient = self.gate.wait(10)
         return super().write(text)
 
 
@@ -144,6 +146,7 @@ def test_a_stuck_stream_does_not_keep_the_process(monkeypatch: pytest.MonkeyPatc
     out = Stuck()
     with diagnostics(stream=out):
         logger.info("first")
+    assert out.entered.is_set() and out.getvalue() == "" and out.patient, "it is stuck still"
     out.gate.set()
 
 

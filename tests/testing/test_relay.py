@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from policy.testing import (
     scenario,
 )
 from tests.support.pki import Pki
+from tests.support.programs import need
 
 Hooks = dict[str, Any]
 
@@ -134,14 +134,13 @@ async def test_tls_before_the_greeting() -> None:
         assert record.tls_verified and hop.commands[0] == "(tls)"
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs Debian's openssl")
 @scenario
 async def test_the_systems_certificates_are_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ca = Pki()  # of another name
     (tmp_path / "ca.pem").write_bytes(ca.pem)
-    await trio.run_process(["openssl", "rehash", str(tmp_path)])
+    await trio.run_process([need("openssl", "openssl"), "rehash", str(tmp_path)])
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     hop = NextHop(tls=ca.server("example.com"))
     async with open_relay(path(enable_tls="Required"), hops={"example.com": hop}) as relay:
