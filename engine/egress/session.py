@@ -149,24 +149,19 @@ class Session:
         settler = services.settler
         try:
             plan = await services.plan(ready)
-            if plan.refused is not None:
-                refused = plan.refused
-                reply = outcome.internal(refused.code, refused.enhanced, refused.text)
-                verdict: outcome.Verdict = "permanent" if refused.permanent else "transient"
-                await self._fail(entry, outcome.Outcome(verdict, reply), everything=True)
-                return None
-            ehlo = ready.path.ehlo_domain or ready.source.ehlo_domain or services.hostname
-            return await services.dialer.open(
-                plan.candidates,
-                ready.path,
-                ready.source.source_address,
-                ehlo,
-                route=ready.site.route,
-                beside=[host.reference_name for host in ready.site.hosts],
-                sts=ready.site.sts,
-                pace=self._connection_rate,
-                dane=partial(self._dane, entry.queue.name.route) if ready.path.enable_dane else None,
-            )
+            if plan.refused is None:
+                ehlo = ready.path.ehlo_domain or ready.source.ehlo_domain or services.hostname
+                return await services.dialer.open(
+                    plan.candidates,
+                    ready.path,
+                    ready.source.source_address,
+                    ehlo,
+                    route=ready.site.route,
+                    beside=[host.reference_name for host in ready.site.hosts],
+                    sts=ready.site.sts,
+                    pace=self._connection_rate,
+                    dane=partial(self._dane, entry.queue.name.route) if ready.path.enable_dane else None,
+                )
         except HeldError as error:
             self._hand = None
             await settler.hold(ready, entry, error)
@@ -188,6 +183,18 @@ class Session:
             await self._fail(entry, result, everything=everything)
             if not everything:
                 await settler.expire_waiting(ready)
+        except Exception:
+            # What a stranger said may have met a defect of ours. An attempt, or it would be met for ever.
+            logger.exception("%s: connecting", ready.name)
+            ready.connection_failed(trio.current_time())
+            reply = outcome.internal(451, "4.3.0", "internal error, see the diagnostics")
+            await self._fail(entry, outcome.Outcome("transient", reply), everything=False)
+            await settler.expire_waiting(ready)
+        else:
+            refused = plan.refused
+            reply = outcome.internal(refused.code, refused.enhanced, refused.text)
+            verdict: outcome.Verdict = "permanent" if refused.permanent else "transient"
+            await self._fail(entry, outcome.Outcome(verdict, reply), everything=True)
         return None
 
     async def _dane(self, domain: str, candidate: Candidate) -> Dane:

@@ -156,6 +156,23 @@ async def test_in_looking_for_routes(bench: Any, clock: MockClock) -> None:
         await b.records("Delivery", seconds=120)
 
 
+async def test_in_connecting(bench: Any, clock: MockClock) -> None:
+    """A stranger may have said what nobody expects. That is an attempt: the mail must not wait for ever."""
+    options: dict[str, Any] = {"connection_limit": 1, "idle_timeout": 0, "queue": {"max_age": "1h"}}
+    async with open_peer() as peer, bench(to(peer, **options)) as b:
+        real = b.router.services.dialer.open
+        b.router.services.dialer.open = broken(real, once())
+        for name in ("one", "two"):
+            await b.submit(f"{name}@example.com")
+        await b.records("Delivery", 2, seconds=100)
+        (failed,) = b.recorded("TransientFailure")
+        assert failed.num_attempts == 1 and "diagnostics" in failed.content
+        b.router.services.dialer.open = broken(real, lambda *_: True)
+        await b.submit("three@example.com")
+        await b.records("Expiration", seconds=7200)
+        assert b.router.statistics().queued == 0
+
+
 async def test_in_placing_what_is_due(bench: Any, clock: MockClock) -> None:
     async with open_peer(replies={"RCPT": ["451 4.2.1 later", "250 ok"]}) as peer, bench(to(peer)) as b:
         await b.submit()
