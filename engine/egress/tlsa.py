@@ -26,7 +26,7 @@ from engine.errors import DaneImpossible, ResolveError
 from .dane import DANE_TA, DaneCheck, usable
 from .dns import Answer
 from .resolve import Candidate, LookupStrategy, Resolver, families
-from .site import Site, parse_endpoint
+from .site import Site, is_localhost, parse_endpoint
 from .tlsneed import TlsNeed
 
 __all__ = ["Dane", "dane_for"]
@@ -74,6 +74,8 @@ async def dane_for(
     host = candidate.host
     if host == candidate.address:
         return Dane("insecure_chain", f"{host} is an address and no name")
+    if is_localhost(host):
+        return Dane("insecure_chain", f"{host} is this machine")
     if site.kind == "mx_list" and not site.secure:
         return Dane("insecure_chain", "treat_mx_list_as_secure is not set for this mx_list")
     if doubt := await resolver.distrust():

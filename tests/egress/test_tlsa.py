@@ -14,7 +14,7 @@ from engine.egress.dial import NoHostReached
 from engine.egress.dns import StubResolver
 from engine.egress.mta_sts import narrowed, parse_policy
 from engine.egress.resolve import Candidate, Resolver
-from engine.egress.site import MxHost, Sts, make_site, mx_list_site
+from engine.egress.site import MxHost, NoRoute, Sts, make_site, mx_list_site
 from engine.egress.tlsa import Dane, dane_for
 from engine.egress.tlsneed import TlsNeed
 from engine.errors import DaneImpossible, ResolveError, TlsRequired
@@ -177,6 +177,16 @@ async def test_an_mx_list_counts_where_the_policy_says_so(secure: bool, result: 
     dane = await dane_for(resolver, site, WHERE, "peer.example")
     assert dane.result == result
     assert dane.check is None or dane.check.names == (MX,)
+
+
+async def test_this_machine_is_not_asked_for() -> None:
+    dns = StaticDns({}, doubt="it is far away")
+    resolver = Resolver(dns)
+    site = await resolver.site_for("localhost", route=True)
+    assert not isinstance(site, NoRoute)
+    where = Candidate("localhost", "127.0.0.1", 25, "localhost")
+    dane = await dane_for(resolver, site, where, "localhost")
+    assert dane.result == "insecure_chain" and not dns.asked
 
 
 async def test_a_name_server_matters_where_it_is_asked_only() -> None:

@@ -8,6 +8,7 @@ authenticates. Each domain has a host of its own name and a way of its own that 
 from __future__ import annotations
 
 import ssl
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from tests.support.bytesink import ByteSink, run_sink
 from tests.support.certificates import Authority
 from tests.support.policyserver import PolicyServer, serve_policies, text
 from tests.support.ports import free_port
-from tests.support.posthorn import Relay
+from tests.support.posthorn import Relay, command, environment
 from tests.support.rawclient import RawClient
 from tests.support.signed import SIGNED, UNSIGNED, run_signed_dns
 from tests.support.tlsa import tlsa
@@ -104,6 +105,7 @@ CASES = {
 class World(NamedTuple):
     relay: Relay
     hop: ByteSink
+    env: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             delivered = sum(case.cause is None for case in CASES.values())
             running.wait_records("Delivery", delivered)
             running.wait_records("TransientFailure", len(CASES) - delivered)
-            yield World(running, hop)
+            yield World(running, hop, env)
         finally:
             running.stop()
             print(running.stderr)  # shown if a test fails
@@ -178,3 +180,27 @@ def test_each_domain_is_treated_by_both(world: World, name: str) -> None:
         assert record["type"] == "TransientFailure" and case.said in record["response"]["content"], record
         assert record.get("cause", "") == case.cause and arrived == []
         assert record["num_attempts"] == (0 if case.cause else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("both", ("enforce, id 1", " ok: 1 usable record of ")),
+        ("unnamed", ("; it does not name mx.unnamed.signed.example, used only if a TLSA record matches\n",)),
+        ("half", ("; it does not name mx.half.unsigned.example; nothing can be sent\n",)),
+    ],
+)
+def test_explain_says_what_both_come_to(world: World, name: str, said: tuple[str, ...]) -> None:
+    domain = f"{name}.{CASES[name].zone}"
+    done = subprocess.run(
+        [*command(), "explain", domain, "--routing-domain", domain, "--policy", "mail.py"],
+        cwd=world.relay.directory,
+        env=environment(world.env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in said:
+        assert words in done.stdout
