@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from .errors import PolicyError, Wrong, a_type, caller, did_you_mean
 
-__all__ = ["Constructor", "Kind", "NotYet", "Table", "kinds_of"]
+__all__ = ["Constructor", "Kind", "Made", "NotYet", "Table", "kinds_of", "noting"]
 
 T = TypeVar("T")
 _LISTED = 8
@@ -107,6 +109,29 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
+class Made(msgspec.Struct, frozen=True):
+    """What a ``make_*`` function gave. `names`: the options that were given to it; `where`: ``file:line`` of
+    the call."""
+
+    what: Any
+    names: tuple[str, ...]
+    where: str
+
+
+_notes: ContextVar[list[Made] | None] = ContextVar("made", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[list[Made]]:
+    """While the block runs, note what ``make_*`` functions give; for tools that explain who set an option."""
+    notes: list[Made] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
 class Constructor(Generic[T]):
     """A ``make_*`` function's body: options in, frozen Struct out.
 
@@ -137,9 +162,13 @@ class Constructor(Generic[T]):
         try:
             if mapping is not None:
                 options = self._merge(mapping, options)
-            return self.made(self.table.read(options))
+            made = self.made(self.table.read(options))
         except Wrong as wrong:
             raise PolicyError(f"{self.name}: {wrong}", caller()) from None
+        notes = _notes.get()
+        if notes is not None:
+            notes.append(Made(made, tuple(options), caller()))
+        return made
 
     def made(self, values: Mapping[str, Any]) -> T:
         """Build one from values that were read already. Raises: Wrong when they do not go together."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -12,6 +15,7 @@ import trio
 
 from engine.app import hosts_of, own_hosts
 from engine.cli.asked import AskedHooks
+from engine.cli.provenance import Hook, Option, made_options, path_options
 from engine.egress.circuitfile import CircuitFile, directory
 from engine.egress.circuits import OpenCircuit
 from engine.egress.dns import HostsFile, StubResolver
@@ -24,7 +28,7 @@ from engine.egress.stsfetch import Fetcher
 from engine.egress.stsstore import Store
 from engine.egress.tlsa import dane_for
 from engine.errors import ConfigError, DaneImpossible, ResolveError, SecretUnavailable
-from engine.keys import KeyRing, open_keys
+from engine.keys import KeyRing, Told, open_keys
 from engine.model import QueueName
 from engine.queues.limits import LocalLimits
 from engine.queues.ready import ReadyQueue
@@ -33,16 +37,16 @@ from engine.shaping import Automation, State, open_shaping
 from engine.tripwire import Tripwire
 from policy.egress import EgressPath, QueueConfig
 from policy.load import load_policy
+from policy.options import Made, noting
 from policy.release import Release
 from policy.runtime import Declarations, MtaStsDeclaration
+from policy.secret import Secret
 from policy.shaping import Found
-from policy.shaping.settings import UNSET, Setting
-from policy.shaping.shown import shown, shown_key
-from policy.shaping.table import IMPLIED
 
 __all__ = ["Explanation", "Question", "explained", "tls_text"]
 
-_DEFAULT = EgressPath()
+_LABEL = 12
+"""Width of the first column, at least."""
 _HOSTS = 10
 """Hosts of a site whose TLSA records are shown."""
 
@@ -58,50 +62,28 @@ class Question(msgspec.Struct, frozen=True):
     secrets: bool = True
 
 
-class Step(msgspec.Struct, frozen=True):
-    """One place that gave an option a value, in words. `line` 0: a hook, with its place in `file`.
-    `rule`: a rule on replies set it, until when."""
-
-    value: str
-    file: str
-    line: int = 0
-    block: str = ""
-    source: str = ""
-    rule: str = ""
-
-    def __str__(self) -> str:
-        if not self.line:
-            return self.file
-        inside = f' sources."{self.source}"' if self.source else ""
-        rule = f" {self.rule}" if self.rule else ""
-        return f"{self.file}:{self.line} [{self.block}]{inside}{rule}"
-
-
-class Option(msgspec.Struct, frozen=True):
-    """One option: who set it, and what that overrode, the latest first."""
-
-    name: str
-    value: str
-    set_by: Step | None = None
-    overrode: tuple[Step, ...] = ()
-
-
 class Credential(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A secret without its value. `version` changes with the value; it is another in each process."""
+    """A secret without its value. `version`: the source's own (a number, in Vault), where it has one.
+    `fingerprint` changes with the value; logs call versions by it. `age`: seconds since it was read.
+    `changed`: since when the source has it (Unix time)."""
 
     name: str
     version: str = ""
+    fingerprint: str = ""
     age: float | None = None
     changed: float | None = None
     problem: str = ""
 
 
 class Road(msgspec.Struct, frozen=True):
-    """The way from one source."""
+    """The way from one source. `key`: equal for all mail that shares connections, and for no other.
+    `site_key`: the same for the exact hosts, whatever the source and the path."""
 
     source: str
     weight: int
+    source_options: tuple[Option, ...]
     site: str
+    site_key: str
     kind: str
     hosts: tuple[str, ...]
     ready_queue: str
@@ -122,6 +104,7 @@ class Explanation(msgspec.Struct, frozen=True):
     queue: str
     policy: str
     queue_config: str
+    queue_options: tuple[Option, ...]
     route: str
     pool: str
     roads: tuple[Road, ...]
@@ -135,12 +118,14 @@ class Explanation(msgspec.Struct, frozen=True):
         rows = [
             f"{self.address}",
             f"  queue         {self.queue}, {self.queue_config}",
-            f"  route         {self.route}",
-            f"  pool          {self.pool}",
+            f"  route         {self.route}{self._queue_option('protocol')}",
+            f"  pool          {self.pool}{self._queue_option('egress_pool')}",
+            *_set_rows(self.queue_options, but=("protocol", "egress_pool")),
         ]
         for road in self.roads:
             rows += [
                 f"from {road.source} (weight {road.weight})",
+                *_set_rows(road.source_options, but=("name",)),
                 f"  site          {road.site} ({', '.join(road.hosts)})",
                 f"  ready queue   {road.ready_queue}, key {road.key}",
                 f"  TLS           {road.tls}",
@@ -150,20 +135,39 @@ class Explanation(msgspec.Struct, frozen=True):
             ]
             if road.credential is not None:
                 rows.append(f"  credential    {_credential_text(road.credential)}")
-            set_ones = [option for option in road.options if option.set_by is not None]
-            width = max((len(option.name) for option in set_ones), default=0)
-            for option in set_ones:
-                rows.append(f"  {option.name:<{width}}  {option.value}   {option.set_by}")
-                rows += [f"  {'':<{width}}  over {step.value}   {step}" for step in option.overrode]
-            rows.append(f"  and {len(road.options) - len(set_ones)} options that nobody set")
+            rows += _set_rows(road.options)
+            unset = sum(option.set_by is None for option in road.options)
+            rows.append(f"  and {unset} options that nobody set")
             rows += [f"  note          {note}" for note in road.notes]
         return "\n".join(rows)
+
+    def _queue_option(self, name: str) -> str:
+        """Who set an option of the queue."""
+        found = [option.set_by for option in self.queue_options if option.name == name and option.set_by]
+        return f"   {found[0]}" if found else ""
+
+
+def _set_rows(options: Sequence[Option], but: Sequence[str] = ()) -> Iterator[str]:
+    """The options that somebody set. `but`: those that are shown in another row."""
+    found = [option for option in options if option.set_by is not None and option.name not in but]
+    width = max((len(option.name) for option in found), default=0)
+    width = max(width, _LABEL)
+    for option in found:
+        yield f"  {option.name:<{width}}  {option.value}   {option.set_by}"
+        yield from (f"  {'':<{width}}  over {step.value}   {step}" for step in option.overrode)
 
 
 async def explained(path: Path | None, question: Question, tripwire: Tripwire) -> Explanation:
     """Ask what the engine would ask. `tripwire` is told the secrets that were fetched for it.
 
     Raises: ConfigError, HookError, PolicyError."""
+    with noting() as made:
+        return await _explained(path, question, tripwire, made)
+
+
+async def _explained(
+    path: Path | None, question: Question, tripwire: Tripwire, made: Sequence[Made]
+) -> Explanation:
     loaded = load_policy(path)
     declarations = await loaded.run_init()
     hooks = AskedHooks(loaded)
@@ -197,6 +201,7 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
             raise ConfigError(f"the destination cannot be resolved now: {error}") from None
         if isinstance(routes, NoRouteNow):
             raise ConfigError(f"there is no way to {queue.name.route}: {routes.outcome.reply.line}")
+        source_hook = Hook.at(hooks.where("get_egress_source"))
         roads = [
             await _road(
                 resolver,
@@ -204,9 +209,12 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
                 ready,
                 weight,
                 seen[ready.source.name],
-                keys if question.secrets else None,
+                made,
+                source_hook,
+                keys,
                 (*_stops(queue.name, ready, shaping.automation), *_refused(ready, circuits)),
                 await _mta_sts(queue.name, ready, policies),
+                secrets=question.secrets,
             )
             for ready, weight in zip(routes.all(), routes.weights(), strict=True)
             if question.source in (None, ready.source.name)
@@ -218,11 +226,13 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
         )
     config = queue.config if queue.config is not None else QueueConfig()
     answered = hooks.asked.get("get_queue_config")
+    where = answered.where if answered is not None else "defaults, no hook answers get_queue_config"
     return Explanation(
         question.address,
         str(queue.name),
         str(loaded.path),
-        answered.where if answered is not None else "defaults, no hook answers get_queue_config",
+        where,
+        made_options(config, _made(config, made), Hook.at(where)),
         _route(queue.name, config, roads[0].kind),
         config.egress_pool,
         tuple(roads),
@@ -304,16 +314,22 @@ async def _road(
     ready: ReadyQueue,
     weight: int,
     seen: tuple[Found | None, str],
-    keys: KeyRing | None,
+    made: Sequence[Made],
+    source_hook: Hook,
+    keys: KeyRing,
     stops: tuple[str, ...],
     mta_sts: str,
+    *,
+    secrets: bool,
 ) -> Road:
     path, site = ready.path, ready.site
     found, hook = seen
     return Road(
         ready.source.name,
         weight,
+        made_options(ready.source, _made(ready.source, made), source_hook),
         site.name,
+        site.key,
         site.kind,
         tuple(
             f"{host.host}{f':{host.port}' if host.port else ''}"
@@ -321,15 +337,38 @@ async def _road(
             for host in site.hosts
         ),
         ready.name,
-        site.key,
+        _key(ready, keys),
         tls_text(path) + (f"; {DEMAND}" if site.sts is not None and site.sts.mode == "enforce" else ""),
         mta_sts,
         await _dane_texts(resolver, ready, domain) if path.enable_dane else (),
         auth_text(path),
-        await _credential(path, keys),
-        _options(path, found, hook),
+        await _credential(path, keys if secrets else None),
+        path_options(path, found, _made(path, made), Hook.at(hook)),
         (*stops, *(found.notes if found is not None else ())),
     )
+
+
+def _made(what: object, made: Sequence[Made]) -> Made | None:
+    """The call of a policy that gave exactly this."""
+    return next((one for one in made if one.what is what), None)
+
+
+def _key(ready: ReadyQueue, keys: KeyRing) -> str:
+    """A short name for all that must agree to share a connection: source, exact hosts and the whole path,
+    with the login and the reference to its secret."""
+
+    def plain(value: object) -> str:
+        return keys.fingerprint(value) if isinstance(value, Secret) else str(value)
+
+    path, default = ready.path, EgressPath()
+    options = {
+        name: value
+        for name in path.__struct_fields__
+        if (value := getattr(path, name)) != getattr(default, name)
+    }
+    secure = ready.site.secure and path.enable_dane
+    agreed = msgspec.json.encode((ready.source, ready.site.key, options, secure), enc_hook=plain)
+    return hashlib.blake2b(agreed, digest_size=12).hexdigest()
 
 
 async def _dane_texts(resolver: Resolver, ready: ReadyQueue, domain: str) -> tuple[str, ...]:
@@ -426,58 +465,30 @@ async def _credential(path: EgressPath, keys: KeyRing | None) -> Credential | No
         return None
     if keys is None:
         return Credential(key.name, problem="not fetched")
-    changed: float | None = None
-    file = getattr(key, "path", None) if key.name.startswith("file:") else None
     try:
         credential = await keys.fetch(key)
-        if file is not None:
-            changed = (await trio.Path(file).stat()).st_mtime
-    except (SecretUnavailable, OSError) as error:
+    except SecretUnavailable as error:
         return Credential(key.name, problem=str(error).removeprefix(f"{key.name}: "))
-    return Credential(key.name, credential.version, trio.current_time() - credential.fetched, changed)
+    told = keys.told(key) or Told()
+    age = trio.current_time() - credential.fetched
+    return Credential(key.name, told.version, credential.version, age, told.since)
 
 
 def _credential_text(credential: Credential) -> str:
-    from datetime import UTC, datetime
-
     if credential.problem:
         return f"{credential.name}: {credential.problem}"
-    changed = ""
-    if credential.changed is not None:
-        changed = (
-            f", its file changed {datetime.fromtimestamp(credential.changed, UTC):%Y-%m-%d %H:%M:%S} UTC"
-        )
-    return f"{credential.name}, version {credential.version}, {credential.age or 0.0:.1f} s old{changed}"
+    own = f"{credential.version} (fingerprint {credential.fingerprint})" if credential.version else ""
+    text = f"{credential.name}, version {own or credential.fingerprint}"
+    if credential.changed is None:
+        return f"{text}, read {credential.age or 0.0:.1f} s ago"
+    since = datetime.fromtimestamp(credential.changed, UTC)
+    return f"{text}, since {since:%Y-%m-%d %H:%M:%S} UTC ({_ago(time.time() - credential.changed)})"
 
 
-# -- options -------------------------------------------------------------------------------------
-
-
-def _options(path: EgressPath, found: Found | None, hook: str) -> tuple[Option, ...]:
-    """Every option; those that a file set know where."""
-    by_option: dict[str, list[tuple[str, Setting]]] = {}
-    for key, setting in (found.settings if found is not None else {}).items():
-        option = IMPLIED[key[0]][0] if key[0] in IMPLIED else key[0]
-        by_option.setdefault(option, []).append((shown_key(key), setting))
-    options: list[Option] = []
-    for name in EgressPath.__struct_fields__:
-        value = getattr(path, name)
-        from_files = found is not None and value == getattr(found.path, name)
-        if from_files and name in by_option:
-            for label, setting in by_option[name]:
-                first, *before = (_step(one) for one in setting.history())
-                back = setting.value is UNSET and label == name
-                options.append(
-                    Option(label, f"{shown(value)} (default)" if back else first.value, first, tuple(before))
-                )
-        elif value != getattr(_DEFAULT, name) and not from_files:
-            over = tuple(_step(one) for _, setting in by_option.get(name, []) for one in setting.history())
-            options.append(Option(name, shown(value), Step(shown(value), hook), over))
-        else:
-            options.append(Option(name, shown(value)))
-    return tuple(options)
-
-
-def _step(setting: Setting) -> Step:
-    origin = setting.origin
-    return Step(shown(setting.value), origin.file, origin.line, origin.block, origin.source, origin.rule)
+def _ago(seconds: float) -> str:
+    """An age for people, in its greatest unit."""
+    for size, unit in ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute")):
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{number} {unit}{'' if number == 1 else 's'} ago"
+    return f"{max(0.0, seconds):.0f} s ago"

@@ -41,7 +41,7 @@ from .google import GoogleSource
 from .local import CredentialSource, EnvSource, FileSource, LiteralSource
 from .oauth2 import OAuth2Source
 from .ring import STALE_FOR, TTL, WAIT, KeyRing, KeyStatistics
-from .source import Credential, Dated, Fetch, KeySource, SourceFailure, Watch, unwatched
+from .source import Credential, Dated, Fetch, KeySource, SourceFailure, Tells, Told, Watch, unwatched
 from .vault import VaultSource
 
 __all__ = [
@@ -52,6 +52,8 @@ __all__ = [
     "KeySource",
     "KeyStatistics",
     "SourceFailure",
+    "Tells",
+    "Told",
     "key_sources",
     "missing_sdk",
     "open_keys",

@@ -16,7 +16,7 @@ from policy.keysource import CredentialKey, EnvKey, FileKey, LiteralKey
 from policy.secret import Secret
 
 from .environment import take
-from .source import MAX_SECRET, SourceFailure
+from .source import MAX_SECRET, SourceFailure, Told
 
 __all__ = ["CredentialSource", "EnvSource", "FileSource", "LiteralSource"]
 
@@ -96,6 +96,11 @@ class FileSource:
             logger.warning("key file %s can be read by every user of this machine: chmod 600", ref.path)
         return seen.secret
 
+    def told(self, ref: FileKey) -> Told | None:
+        """When the file was changed."""
+        seen = self._seen.get(ref.path)
+        return Told(since=seen.signature[0] / 1e9) if seen is not None else None
+
 
 class CredentialSource:
     """`CredentialKey`: a file of the directory that systemd names in the environment."""
@@ -113,6 +118,11 @@ class CredentialSource:
                 "LoadCredential= in the unit"
             )
         return await self._files.read(FileKey(os.path.join(directory, ref.credential)))
+
+    def told(self, ref: CredentialKey) -> Told | None:
+        """When the file was changed."""
+        directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        return self._files.told(FileKey(os.path.join(directory, ref.credential)))
 
 
 def _only_certificates(secret: Secret) -> bool:

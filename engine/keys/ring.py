@@ -38,7 +38,7 @@ from policy.keysource import CallbackKey, CommandKey, KeyRef, LiteralKey
 from policy.keyterms import Terms
 from policy.secret import Secret
 
-from .source import MAX_SECRET, Credential, Dated, KeySource, SourceFailure
+from .source import MAX_SECRET, Credential, Dated, KeySource, SourceFailure, Tells, Told
 
 __all__ = ["KeyRing", "KeyStatistics"]
 
@@ -196,6 +196,15 @@ class KeyRing:
         what is shown."""
         self._tripwire.watch(("earlier", ref), ref.name, earlier.secret)
 
+    def fingerprint(self, secret: Secret) -> str:
+        """What a `Credential` of this value would be called as its `version`."""
+        return self._fingerprint(secret.reveal())
+
+    def told(self, ref: KeyRef) -> Told | None:
+        """What the source itself says of the value it gave last: its own version, since when."""
+        source = self._sources[type(ref)]
+        return source.told(ref) if isinstance(source, Tells) else None
+
     def statistics(self) -> KeyStatistics:
         now = trio.current_time()
         entries = self._entries.values()
@@ -274,7 +283,7 @@ class KeyRing:
 
     def _succeeded(self, ref: KeyRef, entry: _Entry, secret: Secret, fresh_for: float, lasts: float) -> None:
         now = trio.current_time()
-        version = self._fingerprint(secret.reveal())
+        version = self.fingerprint(secret)
         if entry.failures:
             logger.info("%s can be read again", ref.name)
         elif entry.credential is not None and entry.credential.version != version:

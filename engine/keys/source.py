@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from policy.keysource import KeyRef
 from policy.secret import Secret
 
-__all__ = ["MAX_SECRET", "Credential", "Dated", "Fetch", "KeySource", "SourceFailure", "Watch", "unwatched"]
+__all__ = [
+    "MAX_SECRET",
+    "Credential",
+    "Dated",
+    "Fetch",
+    "KeySource",
+    "SourceFailure",
+    "Tells",
+    "Told",
+    "Watch",
+    "unwatched",
+]
 
 MAX_SECRET = 1 << 20
 """Octets a secret may have; enough for any PEM bundle."""
@@ -78,6 +89,23 @@ class Dated(msgspec.Struct, frozen=True):
     secret: Secret
     fresh_for: float
     lasts: float
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What a source itself knows of a value besides the value. `version`: its own name for it, empty where it
+    has none; `since`: since when it holds it (`time.time`), None where it does not say."""
+
+    version: str = ""
+    since: float | None = None
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """A source that knows more of its values."""
+
+    def told(self, ref: Any) -> Told | None:
+        """Of the value that was read last; None when none was. Never waits."""
+        ...
 
 
 class KeySource(Protocol):

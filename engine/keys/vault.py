@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from typing import Any, Literal
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import msgspec
@@ -24,7 +26,7 @@ from policy.keysource import EnvKey, LiteralKey, TokenLogin, VaultKey
 from policy.secret import Secret
 
 from .environment import take
-from .source import Fetch, SourceFailure, Watch, unwatched
+from .source import Fetch, SourceFailure, Told, Watch, unwatched
 from .vaultlogin import Session, Sessions, Token
 from .vaultserver import Place, Refused, Server, check, check_address, decode, parse
 
@@ -34,8 +36,10 @@ _SECONDS = 4.5
 """For one read, detection of the KV version included; just under what a delivery waits."""
 _THREADS_PER_SERVER = 4
 _MOUNTS_KEPT = 1000
+_TOLD_KEPT = 10_000
 
 _Version = Literal[1, 2]
+_Read: TypeAlias = "tuple[Secret, _Version, Told]"
 
 
 class _V1(msgspec.Struct):
@@ -60,6 +64,7 @@ class _MountAnswer(msgspec.Struct):
 
 
 _text = msgspec.json.Decoder(str)
+_number = msgspec.json.Decoder(int)
 _v1 = msgspec.json.Decoder(_V1)
 _v2 = msgspec.json.Decoder(_V2)
 _mount = msgspec.json.Decoder(_MountAnswer)
@@ -78,6 +83,11 @@ class VaultSource:
         self._sessions = Sessions(fetch, seconds)
         self._limiters: dict[str, trio.CapacityLimiter] = {}
         self._versions: OrderedDict[tuple[str, str | None, str], _Version] = OrderedDict()
+        self._told: OrderedDict[VaultKey, Told] = OrderedDict()
+
+    def told(self, ref: VaultKey) -> Told | None:
+        """The number of the version and when it was written, of KV version 2."""
+        return self._told.get(ref)
 
     async def keep_tokens(self) -> None:
         """Renew tokens before they expire, or log in again, until cancelled."""
@@ -132,7 +142,11 @@ class VaultSource:
             if answer.definite:
                 self._versions.pop(mount, None)  # a mount can be replaced by one of the other version
             return answer
-        secret, found = answer
+        secret, found, told = answer
+        self._told[ref] = told
+        self._told.move_to_end(ref)
+        if len(self._told) > _TOLD_KEPT:
+            self._told.popitem(last=False)
         self._versions[mount] = found
         self._versions.move_to_end(mount)
         if len(self._versions) > _MOUNTS_KEPT:
@@ -166,30 +180,31 @@ def _token(ref: VaultKey) -> LiteralKey | EnvKey:
     return EnvKey("VAULT_TOKEN")
 
 
-def _attempt(ref: VaultKey, server: Server, version: int | None) -> tuple[Secret, _Version] | SourceFailure:
-    """One read, in a thread. Gives the value and the KV version that was right, or why there is none."""
+def _attempt(ref: VaultKey, server: Server, version: int | None) -> _Read | SourceFailure:
+    """One read, in a thread. Gives the value, the KV version that was right and what is said of the value, or
+    why there is none."""
     try:
         return _read(ref, server, version)
     except SourceFailure as failure:
         return failure.bare()
 
 
-def _read(ref: VaultKey, server: Server, version: int | None) -> tuple[Secret, _Version]:
+def _read(ref: VaultKey, server: Server, version: int | None) -> _Read:
     try:
         if version is None:
             version = _detect(server, ref.mount)
         if version == 1:
             if ref.version is not None:
                 raise SourceFailure("the mount is KV version 1, which keeps no older versions", definite=True)
-            return _read_v1(server, ref), 1
+            return _read_v1(server, ref), 1, Told()
         if version == 2 or ref.version is not None:
-            return _read_v2(server, ref), 2
+            return _read_v2(server, ref)
         # The token may not look at its mount: the secret itself tells. Of two refusals, version 2's is shown.
         try:
-            return _read_v2(server, ref), 2
+            return _read_v2(server, ref)
         except Refused as failure:
             try:
-                return _read_v1(server, ref), 1
+                return _read_v1(server, ref), 1, Told()
             except Refused:
                 raise failure from None
     finally:
@@ -207,7 +222,7 @@ def _detect(server: Server, mount: str) -> _Version | None:
     return 2 if options is not None and options.get("version") == "2" else 1
 
 
-def _read_v2(server: Server, ref: VaultKey) -> Secret:
+def _read_v2(server: Server, ref: VaultKey) -> _Read:
     path = f"/v1/{quote(ref.mount)}/data/{quote(ref.path)}"
     reply = server.get(path) if ref.version is None else server.get(path, version=ref.version)
     if reply.status == 404:
@@ -217,7 +232,19 @@ def _read_v2(server: Server, ref: VaultKey) -> Secret:
             raise SourceFailure(f"{which} is deleted (404 at {path})", definite=True)
     check(server, reply, path)
     answer = decode(_v2, reply.body, "KV version 2")
-    return _field(answer.data.data if answer.data is not None else None, ref, path)
+    secret = _field(answer.data.data if answer.data is not None else None, ref, path)
+    return secret, 2, _told(answer.data.metadata if answer.data is not None else None)
+
+
+def _told(metadata: dict[str, msgspec.Raw] | None) -> Told:
+    """What stands beside a value of KV version 2, as far as it is what it should be."""
+    found = metadata or {}
+    number = parse(_number, found["version"]) if "version" in found else None
+    written = parse(_text, found["created_time"]) if "created_time" in found else None
+    since: float | None = None
+    with suppress(ValueError, OverflowError):
+        since = datetime.fromisoformat(written).timestamp() if written else None
+    return Told(str(number) if number is not None else "", since)
 
 
 def _read_v1(server: Server, ref: VaultKey) -> Secret:

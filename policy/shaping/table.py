@@ -68,9 +68,12 @@ class Block(msgspec.Struct, eq=False):
     sources: dict[str, Layer]
     match: tuple[Match, ...]
     rules: tuple[Rule, ...] = ()
+    definitions: list[Definition] = []
+    """What it was merged from, in order."""
 
     def take(self, later: Definition) -> None:
         """Put a later definition over this one."""
+        self.definitions.append(later)
         if later.layer.replaces is not None:
             self.layer, self.sources, self.match = later.layer, dict(later.sources), later.match
             self.rules = later.rules
@@ -86,13 +89,15 @@ class Block(msgspec.Struct, eq=False):
 class Found(msgspec.Struct, frozen=True):
     """A path and where it comes from. `settings`: by option (and entry), with what each overrode. `blocks`:
     what applied, in order. `notes`: what a reader of the answer should know. `providers`: those
-    that the destination belongs to."""
+    that the destination belongs to. `taken_back`: what was said of an option, the latest first, and does not
+    count because of a ``replace_base``, with its place."""
 
     path: EgressPath
     settings: dict[Key, Setting]
     blocks: tuple[Origin, ...]
     notes: tuple[str, ...] = ()
     providers: frozenset[str] = frozenset()
+    taken_back: dict[Key, tuple[tuple[Setting, Origin], ...]] = {}
 
 
 class Table:
@@ -196,6 +201,7 @@ class Table:
             tuple(block.origin for block in blocks),
             tuple(notes),
             frozenset(block.key for block in groups[1]),
+            _taken_back(groups, blocks, source),
         )
 
     def _named(self, host: Host) -> list[Block]:
@@ -279,6 +285,25 @@ def _layers(groups: Sequence[list[Block]], source: str) -> tuple[list[Layer], li
     return layers, kept
 
 
+def _taken_back(
+    groups: Sequence[list[Block]], kept: Sequence[Block], source: str
+) -> dict[Key, tuple[tuple[Setting, Origin], ...]]:
+    """See `Found`."""
+    found: dict[Key, list[tuple[Setting, Origin]]] = {}
+    for block in (one for group in groups for one in group):
+        counts = any(block is one for one in kept)
+        by = block.layer.replaces if counts else kept[0].layer.replaces
+        if by is None:
+            continue
+        for definition in block.definitions:
+            if counts and definition.layer.replaces is by:
+                break
+            for layer in (definition.layer, definition.sources.get(source)):
+                for key, setting in layer.settings.items() if layer is not None else ():
+                    found.setdefault(key, []).insert(0, (setting, by))
+    return {key: tuple(settings) for key, settings in found.items()}
+
+
 def _path(settings: Mapping[Key, Setting], source: str, domain: str, blocks: Sequence[Block]) -> EgressPath:
     values: dict[str, Any] = {}
     maps: dict[str, dict[str, Any]] = {}
@@ -343,6 +368,7 @@ def build(
                 dict(definition.sources),
                 definition.match,
                 definition.rules,
+                [definition],
             )
         else:
             block.take(definition)

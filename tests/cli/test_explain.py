@@ -74,8 +74,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.fixture
 def ask(capfd: pytest.CaptureFixture[str]) -> Any:
-    def ask(*words: str, shaping: str = FILES, status: int = 0) -> str:
-        Path("mail.py").write_text(POLICY.replace("SHAPING", shaping))
+    def ask(*words: str, shaping: str = FILES, status: int = 0, text: str = POLICY) -> str:
+        Path("mail.py").write_text(text.replace("SHAPING", shaping))
         with pytest.raises(SystemExit) as end:
             main(["explain", *words, "--policy", "mail.py"])
         out, err = capfd.readouterr()
@@ -92,7 +92,8 @@ def test_everything_is_said(ask: Any) -> None:
     for line in (
         "bob@example.com",
         "queue example.com, mail.py:10 in queue()",
-        "route smart hosts 192.168.1.10:587",
+        "route smart hosts 192.168.1.10:587 mail.py:13 in queue()",
+        "pool unspecified mail.py:13 in queue()",
         "site mx_list:192.168.1.10:587 (192.168.1.10:587)",
         "TLS Required: STARTTLS with a certificate trusted by the system's roots; "
         "if it is not offered, mail is held",
@@ -107,7 +108,9 @@ def test_everything_is_said(ask: Any) -> None:
         r"ready queue +unspecified->mx_list:192.168.1.10:587@smtp_client, key [0-9a-f]{24}", text
     )
     assert re.search(
-        r"credential +file:.*secret, version [0-9a-f]{8}, \d\.\d s old, its file changed 2", text
+        r"credential +file:.*secret, version [0-9a-f]{8}, since 20\d\d-[^(]* UTC \(\d+ s ago\)$",
+        text,
+        re.MULTILINE,
     )
 
 
@@ -132,10 +135,13 @@ def test_as_json(ask: Any) -> None:
         "block": '"192.168.1.10"',
         "source": "",
         "rule": "",
+        "replaced_by": "",
+        "hook": "",
     }
     assert [step["value"] for step in options["max_ready"]["overrode"]] == ["4096"]
     assert options["rset_timeout"]["set_by"] is None and options["rset_timeout"]["value"] == "5s"
-    assert road["credential"]["version"] and road["credential"]["age"] < 60
+    credential = road["credential"]
+    assert credential["fingerprint"] and credential["age"] < 60 and time.time() - credential["changed"] < 3600
     assert len(options) >= 45
 
 
@@ -176,10 +182,99 @@ def test_a_login_by_token_is_said_without_its_secrets(ask: Any) -> None:
 
 def test_what_a_hook_sets_is_the_hook_s(ask: Any) -> None:
     text = ask("bob@example.com", shaping=HOOK)
-    assert re.search(r"rset_timeout +9s +mail.py:5 in path\(\)", text)
+    assert re.search(r"rset_timeout +9s +mail.py:7 in path\(\)", text), "the line of the call"
     assert "AUTH          none" in text
     unset = len(EgressPath.__struct_fields__)
     assert f"and {unset} options that nobody set" in ask("bob@example.com", shaping="")
+
+
+def test_what_a_hook_sets_to_the_default_is_the_hook_s_too(ask: Any) -> None:
+    """Nobody is to think that nobody said it; and a helper in another file is where it was said."""
+    Path("helpers.py").write_text(
+        "import policy\n\ndef careful():\n    return policy.make_egress_path(PLAIN)\n"
+    )
+    text = Path("helpers.py").read_text()
+    Path("helpers.py").write_text(text.replace("PLAIN", 'enable_tls="Opportunistic", connection_limit=7'))
+    hook = HOOK.replace("policy.make_egress_path(rset_timeout=9)", "helpers.careful()")
+    found = json.loads(ask("bob@example.com", "--json", shaping=f"import helpers\n{hook}"))
+    options = {option["name"]: option for option in found["roads"][0]["options"]}
+    for name, value in (("enable_tls", "Opportunistic"), ("connection_limit", "7")):
+        by = options[name]["set_by"]
+        assert by["file"].endswith("helpers.py")
+        assert (by["value"], by["line"], by["hook"]) == (value, 4, "path()")
+    assert options["rset_timeout"]["set_by"] is None
+
+
+def test_what_queue_and_source_say_is_said_with_the_line(ask: Any) -> None:
+    sources = "policy.make_egress_source(name=name)"
+    assert sources in POLICY and "egress_pool=pool)" in POLICY
+    changed = POLICY.replace(sources, 'policy.make_egress_source(name=name, ehlo_domain="me.example")')
+    changed = changed.replace("egress_pool=pool)", 'egress_pool=pool, retry_interval="5 minutes")')
+    text = ask("bob@example.com", "--tenant", "news", "--source", "ip-1", text=changed)
+    assert re.search(r"retry_interval +5m +mail.py:13 in queue\(\)", text)
+    assert re.search(r"ehlo_domain +me.example +mail.py:21 in source\(\)", text)
+    assert "max_age" not in text and "source_address" not in text
+
+
+@pytest.mark.parametrize("later", ['"replace_base": true', '"replace_base": true, "max_ready": 5'])
+def test_what_replace_base_took_back_is_said(later: str, ask: Any) -> None:
+    text = ask("bob@example.com", "--tenant", "news", "--source", "ip-2")
+    assert "taken back" not in text
+    Path("more.json").write_text(f'{{"192.168.1.10": {{"enable_tls": "Required",\n {later}}}}}')
+    text = " ".join(ask("bob@example.com", "--tenant", "news", "--source", "ip-2").split())
+    back = "taken back by replace_base more.json:2"
+    block = '["192.168.1.10"]'
+    by = (
+        "5 more.json:2 " + block
+        if "max_ready" in later
+        else f"1024 (default) more.json:2 {block} replace_base"
+    )
+    assert (
+        f'max_ready {by} over 7 shaping.toml:6 {block} sources."ip-2", {back} '
+        f'over 4096 posthorn:shaping.toml:10 ["default"], {back}'
+    ) in text
+    said = f"not set (default) more.json:2 {block} replace_base over scott shaping.toml:3 {block}, {back}"
+    assert f"smtp_auth_plain_username {said}" in text
+    assert "AUTH none" in text
+
+
+def key_of(text: str) -> str:
+    (found,) = re.findall(r"ready queue .*, key ([0-9a-f]{24})", text)
+    return str(found)
+
+
+def test_the_key_of_a_ready_queue_is_that_of_whoever_shares_its_connections(ask: Any) -> None:
+    logs_in = HOOK.replace("rset_timeout=9", "smtp_auth_plain_username='u', smtp_auth_plain_password=KEY")
+    plain = key_of(ask("bob@example.com", shaping=HOOK))
+    assert key_of(ask("eve@other.example", shaping=HOOK)) == plain, "the same hosts and the same path"
+    others = {
+        "another path": key_of(ask("bob@example.com", shaping=HOOK.replace("9", "8"))),
+        "another source": key_of(
+            ask("bob@example.com", "--tenant", "news", "--source", "ip-1", shaping=HOOK)
+        ),
+        "and another": key_of(ask("bob@example.com", "--tenant", "news", "--source", "ip-2", shaping=HOOK)),
+        "a login": key_of(ask("bob@example.com", shaping=logs_in.replace("KEY", "'/a'"))),
+        "another secret": key_of(ask("bob@example.com", shaping=logs_in.replace("KEY", "'/b'"))),
+        "a literal": key_of(
+            ask("bob@example.com", shaping=logs_in.replace("KEY", "{'key_data': 'secret-a'}"))
+        ),
+        "another": key_of(ask("bob@example.com", shaping=logs_in.replace("KEY", "{'key_data': 'secret-b'}"))),
+    }
+    assert len({plain, *others.values()}) == len(others) + 1
+
+
+def test_a_secret_of_vault_has_its_version_and_age(
+    ask: Any, openbao: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAULT_ADDR", openbao.address)
+    monkeypatch.setenv("VAULT_TOKEN", openbao.token)
+    for value in ("old", CANARY):
+        openbao.put("explained", {"key": value})
+    vault = '{ vault_mount = "secret", vault_path = "explained" }'
+    Path("shaping.toml").write_text(re.sub(r"\{ file = .* \}", vault, TOML))
+    text = ask("bob@example.com")
+    own = r"version 2 \(fingerprint [0-9a-f]{8}\), since 20\d\d-.* ago\)"
+    assert re.search(rf"credential +vault:secret/explained#key, {own}$", text, re.MULTILINE)
 
 
 def test_a_hook_that_asks_shaping_files_knows_the_smart_host_and_both_are_named(ask: Any) -> None:
@@ -269,7 +364,7 @@ def test_what_rules_have_set_and_brought_to_a_standstill(ask: Any, directory: Pa
     """The running relay wrote it down; here somebody only looks."""
     Path("shaping.toml").write_text(Path("shaping.toml").read_text() + RULE)
     asked = ask("bob@example.com", "--json")
-    key = json.loads(asked)["roads"][0]["key"]
+    key = json.loads(asked)["roads"][0]["site_key"]
     shaper = load_policy("mail.py").hooks.shapers[0]
     failure = Failure("example.com", "unspecified", Asked("", (), True, key), 421, line="421 busy")
     shaper.orders.judge(shaper.table, failure, time.time())

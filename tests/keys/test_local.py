@@ -14,7 +14,7 @@ import trio
 
 from engine.keys import environment
 from engine.keys.local import CredentialSource, EnvSource, FileSource, LiteralSource
-from engine.keys.source import MAX_SECRET, SourceFailure
+from engine.keys.source import MAX_SECRET, SourceFailure, Told
 from policy.keysource import CredentialKey, EnvKey, FileKey, LiteralKey
 from policy.secret import Secret
 from tests.contract.key_source import (
@@ -127,6 +127,16 @@ async def test_one_line_end_is_taken_off(content: bytes, value: bytes, tmp_path:
     path.write_bytes(content)
     path.chmod(0o600)
     assert (await FileSource().read(FileKey(str(path)))).reveal() == value
+
+
+async def test_when_a_file_was_changed_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_bytes(b"tiger")
+    os.utime(tmp_path / "key", (1e9, 1.5e9))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    source, file, credential = FileSource(), FileKey(str(tmp_path / "key")), CredentialKey("key")
+    assert source.told(file) is None
+    await CredentialSource(source).read(credential)
+    assert source.told(file) == CredentialSource(source).told(credential) == Told(since=1.5e9)
 
 
 async def test_an_unchanged_file_is_not_read_again(tmp_path: Path) -> None:

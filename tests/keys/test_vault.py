@@ -21,7 +21,7 @@ import trio
 
 from engine.errors import SecretUnavailable
 from engine.keys import open_keys
-from engine.keys.source import SourceFailure
+from engine.keys.source import SourceFailure, Told
 from engine.keys.vault import VaultSource
 from policy.keysource import VaultKey, parse_key
 from policy.secret import Secret
@@ -469,6 +469,36 @@ async def test_a_hanging_server_does_not_use_up_the_threads_of_another(openbao: 
             with trio.fail_after(1):
                 assert (await source.read(key(openbao, "beside"))).reveal() == b"tiger"
             nursery.cancel_scope.cancel()
+
+
+async def test_the_number_and_the_date_of_a_version_are_known(openbao: OpenBao, old_mount: str) -> None:
+    begun = time.time()
+    for value in ("one", "two", "three"):
+        openbao.put("dated", {"key": value})
+    openbao.api("POST", f"{old_mount}/dated", {"key": "x"})
+    newest, second = key(openbao, "dated"), key(openbao, "dated", version=2)
+    source = VaultSource()
+    assert source.told(newest) is None
+    for ref, version in ((newest, "3"), (second, "2")):
+        await source.read(ref)
+        told = source.told(ref)
+        assert told is not None and told.version == version
+        assert told.since is not None and begun - 5 < told.since < time.time() + 5
+    old = key(openbao, "dated", mount=old_mount)
+    await source.read(old)
+    assert source.told(old) == Told()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["null", '{"version": "3"}', '{"version": [], "created_time": 7}', '{"created_time": "yesterday"}', "{}"],
+)
+async def test_odd_metadata_hinders_nobody(metadata: str) -> None:
+    body = b'{"data": {"data": {"key": "tiger"}, "metadata": %b}}' % metadata.encode()
+    with misbehaving(code(200, body)) as (address, _):
+        ref = VaultKey("secret", "p", address=address, token=Secret(TOKEN_CANARY), kv_version=2)
+        source = VaultSource()
+        assert (await source.read(ref)).reveal() == b"tiger" and source.told(ref) == Told()
 
 
 async def test_10000_messages_for_100_credentials_are_100_reads() -> None:

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.support.openbao import openbao
+
+__all__ = ["openbao"]
