@@ -119,6 +119,18 @@ class Inspection:
                 else:
                     self.facts.append(("secret", f"{key.name}: version {credential.version}"))
 
+    async def no_source(self, name: str) -> str:
+        """Why the policy gives no egress source of that name; empty when it does."""
+        if name == UNSPECIFIED:
+            return ""
+        if not self._hooks.has("get_egress_source"):
+            return f'no hook answers get_egress_source, so the only source is "{UNSPECIFIED}"'
+        try:
+            await self._hooks.call("get_egress_source", name)
+        except HookError as error:
+            return str(error)
+        return ""
+
     def problem(self, text: str) -> None:
         """A mistake, once."""
         if text not in self.problems:

@@ -9,12 +9,13 @@ import trio
 
 from engine.shaping import HostsOf, Unresolved
 from engine.shaping.remote import Client, FetchFailed, open_client
-from policy.egress import IMPLICIT_PORT, EgressPath
+from policy.egress import IMPLICIT_PORT, UNSPECIFIED, EgressPath
+from policy.errors import PolicyError
 from policy.keysource import KeyRef
 from policy.login import Login
-from policy.nets import parse_host
-from policy.shaping import Shaper, ShapingError
-from policy.shaping.names import Match, is_address, plain_name
+from policy.nets import parse_host, parse_mx
+from policy.shaping import Asked, Shaper, ShapingError, asked_by_name
+from policy.shaping.names import Match, host_of, is_address, plain_name
 from policy.shaping.settings import Origin
 from policy.shaping.table import Block, Table, alone
 
@@ -47,8 +48,11 @@ async def review(
         await _demands(table, block, found)
         for where, key in _keys(block):
             found.look_at_key(where, key)
+    await _sources(table, found)
+    sites: dict[str, frozenset[str]] = {}
     if hosts_of is not None and routes is not None:
-        await _dns(shaper, found, hosts_of, routes)
+        sites = await _dns(shaper, found, hosts_of, routes)
+    _with_providers(table, sites, found)
 
 
 async def _urls(shaper: Shaper, found: Inspection, *, read: bool) -> None:
@@ -222,10 +226,49 @@ def look_at_login(path: EgressPath, where: str, found: Inspection) -> None:
         )
 
 
+def _with_providers(table: Table, sites: dict[str, frozenset[str]], found: Inspection) -> None:
+    """What only a look-up can tell: whether a block and the providers of its hosts make a path together."""
+    for key, block in (*table.rollups.items(), *table.named.items()):
+        hosts = tuple(host_of(parse_mx(host)) for host in sorted(sites.get(key, ())))
+        asked = Asked(key, hosts, False, key) if hosts else asked_by_name(key)
+        providers = table.providers_of(key, asked)
+        if not providers:
+            continue
+        names = " and ".join(f"[{one.origin.block}]" for one in providers)
+        for source in dict.fromkeys(
+            [UNSPECIFIED, *(name for one in (*providers, block) for name in one.sources)]
+        ):
+            try:
+                path = table.find(key, source, asked).path
+            except PolicyError as problem:
+                found.problem(str(problem))
+                break
+            where = f"{block.origin.where}: [{block.origin.block}] with {names} from {source}"
+            if path != alone(table, block, source):
+                look_at_login(path, where, found)
+
+
+async def _sources(table: Table, found: Inspection) -> None:
+    """What is said of a source that the policy does not give holds for nobody."""
+    told: set[str] = set()
+    for block in table.blocks:
+        for name, layer in block.sources.items():
+            if name in told:
+                continue
+            told.add(name)
+            why = await found.no_source(name)
+            if why:
+                origin = next((one.origin for one in layer.settings.values()), block.origin)
+                found.note(f'{origin.where}: [{origin.block}] sources."{name}" holds for nobody: {why}')
+
+
 # -- DNS -----------------------------------------------------------------------------------------
 
 
-async def _dns(shaper: Shaper, found: Inspection, hosts_of: HostsOf, routes: HostsOf) -> None:
+async def _dns(
+    shaper: Shaper, found: Inspection, hosts_of: HostsOf, routes: HostsOf
+) -> dict[str, frozenset[str]]:
+    """Ask about all blocks. Gives the hosts of those with roll-up."""
     table = shaper.table
     sites: dict[str, frozenset[str]] = {}
     failed: dict[str, str] = {}
@@ -266,6 +309,7 @@ async def _dns(shaper: Shaper, found: Inspection, hosts_of: HostsOf, routes: Hos
     for text in _together(table, sites):
         found.note(text)
     shaper.use_sites(sites)
+    return sites
 
 
 def _together(table: Table, sites: dict[str, frozenset[str]]) -> Iterator[str]:

@@ -43,9 +43,10 @@ def said(
         files: str = '["shaping.toml"]',
         offline: bool = True,
         secrets: bool = False,
+        hook: str = "",
     ) -> str:
         Path("shaping.toml").write_text(text)
-        Path("mail.py").write_text(POLICY.replace("FILES", files))
+        Path("mail.py").write_text(POLICY.replace("FILES", files) + hook)
         status = check(Path("mail.py"), offline=offline, secrets=secrets)
         out, err = capfd.readouterr()
         assert status == (0 if good else 2), out + err
@@ -197,6 +198,61 @@ def test_a_large_set_of_providers_is_compared_fast(said: Said) -> None:
     begun = time.process_time()
     assert "overlap" not in said(text)
     assert time.process_time() - begun < 20  # 3 s; pair by pair it would be a minute
+
+
+SOURCES = """
+@policy.on("get_egress_source")
+def source(name):
+    return policy.make_egress_source(name=name, source_address={"ip-1": "192.0.2.1"}[name])
+"""
+
+
+@pytest.mark.parametrize(
+    ("block", "hook", "says"),
+    [
+        ('"a.example"', SOURCES, "mail.py:10 in source(): get_egress_source raised KeyError"),
+        ('"a.example"', "", 'no hook answers get_egress_source, so the only source is "unspecified"'),
+        ('"default"', SOURCES, "get_egress_source raised KeyError"),
+    ],
+)
+def test_a_source_that_the_policy_does_not_give(said: Said, block: str, hook: str, says: str) -> None:
+    head = "mx_rollup = false\n" if block != '"default"' else ""
+    text = f'[{block}]\n{head}[{block}.sources."ip-l"]\nmax_ready = 7\n'
+    line = text.count("\n")
+    told = said(text, hook=hook)
+    assert f'shaping.toml:{line}: [{block}] sources."ip-l" holds for nobody: ' in told and says in told
+    for name in (["ip-1"] if hook else []) + ["unspecified"]:
+        assert "holds for nobody" not in said(text.replace("ip-l", name), hook=hook)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ('smtp_auth = { username = "v", password = {env = "X"} }', "are two logins; give one of them (for"),
+        (
+            'enable_tls = "Disabled"',
+            'from unspecified: AUTH with enable_tls = "Disabled": the password is never',
+        ),
+        ('[SELF.sources."ip-1"]\nenable_tls = "RequiredInsecure"', "from ip-1: AUTH with enable_tls ="),
+    ],
+)
+def test_what_a_block_and_its_provider_say_together(
+    said: Said, more: str, says: str, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is fine by itself: only a look-up tells."""
+    domain = "mx.big.example" if offline else "a.example"
+    rest = LOGIN.partition("mx_rollup = false\n")[2]
+    text = f'[provider."p"]\nmatch = [{{HostName = "mx.big.example"}}]\nenable_tls = "Required"\n{rest}'
+    text += f'["{domain}"]\n{"mx_rollup = false" if offline else ""}\nmax_ready = 7\n'
+    wrong = text + more.replace("SELF", f'"{domain}"')
+    if offline:
+        assert "mistake" not in said(text) and says in said(wrong, good=False)
+        return
+    with run_dns({"a.example": {"MX": ["10 mx.big.example."]}}) as address:
+        monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
+        assert "mistake" not in said(text, offline=False)
+        assert says in said(wrong, offline=False, good=False)
 
 
 def test_what_a_later_file_takes_back_is_remarked(said: Said) -> None:
