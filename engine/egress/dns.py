@@ -352,16 +352,31 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
+class _Entry(Generic[V]):
+    """An answer, or a failure (`value` None), and until when it counts."""
+
+    __slots__ = ("failure", "until", "value", "weight")
+
+    def __init__(self, until: float, value: V | None, failure: str, weight: int) -> None:
+        self.until = until
+        self.value = value
+        self.failure = failure
+        self.weight = weight
+
+
 class Memo(Generic[K, V]):
     """Answers and failures by key until they expire. Bounded (least recently used goes first), single flight.
 
-    There is no task behind it: the first caller asks, the others wait. If the first is cancelled, one of
-    the waiting takes over.
+    `capacity`: entries, each of which counts as many as `weigh` says of its value, one by default. There is
+    no task behind it: the first caller asks, the others wait. If the first is cancelled, one of the waiting
+    takes over.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, weigh: Callable[[V], int] | None = None) -> None:
         self._capacity = capacity
-        self._entries: OrderedDict[K, tuple[float, V | None, str]] = OrderedDict()
+        self._weigh = weigh
+        self._weight = 0
+        self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
         self._flights: dict[K, trio.Event] = {}
 
     def __len__(self) -> int:
@@ -370,31 +385,38 @@ class Memo(Generic[K, V]):
     def clear(self) -> None:
         """Forget all that is known. Questions under way go on."""
         self._entries.clear()
+        self._weight = 0
 
     def get(self, key: K) -> V | None:
         """The live answer, or None when there is none or the last lookup failed."""
         entry = self._live(key)
-        return entry[1] if entry is not None else None
+        return entry.value if entry is not None else None
 
     def known(self, key: K) -> bool:
         """Whether `fetch` would return or raise without asking."""
         return self._live(key) is not None
 
-    def _live(self, key: K) -> tuple[float, V | None, str] | None:
+    def _live(self, key: K) -> _Entry[V] | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry[0] <= trio.current_time():
-            del self._entries[key]
+        if entry.until <= trio.current_time():
+            self._forget(key)
             return None
         self._entries.move_to_end(key)
         return entry
 
     def _put(self, key: K, ttl: float, value: V | None, failure: str) -> None:
-        self._entries[key] = (trio.current_time() + ttl, value, failure)
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._capacity:
-            self._entries.popitem(last=False)
+        weight = self._weigh(value) if self._weigh is not None and value is not None else 1
+        self._forget(key)
+        self._entries[key] = _Entry(trio.current_time() + ttl, value, failure, weight)
+        self._weight += weight
+        while self._weight > self._capacity and len(self._entries) > 1:
+            self._forget(next(iter(self._entries)))
+
+    def _forget(self, key: K) -> None:
+        old = self._entries.pop(key, None)
+        self._weight -= old.weight if old is not None else 0
 
     async def fetch(self, key: K, ask: Callable[[], Awaitable[tuple[V, float]]]) -> V:
         """The answer of `ask` (value, TTL in seconds; clamped to 5 s to 1 day), remembered.
@@ -405,9 +427,9 @@ class Memo(Generic[K, V]):
         while True:
             entry = self._live(key)
             if entry is not None:
-                if entry[1] is None:
-                    raise ResolveError(entry[2], stage="resolve")
-                return entry[1]
+                if entry.value is None:
+                    raise ResolveError(entry.failure, stage="resolve")
+                return entry.value
             flight = self._flights.get(key)
             if flight is not None:
                 await flight.wait()

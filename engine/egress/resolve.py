@@ -61,6 +61,7 @@ PLAN_SECONDS = 30.0
 LOOKUP_SECONDS = 5.0
 LOOKUPS_AT_ONCE = 1024
 CACHE_ENTRIES = 65536
+"""Answers that are remembered, and sites; one that is longer than a KiB counts as many."""
 
 _FAMILIES: dict[LookupStrategy, tuple[tuple[Kind, ...], ...]] = {
     # Groups are asked one after the other, the kinds of a group together.
@@ -123,9 +124,9 @@ class Resolver:
         self._rng = rng if rng is not None else random.Random()
         self._lookup_seconds = lookup_seconds
         self._slots = trio.CapacityLimiter(lookups_at_once)
-        self._sites: Memo[tuple[str, bool], Site | NoRoute] = Memo(cache_entries)
+        self._sites: Memo[tuple[str, bool], Site | NoRoute] = Memo(cache_entries, _site_weight)
         self._doubted = False
-        self._answers: Memo[tuple[str, Kind], Answer] = Memo(cache_entries)
+        self._answers: Memo[tuple[str, Kind], Answer] = Memo(cache_entries, _answer_weight)
 
     # Sites
 
@@ -446,6 +447,16 @@ def _by_preference(order: Sequence[MxHost]) -> list[list[MxHost]]:
         else:
             groups.append([host])
     return groups
+
+
+def _answer_weight(answer: Answer) -> int:
+    """KiB, about: whoever has a domain chooses how long its answers are, up to 64 KiB on the wire."""
+    return 1 + sum(len(text) + 150 for _, text in answer.records) // 1024
+
+
+def _site_weight(site: Site | NoRoute) -> int:
+    hosts = site.hosts if isinstance(site, Site) else ()
+    return 1 + sum(2 * len(host.host) + 200 for host in hosts) // 1024
 
 
 def _no_route(code: int, enhanced: str, text: str, route: bool) -> NoRoute:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
-from engine.egress.dns import HostsFile
+from engine.egress.dns import HostsFile, Memo
 from engine.egress.resolve import Candidate, Resolver
 from engine.egress.site import MxHost, NoRoute, Site, mx_list_site
 from engine.egress.targets import DEFAULT_PROHIBITED, OwnHosts
@@ -291,6 +293,44 @@ async def test_the_cache_is_bounded_and_forgets_the_least_used() -> None:
     assert found.cached_site("d0.example")
     await site(found, "d3.example")
     assert found.cached_site("d0.example") and not found.cached_site("d1.example")
+
+
+async def test_long_answers_take_the_room_of_many() -> None:
+    """Whoever has one zone has any number of domains, each with 64 KiB of hosts."""
+    hosts = {"MX": [f"{i} mail-exchanger-number-{i}.many.example." for i in range(1000)]}
+    zones: dict[str, Any] = {f"d{i}.example": hosts for i in range(20)}
+    zones["short.example"] = {"MX": ["10 mx1.example.com."]}
+    dns = StaticDns(zones)
+    found = Resolver(dns, cache_entries=400)
+    for i in range(20):
+        await site(found, f"d{i}.example")
+        await site(found, "short.example")
+    assert dns.asked["short.example", "MX"] == 1
+    assert 1 < len(found._answers) < 4 and len(found._sites) < 20
+    assert found._answers._weight <= 400 and found._sites._weight <= 400
+    assert found.cached_site("d19.example") and not found.cached_site("d0.example")
+
+
+@pytest.mark.parametrize("weigh", [None, len])
+async def test_what_a_memo_holds_is_what_it_counts(weigh: Any, clock: MockClock) -> None:
+    memo: Memo[int, str] = Memo(20, weigh)
+
+    async def ask(text: str, ttl: float) -> tuple[str, float]:
+        await trio.lowlevel.checkpoint()
+        if not text:
+            raise ResolveError("no answer", stage="resolve")
+        return text, ttl
+
+    rng = random.Random(7)
+    for _ in range(400):
+        text = "x" * rng.choice([0, 1, 3, 9, 50])
+        with contextlib.suppress(ResolveError):
+            await memo.fetch(rng.randrange(40), partial(ask, text, rng.choice([5, 30])))
+        await trio.sleep(rng.choice([0, 0, 0, 20]))
+        held = [entry.weight for entry in memo._entries.values()]
+        assert memo._weight == sum(held) and (sum(held) <= 20 or len(held) == 1)
+    memo.clear()
+    assert memo._weight == 0
 
 
 # Plans
