@@ -40,7 +40,7 @@ DEMAND = "the domain's MTA-STS policy demands verified TLS"
 Mode: TypeAlias = Literal["enforce", "testing", "none"]
 _MODES: dict[str, Mode] = {"enforce": "enforce", "testing": "testing", "none": "none"}
 
-_RECORD = re.compile(r"v=STSv1[ \t]*(?:;|$)")
+_RECORD = re.compile(r"v=STSv1[ \t]*;")
 _FIELD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}=[\x21-\x3a\x3c\x3e-\x7e]+")
 _ID = re.compile(r"[A-Za-z0-9]{1,32}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")

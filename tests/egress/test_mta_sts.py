@@ -33,6 +33,7 @@ from policy.nets import parse_mx
         (["v=STSv1; id=1; id=2"], "1"),
         (["v=STSv1; id=1;", "v=STSv1; id=2;"], None),
         (["v=STSv1; id=1;", "v=STSv1;"], None),
+        (["v=STSv1; id=1;", "v=STSv1"], "1"),  # which does not begin with v=STSv1; and so is none
         ([], None),
         (["v=STSv1"], None),
         (["v=STSv1;"], None),
