@@ -241,9 +241,10 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
                 found += len(batch)
             if found:
                 logger.info(
-                    "spool %s: %d messages found, read in %.1f s",
+                    "spool %s: %d message%s found, read in %.1f s",
                     spool_declaration.path,
                     found,
+                    "" if found == 1 else "s",
                     time.monotonic() - begun,
                 )
             async with open_listeners(
@@ -403,7 +404,8 @@ class _Life:
                 everything.cancel()
                 return
             queued = self.engine.router.statistics().queued
-            logger.info("stopping: finishing what is under way (%d messages queued)", queued)
+            noun = "message" if queued == 1 else "messages"
+            logger.info("stopping: finishing what is under way (%d %s queued)", queued, noun)
             signals.within(DRAIN_INGRESS)
             self.stop.set()
 

@@ -92,13 +92,25 @@ class LoadedPolicy:
             'policy.define_spool(path="var/spool") and policy.start_esmtp_listener(...) is needed'
         )
 
-    async def run_init(self) -> Declarations:
+    async def run_init(self, mistakes: list[PolicyLoadError] | None = None) -> Declarations:
         """Call the `pre_init` hooks, then `init`; return what `init` declared.
+
+        `mistakes`: takes what is wrong with declarations, all of it, instead of the first being raised.
 
         Raises: PolicyLoadError.
         Waits: only if a hook is async.
         """
-        declarations = Declarations()
+        declarations = Declarations(mistakes=None if mistakes is None else [])
+        try:
+            await self._run_init(declarations)
+        finally:
+            if mistakes is not None:
+                name = next(map(_name, self.hooks.get("init")), "")
+                for one in declarations.mistakes or ():
+                    mistakes.append(PolicyLoadError(one.problem, one.where, name))
+        return declarations
+
+    async def _run_init(self, declarations: Declarations) -> None:
         for event, open_to in (("pre_init", None), ("init", declarations)):
             for hook in self.hooks.get(event):
                 with recording(open_to), _registering(self.hooks):
@@ -112,7 +124,6 @@ class LoadedPolicy:
                 if complaint is not None:
                     where, _, _ = hook.where.partition(" in ")
                     raise PolicyLoadError(complaint.partition(": ")[2], where, _name(hook))
-        return declarations
 
     def _failure(self, error: BaseException, hook: Hook) -> PolicyLoadError:
         fallback, _, _ = hook.where.partition(" in ")

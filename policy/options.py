@@ -68,26 +68,34 @@ class Table:
         self.noun = noun
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The values as the fields want them. Raises: Wrong, naming option, value and what would be right."""
-        values = {}
+        """The values as the fields want them.
+
+        Raises: Wrong, naming each option that is wrong, its value and what would be right."""
+        values, mistakes = {}, []
         for name, value in given.items():
-            kind = self.kinds.get(name)
-            if kind is None:
-                self._refuse(name, value)
-                continue
-            if value is None and name in self.nullable:
-                continue
             try:
-                values[name] = kind.read(value)
+                kind = self.kinds.get(name)
+                if kind is None:
+                    self._refuse(name, value)
+                elif value is not None or name not in self.nullable:
+                    values[name] = self._read(name, kind, value)
             except Wrong as wrong:
-                shown = "" if kind.secret else f"={_shown(value)}"
-                right = "" if wrong.complete else f"; right would be {kind.right}"
-                raise Wrong(f"{name}{shown}: {wrong}{right}", complete=True) from None
-        for name in self.required:
-            if name not in values:
+                mistakes.append(str(wrong))
+        for name in self.kinds:
+            if name in self.required and name not in given:
                 right = self.kinds[name].right
-                raise Wrong(f'{self.noun} "{name}" is missing; right would be {right}', complete=True)
+                mistakes.append(f'{self.noun} "{name}" is missing; right would be {right}')
+        if mistakes:
+            raise Wrong(" -- and ".join(mistakes), complete=True)
         return values
+
+    def _read(self, name: str, kind: Kind, value: Any) -> Any:
+        try:
+            return kind.read(value)
+        except Wrong as wrong:
+            shown = "" if kind.secret else f"={_shown(value)}"
+            right = "" if wrong.complete else f"; right would be {kind.right}"
+            raise Wrong(f"{name}{shown}: {wrong}{right}", complete=True) from None
 
     def _refuse(self, name: Any, value: Any) -> None:
         """Accepts a not yet supported option that is off, and raises for everything else."""

@@ -77,13 +77,15 @@ class MtaStsDeclaration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Declarations(msgspec.Struct):
-    """Everything `init` declared. `memory`, `mta_sts` None: the defaults."""
+    """Everything `init` declared. `memory`, `mta_sts` None: the defaults. `mistakes`: where those who look
+    for all of them collect them; None: the first one ends `init`."""
 
     memory: MemoryDeclaration | None = None
     mta_sts: MtaStsDeclaration | None = None
     spool: SpoolDeclaration | None = None
     logs: list[LogDeclaration] = []
     listeners: list[ListenerDeclaration] = []
+    mistakes: list[PolicyError] | None = None
 
 
 def _check_spool(spool: SpoolDeclaration) -> None:
@@ -142,6 +144,20 @@ def recording(declarations: Declarations | None) -> Iterator[None]:
         _recording.reset(token)
 
 
+class _noting:
+    """Around the body of a declaring function: its mistake is noted where all of them are looked for."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        declarations = _recording.get()
+        if declarations is None or declarations.mistakes is None or not isinstance(error, PolicyError):
+            return False
+        declarations.mistakes.append(error)
+        return True
+
+
 def _open(function: str, positional: tuple[object, ...], example: str) -> Declarations:
     if positional:
         raise PolicyError(
@@ -157,50 +173,55 @@ def _open(function: str, positional: tuple[object, ...], example: str) -> Declar
 
 def define_spool(*positional: Never, **options: Unpack[SpoolOptions]) -> None:
     """Where accepted messages are kept. Once, in `init`. Raises: PolicyError."""
-    declarations = _open("define_spool", positional, 'path="var/spool"')
-    if declarations.spool is not None:
-        raise PolicyError(
-            f'define_spool: called a second time (the first named "{declarations.spool.path}"); '
-            "one spool holds content and metadata, so call it once",
-            caller(),
-        )
-    declarations.spool = _SPOOL(None, options)
+    with _noting():
+        declarations = _open("define_spool", positional, 'path="var/spool"')
+        if declarations.spool is not None:
+            raise PolicyError(
+                f'define_spool: called a second time (the first named "{declarations.spool.path}"); '
+                "one spool holds content and metadata, so call it once",
+                caller(),
+            )
+        declarations.spool = _SPOOL(None, options)
 
 
 def configure_memory(*positional: Never, **options: Unpack[MemoryOptions]) -> None:
     """How much memory messages may take. Once, in `init`. Raises: PolicyError."""
-    declarations = _open("configure_memory", positional, 'limit="60%"')
-    if declarations.memory is not None:
-        raise PolicyError(
-            f"configure_memory: called a second time (the first set a limit of {declarations.memory.limit}); "
-            "call it once",
-            caller(),
-        )
-    declarations.memory = _MEMORY(None, options)
+    with _noting():
+        declarations = _open("configure_memory", positional, 'limit="60%"')
+        if declarations.memory is not None:
+            raise PolicyError(
+                "configure_memory: called a second time (the first set a limit of "
+                f"{declarations.memory.limit}); call it once",
+                caller(),
+            )
+        declarations.memory = _MEMORY(None, options)
 
 
 def configure_mta_sts(*positional: Never, **options: Unpack[MtaStsOptions]) -> None:
     """How MTA-STS policies are looked up. Once, in `init`; without it they are, in the usual way.
     Raises: PolicyError."""
-    declarations = _open("configure_mta_sts", positional, "enabled=False")
-    if declarations.mta_sts is not None:
-        raise PolicyError("configure_mta_sts: called a second time; call it once", caller())
-    declarations.mta_sts = _MTA_STS(None, options)
+    with _noting():
+        declarations = _open("configure_mta_sts", positional, "enabled=False")
+        if declarations.mta_sts is not None:
+            raise PolicyError("configure_mta_sts: called a second time; call it once", caller())
+        declarations.mta_sts = _MTA_STS(None, options)
 
 
 def configure_local_logs(*positional: Never, **options: Unpack[LogOptions]) -> None:
     """Where log records go. In `init`; each call adds a writer. Raises: PolicyError."""
-    declarations = _open("configure_local_logs", positional, 'log_dir="var/log"')
-    logs = _LOGS(None, options)
-    if any(other.log_dir == logs.log_dir for other in declarations.logs):
-        raise PolicyError(f'configure_local_logs: log_dir="{logs.log_dir}" is used twice', caller())
-    declarations.logs.append(logs)
+    with _noting():
+        declarations = _open("configure_local_logs", positional, 'log_dir="var/log"')
+        logs = _LOGS(None, options)
+        if any(other.log_dir == logs.log_dir for other in declarations.logs):
+            raise PolicyError(f'configure_local_logs: log_dir="{logs.log_dir}" is used twice', caller())
+        declarations.logs.append(logs)
 
 
 def start_esmtp_listener(*positional: Never, **options: Unpack[ListenerOptions]) -> None:
     """An address that takes mail by SMTP. In `init`; call it once per address. Raises: PolicyError."""
-    declarations = _open("start_esmtp_listener", positional, 'listen="127.0.0.1:2525"')
-    listener = LISTENER(None, options)
-    if listener.listen.port and any(other.listen == listener.listen for other in declarations.listeners):
-        raise PolicyError(f'start_esmtp_listener: listen="{listener.listen}" is used twice', caller())
-    declarations.listeners.append(listener)
+    with _noting():
+        declarations = _open("start_esmtp_listener", positional, 'listen="127.0.0.1:2525"')
+        listener = LISTENER(None, options)
+        if listener.listen.port and any(other.listen == listener.listen for other in declarations.listeners):
+            raise PolicyError(f'start_esmtp_listener: listen="{listener.listen}" is used twice', caller())
+        declarations.listeners.append(listener)

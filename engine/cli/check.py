@@ -65,21 +65,24 @@ async def _check(
     offline: bool,
     tripwire: Tripwire,
 ) -> None:
+    from engine.cli.asked import destination
     from engine.cli.inspection import SAMPLE, Inspection
     from engine.errors import HookError
     from policy import PolicyLoadError
     from policy.errors import PolicyErrors
     from policy.load import load_policy
 
+    asked = [destination(domain, "--domain") for domain in domains or (SAMPLE,)]
+    mistakes: list[PolicyLoadError] = []
     try:
         loaded = load_policy(path)
-        declared = await loaded.run_init()
+        declared = await loaded.run_init(mistakes)
     except PolicyLoadError as error:
-        if isinstance(error.__cause__, PolicyErrors):
-            raise ExceptionGroup("files of the policy have mistakes", error.__cause__.problems) from None
-        raise
-    found = Inspection(loaded, declared)
-    await found.run(domains or [SAMPLE], tenants or (), offline=offline)
+        # What hooks say now may come of an init that was not done.
+        last = (*error.__cause__.problems,) if isinstance(error.__cause__, PolicyErrors) else (error,)
+        raise ExceptionGroup("the policy has mistakes", [*mistakes, *last]) from None
+    found = Inspection(loaded, declared, [str(mistake) for mistake in mistakes])
+    await found.run(asked, tenants or (), offline=offline)
     if secrets:
         await found.fetch_secrets(tripwire)
     if found.problems:

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from engine.app import hosts_of, own_hosts
-from engine.cli.asked import AskedHooks
+from engine.cli.asked import AskedHooks, destination, routing_domain
 from engine.cli.provenance import Hook, Option, made_options, path_options
 from engine.egress.circuitfile import CircuitFile, directory
 from engine.egress.circuits import OpenCircuit
@@ -168,6 +168,9 @@ async def explained(path: Path | None, question: Question, tripwire: Tripwire) -
 async def _explained(
     path: Path | None, question: Question, tripwire: Tripwire, made: Sequence[Made]
 ) -> Explanation:
+    domain = destination(question.address, "ADDRESS")
+    if question.routing_domain is not None:
+        routing_domain(question.routing_domain)
     loaded = load_policy(path)
     declarations = await loaded.run_init()
     hooks = AskedHooks(loaded)
@@ -177,9 +180,6 @@ async def _explained(
         own=own_hosts(declarations),
     )
     seen: dict[str, tuple[Found | None, str]] = {}
-    domain = question.address.rpartition("@")[2].lower()
-    if not domain:
-        raise ConfigError(f"{question.address!r} has no domain; right would be user@example.com")
     queue = ScheduledQueue(QueueName(domain, question.tenant, question.campaign, question.routing_domain))
     spool = declarations.spool
     state = State(spool.path, writes=False) if spool is not None else None
@@ -187,7 +187,7 @@ async def _explained(
     circuits = file.circuits() if file is not None else []
     async with (
         open_keys(hooks, tripwire=tripwire, fingerprint=file.key if file is not None else None) as keys,
-        open_shaping(loaded.hooks.shapers, hosts_of(resolver), state) as shaping,
+        open_shaping(loaded.hooks.shapers, hosts_of(resolver), state, tell_dns=False) as shaping,
         _policies(declarations, resolver) as policies,
     ):
         finder = RouteFinder(hooks, resolver, LocalLimits(), policies)
@@ -212,7 +212,11 @@ async def _explained(
                 made,
                 source_hook,
                 keys,
-                (*_stops(queue.name, ready, shaping.automation), *_refused(ready, circuits)),
+                (
+                    *_stops(queue.name, ready, shaping.automation),
+                    *_refused(ready, circuits),
+                    *_doubt(shaping.doubtful),
+                ),
                 await _mta_sts(queue.name, ready, policies),
                 secrets=question.secrets,
             )
@@ -292,6 +296,17 @@ def _stops(name: QueueName, ready: ReadyQueue, automation: Automation) -> tuple[
         automation.of_ready(ready.source.name, ready.site.key, ready.providers),
     )
     return tuple(one.text for one in found if one is not None)
+
+
+def _doubt(blocks: int) -> tuple[str, ...]:
+    """Blocks that might hold for this mail, too."""
+    if not blocks:
+        return ()
+    noun = "block that holds" if blocks == 1 else "blocks that hold"
+    return (
+        f"DNS did not say in time which hosts stand behind {blocks:,} {noun} for its whole site: whether "
+        "more of them hold for this mail is not known",
+    )
 
 
 def _refused(ready: ReadyQueue, circuits: Sequence[OpenCircuit]) -> Iterator[str]:

@@ -57,15 +57,23 @@ SAMPLE = "example.com"
 _TENANT = "some-tenant"
 """Stands for any tenant where none is named."""
 
+_PUBLIC = ("tls_ca", "tls_certificate")
+"""Options whose key source holds no secret, so that nobody puts one in the place of its path."""
+
 _UNRELATED = "another.example"
 """A destination that has nothing to do with any other."""
 
 
 class Inspection:
-    """`problems` are mistakes, `notes` remarks, `facts` what the policy does: name and text."""
+    """`problems` are mistakes, `notes` remarks, `facts` what the policy does: name and text.
 
-    def __init__(self, loaded: LoadedPolicy, declarations: Declarations) -> None:
-        self.problems: list[str] = []
+    `mistakes`: those that were found in `init` already, where it then declared less than it meant to."""
+
+    def __init__(
+        self, loaded: LoadedPolicy, declarations: Declarations, mistakes: Sequence[str] = ()
+    ) -> None:
+        self.problems: list[str] = list(mistakes)
+        self._half = bool(mistakes)
         self.notes: list[str] = list(loaded.notes)
         self.facts: list[tuple[str, str]] = []
         self._loaded = loaded
@@ -77,6 +85,8 @@ class Inspection:
         """Whose mail is looked at."""
         self._made_up = False
         """That is nobody's: what depends on its name may be wrong."""
+        self._told: set[KeyRef] = set()
+        """Those that lead nowhere, which was said."""
         self._dane = ""
         """Where a path was met that asks for DANE."""
 
@@ -112,6 +122,8 @@ class Inspection:
         """Fetch every secret that was met; one that cannot be had is a mistake. None is shown."""
         async with open_keys(self._hooks, tripwire=tripwire) as keys:
             for key, where in self.keys.items():
+                if key in self._told:
+                    continue
                 try:
                     credential = await keys.fetch(key)
                 except SecretUnavailable as error:
@@ -193,10 +205,10 @@ class Inspection:
 
     async def _start(self) -> None:
         declared = self._declarations
-        if declared.spool is None:
-            self.problem(self._loaded.no_spool())
-        else:
+        if declared.spool is not None:
             self.facts.append(("spool", declared.spool.path))
+        elif not self._half:
+            self.problem(self._loaded.no_spool())
         self.facts += [("log", log.log_dir) for log in declared.logs]
         self._log_directories()
         if declared.mta_sts is not None:
@@ -317,12 +329,19 @@ class Inspection:
         if not isinstance(key, FileKey):
             return True
         if not os.path.exists(key.path):
-            if not os.path.isabs(key.path):
+            if not os.path.isabs(key.path) and where.endswith(_PUBLIC):
+                self._told.add(key)
+                self.problem(
+                    f"{where}: there is no file {key.path} in {os.getcwd()}; a relative path begins in the "
+                    "directory in which posthorn is started, so right would be the whole path"
+                )
+            elif not os.path.isabs(key.path):
+                self._told.add(key)
                 # It may be the secret itself, so it is not shown.
                 self.problem(
-                    f"{where} is a path that does not begin with / and leads to no file; a plain string is "
-                    "always a path: was a secret put there? Right would be the whole path of a file, or "
-                    'another key source, for experiments {"key_data": ...}'
+                    f"{where} is a path that does not begin with / and leads to no file; a plain "
+                    "string is always a path: was a secret put there? Right would be the whole path of a "
+                    'file, or another key source, for experiments {"key_data": ...}'
                 )
             elif must:
                 self.problem(f"{where}: there is no file {key.path}; right would be the path of a PEM file")
@@ -355,11 +374,14 @@ class Inspection:
     async def _way_out(self, domain: str) -> None:
         """Queue, pool, sources and paths of one destination."""
         try:
-            config: QueueConfig | None = await self._ask("get_queue_config", domain, self._tenant, None, None)
-            config = config if config is not None else QueueConfig()
-            hosts = ", ".join(entry.label for entry in config.protocol.mx_list)
-            whose = f", tenant {self._tenant}" if self._tenant is not None else ""
-            self.facts.append(("route", f"{domain}{whose}: {'smart hosts ' + hosts if hosts else 'by MX'}"))
+            answer: QueueConfig | None = await self._ask("get_queue_config", domain, self._tenant, None, None)
+        except _Failed:
+            answer = None  # the other hooks may have mistakes, too
+        config = answer if answer is not None else QueueConfig()
+        hosts = ", ".join(entry.label for entry in config.protocol.mx_list)
+        whose = f", tenant {self._tenant}" if self._tenant is not None else ""
+        self.facts.append(("route", f"{domain}{whose}: {'smart hosts ' + hosts if hosts else 'by MX'}"))
+        try:
             for source in await self._sources(config):
                 await self._path(domain, source, config)
         except _Failed:

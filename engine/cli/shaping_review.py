@@ -27,6 +27,8 @@ __all__ = ["look_at_login", "review"]
 _PATIENCE = 30.0
 """Seconds for all questions to DNS together."""
 _ASKERS = 32
+_TOLD = 10
+"""Remarks of one kind that are made."""
 _KEYS = ("smtp_auth", "smtp_auth_plain_password", "tls_ca", "tls_certificate", "tls_private_key")
 """Options that are, or hold, key sources."""
 
@@ -74,7 +76,7 @@ async def _urls(shaper: Shaper, found: Inspection, *, read: bool) -> None:
             for name in urls:
                 nursery.start_soon(fetch, client, name)
     else:
-        found.note(f"{shaper.where}: {len(urls)} URLs were not read (--offline)")
+        found.note(f"{shaper.where}: not read, because of --offline: {', '.join(urls)}")
     try:
         shaper.use(shaper.build(content))
     except ShapingError as error:
@@ -295,17 +297,30 @@ async def _dns(
         async with trio.open_nursery() as nursery:
             for _ in range(min(_ASKERS, len(waiting))):
                 nursery.start_soon(ask)
-    for key, block in table.rollups.items():
-        if key in failed:
-            found.note(
-                f'{block.origin.where}: "{key}" has no hosts to roll up: {failed[key]}; the block holds for '
-                "its own name alone, and with mx_rollup = false for a host of that name"
-            )
-        elif key not in sites:
-            found.note(f'{block.origin.where}: DNS did not say in time which hosts stand behind "{key}"')
-    for key, why in missing.items():
-        block = table.named[key]
-        found.note(f"{block.origin.where}: [{block.origin.block}]: {why}, so nothing can be sent there now")
+    hostless = [
+        f'{table.rollups[key].origin.where}: "{key}" has no hosts to roll up: {why}; the block holds for its '
+        "own name alone, and with mx_rollup = false for a host of that name"
+        for key, why in failed.items()
+    ]
+    unsaid = [
+        f'{block.origin.where}: DNS did not say in time which hosts stand behind "{key}"'
+        for key, block in table.rollups.items()
+        if key not in failed and key not in sites
+    ]
+    absent = [
+        f"{table.named[key].origin.where}: [{table.named[key].origin.block}]: {why}, so nothing can be sent "
+        "there now"
+        for key, why in missing.items()
+    ]
+    for texts, what in (
+        (hostless, "have no hosts to roll up"),
+        (unsaid, "DNS said nothing of in time"),
+        (absent, "name a host that DNS does not know"),
+    ):
+        for text in texts[:_TOLD]:
+            found.note(text)
+        if len(texts) > _TOLD:
+            found.note(f"and {len(texts) - _TOLD:,} more blocks {what}")
     for text in _together(table, sites):
         found.note(text)
     shaper.use_sites(sites)

@@ -25,10 +25,13 @@ import msgspec
 
 from engine.errors import ConfigError
 from engine.tripwire import Tripwire, private
+from policy.errors import did_you_mean
 
-__all__ = ["LEVELS", "STYLES", "diagnostics", "parse_levels"]
+__all__ = ["LEVELS", "ROOMS", "STYLES", "diagnostics", "parse_levels"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+ROOMS: Final = ("egress", "hooks", "ingress", "keys", "log", "shaping", "spool", "tripwire")
+"""What logs under a name of its own, below ``posthorn``."""
 STYLES: Final = ("auto", "plain", "json")
 
 _ROOT = "posthorn"
@@ -51,7 +54,7 @@ _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 def parse_levels(text: str) -> dict[str, int]:
     """Logger name to level, from ``"info"`` or ``"info,egress=debug,spool=warning"``.
 
-    Names are those below ``posthorn``; the level without a name is for all others.
+    Names are `ROOMS`; the level without a name is for all others.
     Raises: ConfigError saying what would be right.
     """
     levels: dict[str, int] = {}
@@ -59,9 +62,19 @@ def parse_levels(text: str) -> dict[str, int]:
         name, equals, level = part.strip().rpartition("=")
         if level.lower() not in LEVELS or (equals and not name):
             known = ", ".join(LEVELS)
-            raise ConfigError(f'log level "{part.strip()}": right would be one of {known}, or "name=level"')
+            raise ConfigError(
+                f'--log-level "{part.strip()}": right would be one of {known}, or "ROOM=LEVEL" with ROOM one '
+                f"of {', '.join(ROOMS)}"
+            )
         if name and name != _ROOT:
-            name = f"{_ROOT}.{name.removeprefix(_ROOT + '.')}"
+            room = name.removeprefix(_ROOT + ".")
+            if room not in ROOMS:
+                hint = did_you_mean(room, ROOMS)
+                raise ConfigError(
+                    f'--log-level "{part.strip()}": there is no room "{room}"{hint}; known are '
+                    + ", ".join(ROOMS)
+                )
+            name = f"{_ROOT}.{room}"
         levels[name or _ROOT] = logging.getLevelNamesMapping()[level.upper()]
     return levels
 
@@ -84,7 +97,7 @@ def diagnostics(
     """
     levels = parse_levels(level)
     if style not in STYLES:
-        raise ConfigError(f'log format "{style}": right would be one of {", ".join(STYLES)}')
+        raise ConfigError(f'--log-format "{style}": right would be one of {", ".join(STYLES)}')
     target = sys.stderr if stream is None else stream
     writer = _Writer(target, _formatter(style, target), tripwire or Tripwire(), json=style == "json")
     handler = _Handler(writer)

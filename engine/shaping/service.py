@@ -64,7 +64,9 @@ class _Watcher:
         hosts_of: HostsOf,
         urls: Urls,
         automation: Automation,
+        tell_dns: bool,
     ) -> None:
+        self._tell_dns = tell_dns
         self._automation = automation
         self.changed: Callable[[], None] = lambda: None
         self._shaper = shaper
@@ -74,6 +76,9 @@ class _Watcher:
         self._seen: Signature = ()
         self._sites: dict[str, frozenset[str]] = {}
         self._unresolved: dict[str, str] = {}
+        self._hostless: set[str] = set()
+        """Blocks of which DNS said that there are no hosts."""
+        self._news: list[str] = []
         self._ask = trio.Event()
         self._reading = trio.Lock()
 
@@ -83,7 +88,7 @@ class _Watcher:
         await self.read(starting=True)
         with trio.move_on_after(START) as scope:
             await self.resolve(list(self._shaper.table.rollups))
-        if scope.cancelled_caught:
+        if scope.cancelled_caught and self._tell_dns:
             logger.warning(
                 "DNS did not say within %g s which hosts stand behind every block; until it does, a "
                 "block holds for its own name",
@@ -190,6 +195,8 @@ class _Watcher:
             rollups = self._shaper.table.rollups
             self._sites = {key: hosts for key, hosts in self._sites.items() if key in rollups}
             self._unresolved = {key: why for key, why in self._unresolved.items() if key in rollups}
+            self._hostless &= rollups.keys()
+            self._tell_news()
             if self._sites != before:
                 self._shaper.use_sites(dict(self._sites))
 
@@ -204,15 +211,31 @@ class _Watcher:
             if self._unresolved.get(key) != why:
                 self._unresolved[key] = why
                 block = self._shaper.table.rollups.get(key)
-                logger.warning(
-                    'shaping: %s: block "%s" has no hosts to roll up: %s; it holds for its own name%s',
-                    block.origin.where if block is not None else "",
-                    key,
-                    why,
-                    " until DNS can say" if error.later else ", and mx_rollup = false would say so",
+                self._news.append(
+                    f'{block.origin.where if block is not None else ""}: block "{key}" has no hosts to roll '
+                    f"up: {why}; it holds for its own name"
+                    + (" until DNS can say" if error.later else ", and mx_rollup = false would say so")
                 )
+            if not error.later:
+                self._hostless.add(key)
         else:
             self._unresolved.pop(key, None)
+            self._hostless.discard(key)
+
+    def _tell_news(self) -> None:
+        """Log what DNS could not say this time: a name server that is out must not bury the log."""
+        news, self._news = self._news, []
+        if self._tell_dns:
+            for text in news[:_TOLD]:
+                logger.warning("%s", text)
+            if len(news) > _TOLD:
+                logger.warning("and %d more blocks have no hosts to roll up", len(news) - _TOLD)
+
+    @property
+    def doubtful(self) -> int:
+        """Blocks with roll-up of which it is not known which hosts stand behind them."""
+        known = self._sites.keys() | self._hostless
+        return sum(key not in known for key in self._shaper.table.rollups)
 
 
 class ShapingService:
@@ -222,6 +245,11 @@ class ShapingService:
     def __init__(self, watchers: Sequence[_Watcher], automation: Automation) -> None:
         self._watchers = watchers
         self.automation = automation
+
+    @property
+    def doubtful(self) -> int:
+        """Blocks with roll-up of which DNS has not said which hosts stand behind them."""
+        return sum(watcher.doubtful for watcher in self._watchers)
 
     def tell(self, changed: Callable[[], None]) -> None:
         """Who is to be told of a change; from now on."""
@@ -238,11 +266,12 @@ async def open_shaping(
     *,
     client: Fetches | None = None,
     watch: bool = True,
+    tell_dns: bool = True,
 ) -> AsyncIterator[ShapingService]:
     """Keep the shapers of a policy up to date; leaving the block ends that. With none it costs nothing.
 
     `state`: where is kept what must outlive a restart. `client`: fetches the URLs. `watch`: False looks at
-    the files only once.
+    the files only once. `tell_dns`: False does not log about which blocks DNS has no answer.
 
     The start waits a few seconds for URLs and for DNS, so that the first mail meets what they say.
     """
@@ -251,7 +280,7 @@ async def open_shaping(
             client = await stack.enter_async_context(open_client())
         automation = Automation(shapers, state)
         urls = Urls(shapers, client, state)
-        watchers = {shaper: _Watcher(shaper, hosts_of, urls, automation) for shaper in shapers}
+        watchers = {shaper: _Watcher(shaper, hosts_of, urls, automation, tell_dns) for shaper in shapers}
         nursery = await stack.enter_async_context(trio.open_nursery())
         await urls.start()
         async with trio.open_nursery() as first:

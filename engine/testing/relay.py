@@ -33,6 +33,7 @@ from engine.net import Listener, Stream
 from engine.shaping import HostsOf, ShapingService, open_shaping
 from engine.shaping.remote import FetchFailed
 from engine.spool import MemorySpool, MemoryStore, Spool
+from policy.errors import PolicyLoadError
 from policy.hooks import EVENTS, HookTable, on, registering
 from policy.load import LoadedPolicy, load_policy
 from policy.runtime import Declarations, LogDeclaration, MtaStsDeclaration, SpoolDeclaration
@@ -338,8 +339,8 @@ class _Moved(LoadedPolicy):
         vars(self).update(vars(policy))
         self._spool = spool
 
-    async def run_init(self) -> Declarations:
-        declarations = await super().run_init()
+    async def run_init(self, mistakes: list[PolicyLoadError] | None = None) -> Declarations:
+        declarations = await super().run_init(mistakes)
         if declarations.spool is not None:
             declarations.spool = msgspec.structs.replace(declarations.spool, path=self._spool)
         return declarations

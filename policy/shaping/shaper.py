@@ -192,7 +192,7 @@ class Shaper:
                 known = self._known[file.name] = (content, read(file.name, content))
             documents.append(known[1])
         if problems:
-            raise ShapingError(problems)
+            raise ShapingError([*problems, *(one for document in documents for one in document.problems)])
         return build(documents, allow_auth_in_default=self._allow_auth_in_default, bounces=self._bounces)
 
     def use(self, table: Table) -> None:

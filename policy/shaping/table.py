@@ -382,15 +382,26 @@ def build(
                 )
             )
     table = Table(blocks.values(), documents)
-    if not problems:
+    if not any("smtp_auth" in str(problem) for problem in problems):
         problems += _half_logins(table)
     problems += _unknown_classes(table, bounces)
     if not problems:
         cases = (case for document in documents for case in document.cases)
         problems += failing(table, cases, bounces)
     if problems:
-        raise ShapingError(problems)
+        raise ShapingError(_in_order(problems, documents))
     return table
+
+
+def _in_order(problems: Sequence[PolicyError], documents: Sequence[Document]) -> list[PolicyError]:
+    """By file, as the policy lists them, and by line."""
+    order = {document.name: number for number, document in enumerate(documents)}
+
+    def place(problem: PolicyError) -> tuple[int, int]:
+        file, _, line = problem.where.rpartition(":")
+        return order.get(file, len(order)), int(line) if line.isdigit() else 0
+
+    return sorted(problems, key=place)
 
 
 def _unknown_classes(table: Table, bounces: Bounces | None) -> Iterator[PolicyError]:

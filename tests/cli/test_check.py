@@ -186,6 +186,62 @@ def test_all_mistakes_are_told_at_once(said: Said) -> None:
     ]
 
 
+BROKEN = """
+    import policy
+
+    @policy.on("init")
+    def init():
+        policy.define_spool("spool")
+        policy.define_spool(path="spool", sgment_size="1MiB", min_free_space="lots")
+        policy.configure_local_logs(log_dir="log", compression_level=99)
+        policy.start_esmtp_listener(relay_host=["127.0.0.1"])
+
+    @policy.on("get_queue_config")
+    def queue(domain):
+        return policy.make_queue_config(max_age="old", retry_interval="soon")
+
+    @policy.on("get_egress_path_config")
+    def path(domain, source, site):
+        return policy.make_egress_path(enable_tls="required", connection_limit="many")
+"""
+
+
+def test_every_mistake_of_a_broken_policy_is_told_once_with_its_line(said: Said) -> None:
+    text = said(BROKEN)
+    lines = [line.removeprefix("posthorn check: mail.py:") for line in text.splitlines()]
+    assert [line.partition(":")[0] for line in lines] == ["6", "7", "8", "9", "11 in queue()", "15 in path()"]
+    for mistake in (
+        "takes keyword arguments",
+        'unknown option "sgment_size"; did you mean "segment_size"? -- and min_free_space="lots"',
+        "compression_level=99: is out of range",
+        'unknown option "relay_host"; did you mean "relay_hosts"?',
+        'max_age="old"',
+        'retry_interval="soon"',
+        'enable_tls="required"',
+        'connection_limit="many"',
+    ):
+        assert text.count(mistake) == 1, mistake
+
+
+def test_after_an_init_that_was_not_done_nothing_is_asked(said: Said) -> None:
+    text = said(BROKEN.replace('policy.define_spool("spool")', "policy.define_spool(x=1)\n        nowhere"))
+    assert [line.partition(": in init(): ")[2].split()[0] for line in text.splitlines()] == [
+        "define_spool:",
+        "NameError:",
+    ]
+
+
+@pytest.mark.parametrize("domain", ["b@@c", "exa mple", "", "user@", "x.example> SIZE=1"])
+def test_a_domain_that_is_none(said: Said, domain: str) -> None:
+    text = said(INIT, domain=[domain])
+    assert f'--domain "{domain}": ' in text and "right would be user@example.com, or example.com" in text
+
+
+def test_a_domain_is_asked_about_as_mail_for_it_would_be(said: Said) -> None:
+    out = said(INIT, domain=["Bob@Example.ORG", "b\u00fccher.example", "[127.0.0.1]"], good=True)
+    assert re.findall("route +(.+): by MX", out) == ["example.org", "xn--bcher-kva.example", "[127.0.0.1]"]
+
+
 def test_an_answer_under_a_condition_is_found_by_its_domain(said: Said) -> None:
     text = INIT + PASSWORD.replace(
         "    return",
@@ -269,6 +325,15 @@ def test_a_secret_where_a_path_belongs_is_not_shown(said: Said) -> None:
     assert "tiger-9" not in text
 
 
+def test_a_ca_that_is_not_here_is_named_once_and_where_it_was_looked_for(
+    write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    key = "{'key_data': 'x'}, tls_ca='ca.pem'"
+    assert check(write(INIT + PASSWORD.replace("KEY", key), "{}"), secrets=True) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"tls_ca: there is no file ca.pem in {tmp_path}; a relative path begins in the directory" in line
+
+
 def test_a_relative_path_that_leads_somewhere_is_fine(said: Said) -> None:
     Path("relay.password").write_text("tiger-9")
     text = said(INIT + PASSWORD.replace("KEY", "'relay.password'"), good=True)
@@ -295,7 +360,11 @@ def test_a_listeners_files_must_be_there(said: Said, tmp_path: Path, missing: st
         f"posthorn check: mail.py:4 in init(): start_esmtp_listener 127.0.0.1:2525: {option}: "
         f"there is no file {tmp_path}/{missing}; right would be the path of a PEM file\n"
     )
-    assert f"{option} is a path that does not begin with /" in said(INIT, CERTIFICATE)
+    text = said(INIT, CERTIFICATE)
+    if missing == "cert.pem":
+        assert f"{option}: there is no file cert.pem in {tmp_path}; a relative path begins" in text
+    else:
+        assert f"{option} is a path that does not begin with /" in text
 
 
 def test_a_listeners_files_must_parse_and_belong_together(said: Said) -> None:

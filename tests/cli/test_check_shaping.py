@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -69,6 +70,28 @@ def test_every_mistake_of_every_file_is_told_with_a_suggestion(said: Said) -> No
         'posthorn check: shaping.toml:2: ["a.example"] unknown option "smtp_prt"; did you mean "smtp_port"?',
         'posthorn check: shaping.toml:4: ["b.example"] unknown option "mx_rolup"; did you mean "mx_rollup"?',
     ]
+
+
+def test_mistakes_come_by_file_and_line_whatever_finds_them(said: Said) -> None:
+    Path("more.toml").write_text('["b.example"]\nmax_ready = 0\n')
+    text = said(
+        '["a.example"]\nsmtp_auth_plain_username = "u"\n["default"]\nsmtp_prt = 1\n'
+        '[provider."p"]\nmax_ready = 0\n',
+        good=False,
+        files='["shaping.toml", "more.toml"]',
+    )
+    assert re.findall(r"check: (\w+\.toml:\d+): (?:.*?)(\w*u\w*th\w*|max_ready|smtp_prt|match)", text) == [
+        ("shaping.toml:2", "smtp_auth_plain_username"),
+        ("shaping.toml:4", "smtp_prt"),
+        ("shaping.toml:5", "match"),
+        ("shaping.toml:6", "max_ready"),
+        ("more.toml:2", "max_ready"),
+    ]
+
+
+def test_a_file_that_is_not_there_hides_no_mistake_of_another(said: Said) -> None:
+    text = said('["a.example"]\nsmtp_prt = 1\n', good=False, files='["none.toml", "shaping.toml"]')
+    assert re.findall("check: ([^ ]+): ", text) == ["none.toml", "shaping.toml:2"]
 
 
 LOGIN = '["a.example"]\nmx_rollup = false\nsmtp_auth_plain_username = "u"\n'
@@ -311,10 +334,20 @@ def test_a_host_that_dns_does_not_know_is_remarked(said: Said, monkeypatch: pyte
     ]
 
 
+def test_a_name_server_that_knows_nothing_does_not_bury_the_rest(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_dns({}) as address:
+        monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
+        out = said("".join(f'["d{number}.example"]\n' for number in range(1200)), offline=False)
+    assert out.count("has no hosts to roll up") == 10
+    assert "and 1,190 more blocks have no hosts to roll up" in out
+
+
 def test_a_url_that_cannot_be_fetched_is_a_remark(said: Said) -> None:
     files = '["shaping.toml", "http://127.0.0.1:9/more.toml"]'
     assert "http://127.0.0.1:9/more.toml cannot be fetched now" in said("", files=files, offline=False)
-    assert "1 URLs were not read (--offline)" in said("", files=files)
+    assert "not read, because of --offline: http://127.0.0.1:9/more.toml" in said("", files=files)
 
 
 # -- TLS -------------------------------------------------------------------------------------------------

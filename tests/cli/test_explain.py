@@ -22,6 +22,7 @@ from policy import make_egress_path
 from policy.egress import EgressPath
 from policy.load import load_policy
 from policy.shaping import Asked, Failure
+from tests.support.fakedns import SERVFAIL, run_dns
 
 POLICY = """
 import policy
@@ -143,6 +144,18 @@ def test_as_json(ask: Any) -> None:
     credential = road["credential"]
     assert credential["fingerprint"] and credential["age"] < 60 and time.time() - credential["changed"] < 3600
     assert len(options) >= 45
+
+
+def test_what_dns_does_not_know_of_other_blocks_is_one_note(
+    ask: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = "".join(f'["d{number}.example"]\n' for number in range(30))
+    Path("shaping.toml").write_text(Path("shaping.toml").read_text() + more)
+    with run_dns({f"d{number}.example": {"MX": SERVFAIL} for number in range(29)}) as address:
+        monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
+        out = ask("bob@example.com", "--no-secrets")
+    assert caplog.records == []
+    assert "DNS did not say in time which hosts stand behind 29 blocks" in out
 
 
 def test_secrets_may_stay_where_they_are(ask: Any) -> None:
@@ -286,7 +299,9 @@ def test_a_hook_that_asks_shaping_files_knows_the_smart_host_and_both_are_named(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["bob@"], "has no domain"),
+        (["bob@"], 'ADDRESS "bob@": syntax error in the domain; right would be user@example.com'),
+        (["bob@@example.com"], "syntax error in the domain"),
+        (["bob@example.com", "--routing-domain", "not one"], '--routing-domain "not one": '),
         (["bob@example.com", "--policy", "none.py"], "none.py: cannot be read"),
     ],
 )

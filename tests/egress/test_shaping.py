@@ -221,6 +221,18 @@ async def test_dns_that_cannot_say_drops_no_demand_and_is_asked_again(
         assert shaper("b.example", "ip-1", "mx.example.net").enable_tls == "Required"
 
 
+async def test_a_name_server_that_is_out_does_not_bury_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("".join(f'["d{number}.example"]\n' for number in range(40)))
+    zones = {f"d{number}.example": {"MX": SERVFAIL} for number in range(40)}
+    async with watched(policy.shaping.load([file]), zones):
+        said = [record.getMessage() for record in caplog.records]
+    assert len([text for text in said if "has no hosts to roll up" in text]) == 10
+    assert "and 30 more blocks have no hosts to roll up" in said
+
+
 # -- URLs ----------------------------------------------------------------------------------------
 
 

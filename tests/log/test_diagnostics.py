@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from engine.errors import ConfigError
 from engine.log import diagnostics as module
-from engine.log.diagnostics import diagnostics, parse_levels
+from engine.log.diagnostics import ROOMS, diagnostics, parse_levels
 
 logger = logging.getLogger("posthorn.egress")
 
@@ -103,6 +105,16 @@ def test_levels_by_name_and_back_again() -> None:
 def test_a_wrong_level_says_what_is_right(text: str) -> None:
     with pytest.raises(ConfigError, match="debug, info, warning, error"):
         parse_levels(text)
+
+
+def test_a_room_that_there_is_not_is_refused_and_all_are_known() -> None:
+    with pytest.raises(ConfigError, match='there is no room "egrss"; did you mean "egress"'):
+        parse_levels("info,egrss=debug")
+    sources = (Path(__file__).parents[2] / "engine").rglob("*.py")
+    named = {
+        name for file in sources for name in re.findall(r'getLogger\("posthorn\.(\w+)"', file.read_text())
+    }
+    assert named == set(ROOMS)
 
 
 def test_a_wrong_style_says_what_is_right() -> None:
