@@ -18,11 +18,13 @@ __all__ = ["Connections"]
 class Connections:
     """See the module. One for the engine."""
 
-    __slots__ = ("_holders", "_waiting")
+    __slots__ = ("_holders", "_refused", "_waiting")
 
     def __init__(self) -> None:
         self._holders: dict[Lease, dict[ReadyQueue, int]] = {}
         self._waiting: dict[Lease, dict[ReadyQueue, None]] = {}
+        self._refused: tuple[ReadyQueue, Lease] | None = None
+        """Who was refused last."""
 
     def acquire(self, ready: ReadyQueue) -> bool:
         """Take what one session needs. False when a counter is full: the queue stands in its line then, and
@@ -30,6 +32,7 @@ class Connections:
         refused = acquire_all(ready.leases)
         if refused is not None:
             self._waiting.setdefault(refused, {})[ready] = None
+            self._refused = (ready, refused)
             if not ready.sessions:
                 self._ask_to_give_way(ready, refused)
             return False
@@ -50,24 +53,29 @@ class Connections:
                     del self._holders[lease]
 
     def next_in_line(self, ready: ReadyQueue) -> Iterator[ReadyQueue]:
-        """The queues that wait for what a session of `ready` gave back, in the order they came. Start
-        sessions for each before asking for the next; it ends at the first that has none and is refused
-        again."""
+        """The queues that wait for what a session of `ready` gave back: those that have no session at all, in
+        the order they came, then the others. Start sessions for each before asking for the next; it ends at
+        the first that has none and is refused again, which keeps its place. Looks at no more queues than
+        there are connections, however many wait."""
         for _, lease in ready.leases:
             waiting = self._waiting.get(lease)
-            for _ in range(len(waiting) if waiting else 0):
-                waiting = self._waiting.get(lease)
-                if not waiting:
+            if not waiting:
+                continue
+            for _ in range(len(waiting)):
+                other = next((one for one in waiting if not one.sessions), None) or next(iter(waiting), None)
+                if other is None:
                     break
-                other = next(iter(waiting))
+                self._refused = None
+                if not other.retired and other.entries:
+                    yield other
+                refused = self._refused == (other, lease)
+                if refused and not other.sessions:
+                    break  # somebody was asked to give way to it
                 del waiting[other]
-                if not waiting:
-                    del self._waiting[lease]
-                if other.retired or not other.entries:
-                    continue
-                yield other
-                if not other.sessions and other in self._waiting.get(lease, ()):
-                    break  # refused, and somebody was asked to give way to it
+                if refused:
+                    waiting[other] = None  # it has some, and wants more: after all the others
+            if not waiting:
+                del self._waiting[lease]
 
     def _ask_to_give_way(self, ready: ReadyQueue, full: Lease) -> None:
         """Others have all the connections, and this one has none: one of theirs ends soon, an idle one at

@@ -121,7 +121,6 @@ class Crew:
             return False
         ready.sessions += 1
         ready.starting += 1
-        ready.started = now
         name = f"{self._session_prefix}{next(self._serial):012x}"
         session = Session(self._services, ready, name, prepaid=True)
         self.sessions.add(session)  # now, not when the task runs: a drain must see it
@@ -143,12 +142,6 @@ class Crew:
         now = trio.current_time()
         ready.touched = now
         ready.give_way = min(ready.give_way, ready.sessions)
-        # The lease is shared by every ready queue of this source and site: those without a session first.
-        waiting = [
-            other for other in self._finder.sharing(ready.lease) if other.entries and other is not ready
-        ]
-        for other in sorted(waiting, key=lambda other: (other.sessions, other.started)):
-            self.set_to_work(other, now)
         for other in self._connections.next_in_line(ready):
             self.set_to_work(other, now)
         self._over(ready, now)

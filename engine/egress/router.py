@@ -59,6 +59,9 @@ _CALL_BACK = 32
 _ROUTE_PATIENCE = 60.0
 """Seconds before routes that could not be worked out because of a failing hook are tried again."""
 
+_LOOKS = 1024
+"""Queues that are looked at between two checkpoints, whether they are still wanted."""
+
 _RECONSIDERED = 16
 """Queues whose routes are begun to be worked out again between two checkpoints."""
 
@@ -110,6 +113,7 @@ class Router:
         self._finder.refill = self._call_back
         self._count = 0
         self._resident_limit = resident_limit
+        self._sweeping = False
         self._generation = 0
         """Grows whenever the policy's answers may have changed."""
         self.settler = Settler(spool, log, later=self._later, forget=self._forget, dice=dice)
@@ -498,13 +502,27 @@ class Router:
         return found
 
     def _sweep(self, now: float) -> None:
-        for name, queue in list(self._queues.items()):
-            limit = queue.config.reap_interval if queue.config is not None else 600.0
-            if not queue.count and not queue.resolving and now - queue.idle_since >= limit:
-                del self._queues[name]
-                self._swap(queue, None)
-        for ready in self._finder.sweep(now, _READY_IDLE):
-            logger.debug("ready queue %s is idle and forgotten", ready.name)
+        if not self._sweeping:
+            self._sweeping = True
+            self._nursery.start_soon(self._forget_idle)
+
+    async def _forget_idle(self) -> None:
+        """In slices, for there may be a million queues."""
+        try:
+            for number, (name, queue) in enumerate(list(self._queues.items()), 1):
+                if not number % _LOOKS:
+                    await trio.lowlevel.checkpoint()
+                limit = queue.config.reap_interval if queue.config is not None else 600.0
+                idle = trio.current_time() - queue.idle_since
+                if not queue.count and not queue.resolving and idle >= limit:
+                    del self._queues[name]
+                    self._swap(queue, None)
+            for ready in self._finder.sweep(trio.current_time(), _READY_IDLE):
+                logger.debug("ready queue %s is idle and forgotten", ready.name)
+        except Exception:
+            logger.exception("sweeping queues")
+        finally:
+            self._sweeping = False
 
     # -- the end ---------------------------------------------------------------------------------
 

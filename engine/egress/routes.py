@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from engine.errors import HookError
-from engine.queues.limits import Lease, Limits
+from engine.queues.limits import Limits
 from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import ScheduledQueue
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, EgressSource, QueueConfig
@@ -131,7 +131,6 @@ class RouteFinder:
         self._policies = policies
         self._ready: dict[_ReadyKey, ReadyQueue] = {}
         self._users: dict[ReadyQueue, int] = {}
-        self._by_lease: dict[str, set[ReadyQueue]] = {}
         self._weights: dict[tuple[str, tuple[tuple[str, int], ...], str], Weights] = {}
         self._told: set[tuple[str, str]] = set()
         self._definitions: OrderedDict[tuple[str, str], tuple[float, Any]] = OrderedDict()
@@ -253,7 +252,6 @@ class RouteFinder:
         ready.refill = self.refill
         ready.proceed = self.proceed
         self._users[ready] = 0
-        self._by_lease.setdefault(ready.lease.name, set()).add(ready)
         return ready
 
     def _warn(self, name: str, path: EgressPath) -> None:
@@ -293,14 +291,6 @@ class RouteFinder:
     def _drop(self, ready: ReadyQueue) -> None:
         del self._users[ready]
         del self._ready[_ready_key(ready.source, ready.site, ready.path)]
-        sharers = self._by_lease[ready.lease.name]
-        sharers.discard(ready)
-        if not sharers:
-            del self._by_lease[ready.lease.name]
-
-    def sharing(self, lease: Lease) -> tuple[ReadyQueue, ...]:
-        """The ready queues that count their connections together with this lease."""
-        return tuple(self._by_lease.get(lease.name, ()))
 
     def ready_queues(self) -> tuple[ReadyQueue, ...]:
         """All of them."""

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from engine.queues.ready import SUSPENDED_LOOK
+from engine.shaping.automation import SHARE
 from policy.shaping import Failure
+from policy.shaping.names import name_key
 
 from . import outcome
 from .outcome import INTERNAL, Outcome
@@ -38,6 +40,9 @@ logger = logging.getLogger("posthorn.egress")
 
 _SLICE = 4096
 """Messages of a line that are looked at between two checkpoints."""
+_LOOKS = 1024
+"""Queues that are looked at between two checkpoints."""
+_NOTHING: tuple[bool, frozenset[str]] = (False, frozenset())
 
 
 class Stopper:
@@ -56,6 +61,9 @@ class Stopper:
         self._finder = finder
         self._timer = timer
         self._automation = automation
+        self._walking = False
+        self._owed = _NOTHING
+        """What another walk has to look at after this one: as `renew` is told."""
         self._bouncing: set[ScheduledQueue] = set()
         self._expiring: set[ScheduledQueue] = set()
         automation.stops_changed = self.renew
@@ -80,20 +88,69 @@ class Stopper:
 
     # -- putting on and taking off ---------------------------------------------------------------
 
-    def renew(self) -> None:
-        """Orders were given, extended, or are over. Never waits."""
-        router = self._router
-        if router.services.draining:
+    def renew(self, ready: bool, places: frozenset[str]) -> None:
+        """Orders were given, extended, or are over: of `ready` queues, and of scheduled ones at these places
+        (`Rule.place_of`). Never waits: more queues than a slice are looked at by a task."""
+        if self._router.services.draining:
             return
-        for ready in self._finder.ready_queues():
-            self.meet_ready(ready)
-        bounced: set[ScheduledQueue] = set()
-        for queue in router.scheduled_queues():
-            self.meet(queue)
-            if queue.stop is not None and queue.stop.bounce and queue.count:
-                bounced.add(queue)
-        if bounced:
-            self._bounce_all(bounced)
+        if self._walking:
+            self._owed = (self._owed[0] or ready, self._owed[1] | places)
+            return
+        walk = self._walk(ready, places)
+        if next(walk, False):
+            self._walking = True
+            self._nursery.start_soon(self._walk_on, walk)
+
+    def _walk(self, ready: bool, places: frozenset[str]) -> Iterator[bool]:
+        """Look at all of them; gives True after each slice."""
+        if ready:
+            for number, one in enumerate(self._finder.ready_queues(), 1):
+                self.meet_ready(one)
+                if not number % _LOOKS:
+                    yield True
+        if places:
+            domains = {name for place in places if (name := place.removeprefix("domain:")) != place}
+            providers = {name for place in places if (name := place.removeprefix("provider:")) != place}
+            for number, queue in enumerate(self._router.scheduled_queues(), 1):
+                if (
+                    queue.stop is not None
+                    or name_key(queue.name.route) in domains
+                    or (providers and not providers.isdisjoint(_providers(queue)))
+                ):
+                    self.meet(queue)
+                if not number % _LOOKS:
+                    yield True
+
+    async def _walk_on(self, walk: Iterator[bool]) -> None:
+        """Go on with a walk, and with those that were asked for meanwhile. They come one after the other, and
+        with rests: a storm of replies must not become one of ours."""
+        try:
+            while True:
+                busy = await self._slices(walk)
+                if self._owed == _NOTHING or self._router.services.draining:
+                    return
+                await trio.sleep(SHARE * busy)
+                walk = self._walk(*self._owed)
+                self._owed = _NOTHING
+        finally:
+            self._walking = False
+            self._owed = _NOTHING
+
+    async def _slices(self, walk: Iterator[bool]) -> float:
+        """The seconds that they kept the loop."""
+        busy = 0.0
+        more = True
+        while more and not self._router.services.draining:
+            await trio.lowlevel.checkpoint()
+            begun = trio.current_time()
+            try:
+                more = next(walk, False)
+            except Exception:
+                # The router's barrier: the walk is over, and the next order begins another.
+                logger.exception("carrying out rules on replies")
+                more = False
+            busy += trio.current_time() - begun
+        return busy
 
     def meet_ready(self, ready: ReadyQueue) -> None:
         """Look up what holds for a ready queue."""
@@ -132,10 +189,10 @@ class Stopper:
 
     def meet(self, queue: ScheduledQueue) -> None:
         """Look up what holds for a scheduled queue."""
-        name, routes = queue.name, queue.routes
-        ready: Iterable[ReadyQueue] = routes.all() if routes is not None else ()
-        providers = {provider for one in ready for provider in one.providers}
-        stop = self._automation.of_queue(name.route, name.tenant, name.campaign, providers)
+        if queue.stop is None and not self._automation.stops_queues:
+            return
+        name, ready = queue.name, _ready_of(queue)
+        stop = self._automation.of_queue(name.route, name.tenant, name.campaign, _providers(queue))
         before, queue.stop = queue.stop, stop
         if stop is None:
             queue.stop_until = float("-inf")
@@ -230,25 +287,19 @@ class Stopper:
 
     # -- bouncing --------------------------------------------------------------------------------
 
-    def _bounce_all(self, queues: set[ScheduledQueue]) -> None:
-        """Also what would be due later."""
-        if any(queue.count > len(queue.waiting) for queue in queues):
-            for entry in self._timer.take_out(queues):
-                entry.queue.waiting.append(entry)
-        for queue in queues:
-            self._bounce(queue)
-
     def _bounce(self, queue: ScheduledQueue) -> None:
-        if queue.waiting and queue not in self._bouncing:
+        if (queue.waiting or queue.timed) and queue not in self._bouncing:
             self._bouncing.add(queue)
             self._start(self._bounce_line, queue)
 
     async def _bounce_line(self, queue: ScheduledQueue) -> None:
         try:
-            while queue.waiting:
+            while queue.waiting or queue.timed:
                 stop = queue.stop
                 if stop is None or not stop.bounce or trio.current_time() >= queue.stop_until:
                     break
+                if not queue.waiting and (entry := self._timer.take(queue)) is not None:
+                    queue.waiting.append(entry)  # it would be due later
                 reply = outcome.internal(551, "5.7.1", stop.text)
                 await self._router.settle_first(queue, Outcome("permanent", reply, by_rule=True))
                 await trio.lowlevel.checkpoint()
@@ -266,6 +317,16 @@ class Stopper:
             await function(argument)
         except Exception:
             logger.exception("carrying out a rule on replies")
+
+
+def _ready_of(queue: ScheduledQueue) -> Sequence[ReadyQueue]:
+    ready: Sequence[ReadyQueue] = queue.routes.all() if queue.routes is not None else ()
+    return ready
+
+
+def _providers(queue: ScheduledQueue) -> set[str]:
+    """Those that the queue's mail belongs to, as far as is known."""
+    return {provider for one in _ready_of(queue) for provider in one.providers}
 
 
 def standing_still(

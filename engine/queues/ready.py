@@ -102,7 +102,6 @@ class ReadyQueue:
         "sessions",
         "site",
         "source",
-        "started",
         "starting",
         "suspended_text",
         "suspended_until",
@@ -140,8 +139,6 @@ class ReadyQueue:
         """What choosing this source for one message is counted in."""
         self.entries: deque[Queued] = deque()
         self.sessions = 0
-        self.started = float("-inf")
-        """When a session was started last: whose turn it is among queues that share a limit."""
         self.starting = 0
         """Of these, so many were started or woken and have not looked for a message yet: it still lies in
         `entries`."""

@@ -2,7 +2,7 @@
 
 A queued message is one `Queued` record and never a task. It is always in exactly one place:
 
-- *timed*: in the `Timer`'s heap, due later;
+- *timed*: in the heap of its scheduled queue that the `Timer` keeps, due later;
 - *waiting*: in its scheduled queue's `waiting` line, due, but its ready queue is full or its
   route is being worked out. It costs the record and nothing else; the body is read from the spool
   when its turn comes. This line takes the place of a blind random delay: when the ready queue has
@@ -37,7 +37,8 @@ class Queued(msgspec.Struct, gc=False):
     stop the loop; they are freed by reference count when they leave their place.
 
     `created` is Unix time, `due` is on the monotonic clock (`trio.current_time`), so a step of the
-    wall clock moves no retry. `done` has one bit per recipient that has a final result.
+    wall clock moves no retry. `done` has one bit per recipient that has a final result. `noted` is the
+    timer's.
     `message` and `body` are present only while the message is worked on.
     """
 
@@ -49,6 +50,7 @@ class Queued(msgspec.Struct, gc=False):
     size: int
     attempts: int = 0
     done: int = 0
+    noted: int = 0
     message: Message | None = None
     body: bytes | None = None
 
@@ -70,6 +72,7 @@ class ScheduledQueue:
         "routes",
         "stop",
         "stop_until",
+        "timed",
         "waiting",
     )
 
@@ -79,6 +82,8 @@ class ScheduledQueue:
         self.count = 0
         """Messages of this queue anywhere in the engine."""
         self.waiting: deque[Queued] = deque()
+        self.timed: list[tuple[float, int, Queued]] = []
+        """The timer's: a heap of what is due later."""
         self.routes: Any = None
         self.resolving = False
         self.refresh_at = float("-inf")
@@ -91,39 +96,69 @@ class ScheduledQueue:
 
 
 class Timer:
-    """What is due when: one heap for all queues. Ties keep the order of insertion."""
+    """What is due when. Ties keep the order of insertion.
 
-    __slots__ = ("_heap", "_serial")
+    Each scheduled queue has a heap of its own, and one more holds the first of each: what is timed of one
+    queue is found without a look at any other, be there a million. An entry of the short heap may be out
+    of date, because a queue's first was taken out or another one came before it. When its time comes, what
+    is the queue's first by then takes its place; so whatever is due is found in time.
+    """
+
+    __slots__ = ("_count", "_firsts", "_serial")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Queued]] = []
+        self._firsts: list[tuple[float, int, Queued]] = []
         self._serial = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return self._count
 
     def add(self, entry: Queued) -> bool:
         """Remember `entry` until its `due`. True when it is now the first one due."""
         self._serial += 1
-        heapq.heappush(self._heap, (entry.due, self._serial, entry))
-        return self._heap[0][2] is entry
+        self._count += 1
+        one = (entry.due, self._serial, entry)
+        timed = entry.queue.timed
+        heapq.heappush(timed, one)
+        if timed[0] is not one:
+            return False
+        entry.noted = one[1]
+        heapq.heappush(self._firsts, one)
+        return self._firsts[0] is one
 
     def next_due(self) -> float | None:
-        """When the first one is due, None when nothing is timed."""
-        return self._heap[0][0] if self._heap else None
+        """When there is something to look for: when the first one is due, or sooner. None when nothing is
+        timed."""
+        return self._firsts[0][0] if self._count else None
 
-    def take_out(self, queues: set[ScheduledQueue]) -> list[Queued]:
-        """Remove and return the entries of some scheduled queues, in due order. Looks at every entry."""
-        found = sorted(one for one in self._heap if one[2].queue in queues)
-        if found:
-            self._heap = [one for one in self._heap if one[2].queue not in queues]
-            heapq.heapify(self._heap)
-        return [entry for _, _, entry in found]
+    def take(self, queue: ScheduledQueue) -> Queued | None:
+        """Take out the first one of a queue, due or not; None when nothing of it is timed."""
+        if not queue.timed:
+            return None
+        self._count -= 1
+        return heapq.heappop(queue.timed)[2]
 
     def pop_due(self, now: float, limit: int) -> list[Queued]:
-        """At most `limit` entries that are due, in due order."""
+        """At most `limit` entries that are due, in due order; perhaps fewer than are."""
         found: list[Queued] = []
-        heap = self._heap
-        while heap and heap[0][0] <= now and len(found) < limit:
-            found.append(heapq.heappop(heap)[2])
+        firsts = self._firsts
+        for _ in range(limit):
+            if not firsts or firsts[0][0] > now:
+                break
+            one = firsts[0]
+            entry = one[2]
+            timed = entry.queue.timed
+            if entry.noted == one[1]:
+                entry.noted = 0
+            if timed and timed[0] is one:
+                heapq.heappop(timed)
+                found.append(entry)
+            # What comes first now may be noted already, from before another one came ahead of it.
+            if timed and timed[0][2].noted != timed[0][1]:
+                timed[0][2].noted = timed[0][1]
+                heapq.heapreplace(firsts, timed[0])
+            else:
+                heapq.heappop(firsts)
+        self._count -= len(found)
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 import trio
@@ -26,7 +27,7 @@ CALM = 0.2
 """Seconds between two times that orders are put in force: a storm of replies must not become one of ours."""
 SHARE = 20.0
 """Or so many times what putting them in force took: among very many queues it takes long, and must not take
-more than a twentieth of all time."""
+more than a twentieth of all time. The same for whoever carries them out."""
 WRITE = 2.0
 """Seconds between two times that orders are written down."""
 _LINES = 30
@@ -47,18 +48,21 @@ class Counters(msgspec.Struct):
 
 class Automation:
     """See the module. `state`: None keeps nothing. `stops_changed` and `paths_changed` are called in the
-    event loop when queues stand still, or go on, and when paths may be others."""
+    event loop when queues stand still, or go on (whether ready queues; the places of scheduled ones), and
+    when paths may be others."""
 
     def __init__(self, shapers: Sequence[Shaper], state: State | None = None) -> None:
         self.counters = Counters()
         self.by_rule: dict[str, int] = {}
         """Matches by rule, as ``file:line``."""
-        self.stops_changed: Callable[[], None] = lambda: None
+        self.stops_changed: Callable[[bool, frozenset[str]], None] = lambda ready, places: None
         self.paths_changed: Callable[[], None] = lambda: None
         self._shapers = tuple(shapers)
         self._state = state
         self._zero = time.time() - trio.current_time()
         self._stops: tuple[Stops, ...] = ()
+        self.stops_queues = False
+        """Whether any scheduled queue stands still now, or is bounced."""
         self._changed = trio.Event()
         self._new_stops = self._new_paths = self._unwritten = False
         self._lines: list[float] = []
@@ -174,8 +178,11 @@ class Automation:
         if stops:
             before = self._stops
             self._stops = tuple(found for one in self._shapers if (found := one.orders.stops(one.table)))
-            if before or self._stops:
-                self.stops_changed()
+            ready = [one.ready for one in before] != [one.ready for one in self._stops]
+            places = frozenset(place for (place, *_), _ in _of_queues(before) ^ _of_queues(self._stops))
+            self.stops_queues = any(one.queues for one in self._stops)
+            if ready or places:
+                self.stops_changed(ready, places)
 
     # -- the task --------------------------------------------------------------------------------
 
@@ -223,6 +230,10 @@ class Automation:
         if self._state is not None:
             orders = [msgspec.structs.replace(order) for one in self._shapers for order in one.orders]
             await trio.to_thread.run_sync(self._state.keep_orders, orders)
+
+
+def _of_queues(all_stops: Iterable[Stops]) -> set[tuple[tuple[str, Any, Any], Stop]]:
+    return {one for stops in all_stops for one in stops.queues.items()}
 
 
 def _first(stops: Iterable[Stop | None]) -> Stop | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Literal
@@ -75,10 +76,18 @@ def host_of(entry: MxEntry) -> Host:
     return Host(names, entry.port)
 
 
-@lru_cache(8192)
+_SPELT = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*")
+"""A name that is no address and has no other spelling."""
+
+
 def name_key(text: str) -> str:
     """The one spelling of a block's name: ``[192.0.2.1]``, ``[IPv6:::1]`` and ``Example.COM.`` become
     ``192.0.2.1``, ``::1`` and ``example.com``; a port stays."""
+    return text if _SPELT.fullmatch(text) else _spelt(text)
+
+
+@lru_cache(8192)
+def _spelt(text: str) -> str:
     try:
         entry = parse_mx(text)
     except Wrong:

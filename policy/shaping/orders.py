@@ -255,11 +255,12 @@ class Orders:
 
 
 class Stops:
-    """A snapshot of suspensions and bounces, found by place."""
+    """A snapshot of suspensions and bounces. `ready`: of ready queues, by source and place; `queues`: of
+    scheduled ones, by place, tenant and campaign."""
 
     def __init__(self, orders: Sequence[tuple[Order, Rule, Action]] = ()) -> None:
-        self._ready: dict[tuple[str, str], Stop] = {}
-        self._queues: dict[tuple[str, Any, Any], Stop] = {}
+        self.ready: dict[tuple[str, str], Stop] = {}
+        self.queues: dict[tuple[str, Any, Any], Stop] = {}
         for order, rule, action in orders:
             if action.of_path:
                 continue
@@ -270,34 +271,34 @@ class Stops:
             )
             stop = Stop(order.until, text, done == "bounced")
             if action.kind == "Suspend":
-                _longer(self._ready, (order.source, order.place), stop)
+                _longer(self.ready, (order.source, order.place), stop)
             else:
                 key = (
                     order.place,
                     order.tenant if action.per_tenant else _ANY,
                     order.campaign if action.per_campaign and order.campaign is not None else _ANY,
                 )
-                _longer(self._queues, key, stop)
+                _longer(self.queues, key, stop)
 
     def __bool__(self) -> bool:
-        return bool(self._ready or self._queues)
+        return bool(self.ready or self.queues)
 
     def of_ready(self, source: str, site_key: str, providers: Iterable[str]) -> Stop | None:
         """What stops mail from a source to a site."""
-        if not self._ready:
+        if not self.ready:
             return None
         places = [f"site:{site_key}", *(f"provider:{name}" for name in providers)]
-        return _strongest(self._ready.get((source, place)) for place in places)
+        return _strongest(self.ready.get((source, place)) for place in places)
 
     def of_queue(
         self, domain: str, tenant: str | None, campaign: str | None, providers: Iterable[str]
     ) -> Stop | None:
         """What stops the mail of a scheduled queue. `domain`: where it is routed. Bouncing goes before."""
-        if not self._queues:
+        if not self.queues:
             return None
         places = [f"domain:{name_key(domain)}", *(f"provider:{name}" for name in providers)]
         whose = {(_ANY, _ANY), (tenant, _ANY), (tenant, campaign)}
-        return _strongest(self._queues.get((place, *who)) for place in places for who in whose)
+        return _strongest(self.queues.get((place, *who)) for place in places for who in whose)
 
 
 _ANY = object()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 
 from engine.model import QueueName, new_message_id
@@ -63,3 +64,57 @@ def test_the_text_of_a_queue_name() -> None:
     assert str(QueueName("example.com", "t", "c", "mx.example")) == "c:t@example.com!mx.example"
     assert QueueName("a", None, None, "b").route == "b"
     assert QueueName("a").route == "a"
+
+
+def test_many_queues_come_in_the_order_of_one_and_what_is_taken_out_does_not_come() -> None:
+    """Against a list that is sorted, with what is due, new, taken out and retried in any order."""
+    dice = random.Random(5)
+    queues = [ScheduledQueue(QueueName(f"d{number}.example")) for number in range(20)]
+    timer = Timer()
+    wanted: list[tuple[float, int, Queued]] = []
+    serial = 0
+    now = 0.0
+
+    def add(one: Queued) -> None:
+        nonlocal serial
+        serial += 1
+        timer.add(one)
+        wanted.append((one.due, serial, one))
+
+    for _ in range(20_000):
+        what = dice.random()
+        if what < 0.5:
+            add(entry(now + dice.choice((0.0, 1.0, dice.random() * 100)), dice.choice(queues)))
+        elif what < 0.6:
+            queue = dice.choice(queues)
+            mine = [one for one in wanted if one[2].queue is queue]
+            found = timer.take(queue)
+            assert found is (min(mine)[2] if mine else None)
+            if found is not None:
+                wanted.remove(min(mine))
+                if dice.random() < 0.3:  # what could not be bounced is tried later
+                    found.due = now + dice.random() * 50
+                    add(found)
+        else:
+            now += dice.random() * 10
+            limit = dice.choice((1, 3, 1000))
+            wanted.sort()
+            due = [one for one in wanted if one[0] <= now]
+            got = timer.pop_due(now, limit)
+            assert got == [one[2] for one in due[: len(got)]]
+            assert len(got) == len(due) or limit < 1000
+            wanted = wanted[len(got) :]
+        assert len(timer) == len(wanted)
+        first = timer.next_due()
+        assert (first is None) == (not wanted)
+        assert first is None or first <= min(wanted)[0]
+
+
+def test_what_is_put_before_another_for_ever_costs_no_memory() -> None:
+    timer = Timer()
+    queue = ScheduledQueue(QueueName("example.com"))
+    timer.add(entry(1e9, queue))
+    for number in range(10_000):
+        timer.add(entry(float(number), queue))
+        assert len(timer.pop_due(float(number), 10)) == 1
+    assert len(timer._firsts) < 5
