@@ -11,6 +11,8 @@ quiet   = log=$$(mktemp) && { $(1) >"$$log" 2>&1 || { cat "$$log" >&2; rm -f "$$
 
 # Further arguments for pytest, e.g. make test ARGS="tests/smtp -x"
 ARGS   ?=
+# Processes that run the tests; 0: the one that is called, as a debugger needs it
+JOBS   ?= 2
 # The policy for `make run`; none: the shipped default
 POLICY ?=
 
@@ -20,7 +22,7 @@ POLICY ?=
 help:
 	@echo "make demo              set up, then watch 1,000 messages go through"
 	@echo "make run POLICY=my.py  run the relay (no POLICY: the shipped default)"
-	@echo "make test              set up, then run the tests (ARGS=... for pytest; -n 2: in two processes)"
+	@echo "make test              set up, then run the tests (ARGS=... for pytest; in JOBS=2 processes)"
 	@echo "make test-pure         the byte-handling rooms on the plain Python twin of engine/_fast"
 	@echo "make test-slow         the tests that take minutes"
 	@echo "make test-asan         engine/_fast built with the address and undefined behaviour sanitizers"
@@ -38,13 +40,13 @@ run: $(VENV)/.made-run
 	@$(BIN)/posthorn run $(if $(POLICY),"$(POLICY)")
 
 test: $(VENV)/.made-dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 test-pure: $(VENV)/.made-dev
-	@POSTHORN_PURE=1 $(BIN)/python -m pytest tests/fast tests/smtp tests/mail $(ARGS)
+	@POSTHORN_PURE=1 $(BIN)/python -m pytest -n $(JOBS) tests/fast tests/smtp tests/mail $(ARGS)
 
 test-slow: $(VENV)/.made-dev
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -m slow -n $(JOBS) $(ARGS)
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 test-asan: $(VENV)/.made-dev

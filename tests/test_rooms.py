@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +133,7 @@ def sources() -> dict[str, Path]:
 SOURCES = sources()
 
 
+@cache
 def imports(module: str) -> list[Import]:
     path = SOURCES[module]
     return list(imports_of(module, path.read_text(), package=path.name == "__init__.py"))

@@ -107,7 +107,7 @@ def rules(draw: st.DrawFn) -> Release:
     st.sampled_from([None, *PINS]),
     st.sampled_from([None, "a.example", "x.a.example", "b.example", "evil.example"]),
 )
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_every_rule_by_itself_and_all_together(
     release: Release,
     address: str,

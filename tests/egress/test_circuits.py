@@ -246,7 +246,7 @@ async def test_queues_with_hosts_in_common_are_one_budget_for_the_provider(
         b = await stack.enter_async_context(bench(hooks))
         await b.submit("u@d5.example")
         await b.records("TransientFailure")
-        for i in range(600):
+        for i in range(120):
             await b.submit(f"u@d{i % 6}.example")
         await trio.sleep(5 * 3600)
         for first in failures:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +36,13 @@ NASTY: dict[str, Make] = {
 
 @pytest.fixture(scope="session")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counted]:
-    return build_counted(tmp_path_factory.mktemp("counted"))
+    """Built once, also for several processes of pytest-xdist: theirs are folders of one run's."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "counted.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build_counted(folder / "counted")
 
 
 def drain_lines(module: Any, chunks: list[bytes]) -> None:
