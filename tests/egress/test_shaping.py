@@ -149,7 +149,7 @@ async def test_queued_mail_meets_a_change_at_once(bench: Any, tmp_path: Path) ->
             await b.records("TransientFailure")
             assert b.router.statistics().held
             write(file, block + 'enable_tls = "Disabled"\n')
-            await b.records("Delivery", seconds=3)
+            await b.records("Delivery", seconds=20)
             assert len(peer.arrived) == 1
 
 

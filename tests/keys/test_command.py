@@ -107,21 +107,25 @@ async def test_the_program_and_its_children_are_killed(how: str, tmp_path: Path)
     ref = program(tmp_path, f"sleep 60 & echo $! $$ > {ids}; wait")
     start = time.monotonic()
     if how == "time-out":
-        assert "took longer than 0.6 s" in (await reason(ref, seconds=0.6)).reason
+        assert "took longer than 2 s" in (await reason(ref, seconds=2.0)).reason
     else:
-        with trio.move_on_after(0.6):
-            await CommandSource().read(ref)
-    assert time.monotonic() - start < 4
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(CommandSource().read, ref)
+            with trio.fail_after(30):
+                while not (ids.exists() and len(ids.read_text().split()) == 2):
+                    await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+    assert time.monotonic() - start < 30
     processes = [int(each) for each in ids.read_text().split()]
     assert len(processes) == 2
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while any(alive(each) for each in processes):
             await trio.sleep(0.02)
 
 
 async def test_a_daemon_that_keeps_the_error_output_holds_nothing_up(tmp_path: Path) -> None:
     ref = program(tmp_path, "sleep 60 >/dev/null & echo tiger")
-    with trio.fail_after(3):
+    with trio.fail_after(30):
         assert await CommandSource().read(ref) == Secret("tiger")
 
 
@@ -160,7 +164,7 @@ async def test_nobody_waits_for_a_program_that_must_not_be_killed(
     monkeypatch.setattr(command, "_REAP", 0.1)
     ref = program(tmp_path, "sleep 30")
     try:
-        with trio.fail_after(3), pytest.raises(SourceFailure, match="took longer"):
+        with trio.fail_after(15), pytest.raises(SourceFailure, match="took longer"):
             await CommandSource(seconds=0.2).read(ref)
         assert groups
     finally:

@@ -193,7 +193,7 @@ async def test_file_systems_that_hang_hold_up_no_other_file(
         for name in "abcdefgh" * 2:
             with trio.move_on_after(0.02):
                 await source.read(FileKey(f"/hangs/{name}"))
-        with trio.fail_after(1):
+        with trio.fail_after(8):
             assert (await source.read(FileKey(str(path)))).reveal() == b"tiger"
         assert len(asked) == 8  # a path that hangs is not asked by a second thread
     finally:

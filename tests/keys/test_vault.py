@@ -378,16 +378,18 @@ async def test_addresses(address: str, says: str, monkeypatch: pytest.MonkeyPatc
 
 
 def silent(handler: http.server.BaseHTTPRequestHandler) -> None:
-    time.sleep(1)
+    handler.connection.settimeout(20)
+    with contextlib.suppress(OSError):
+        handler.connection.recv(1)  # until the client hangs up
 
 
 def drip(first: bytes, *drops: bytes) -> Answer:
-    """`first`, then a drop every 50 ms for more than a second."""
+    """`first`, then a drop every 50 ms for 20 seconds or until the client hangs up."""
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.wfile.write(first)
         with contextlib.suppress(OSError):
-            for drop in itertools.islice(itertools.cycle(drops), 25):
+            for drop in itertools.islice(itertools.cycle(drops), 400):
                 handler.wfile.write(drop)
                 time.sleep(0.05)
 
@@ -415,7 +417,7 @@ async def test_a_server_that_never_answers_or_drips_gives_its_thread_back(where:
         start = time.monotonic()
         # Not cancelled from outside: it comes back when the thread has ended.
         assert "no answer from 127.0.0.1:" in (await reason(ref, source)).reason
-        assert time.monotonic() - start < 0.9
+        assert time.monotonic() - start < 10  # they go on for 20 s
 
 
 async def test_a_handshake_that_drips_gives_its_thread_back() -> None:
@@ -423,7 +425,7 @@ async def test_a_handshake_that_drips_gives_its_thread_back() -> None:
         connection, _ = server.accept()
         with connection, contextlib.suppress(OSError):
             connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB
-            for _ in range(25):
+            for _ in range(400):
                 connection.sendall(b"\x02")
                 time.sleep(0.05)
 
@@ -434,7 +436,7 @@ async def test_a_handshake_that_drips_gives_its_thread_back() -> None:
         ref = VaultKey("secret", "x", address=address, token=Secret(TOKEN_CANARY), kv_version=2)
         start = time.monotonic()
         assert "127.0.0.1:" in (await reason(ref, VaultSource(seconds=0.3))).reason
-        assert time.monotonic() - start < 0.9
+        assert time.monotonic() - start < 10  # they go on for 20 s
         thread.join()
 
 
@@ -456,7 +458,7 @@ async def test_retry_after_of_any_refusal(text: str, seconds: float) -> None:
 
 async def test_a_hanging_server_does_not_use_up_the_threads_of_another(openbao: OpenBao) -> None:
     openbao.put("beside", {"key": "tiger"})
-    source = VaultSource(seconds=2)
+    source = VaultSource(seconds=20)
     with socket.socket() as hanging:
         hanging.bind(("127.0.0.1", 0))
         hanging.listen()
@@ -466,7 +468,7 @@ async def test_a_hanging_server_does_not_use_up_the_threads_of_another(openbao: 
                 ref = VaultKey("secret", f"p{i}", address=address, token=Secret(TOKEN_CANARY))
                 nursery.start_soon(source.read, ref)
             await trio.sleep(0.05)
-            with trio.fail_after(1):
+            with trio.fail_after(15):
                 assert (await source.read(key(openbao, "beside"))).reveal() == b"tiger"
             nursery.cancel_scope.cancel()
 
