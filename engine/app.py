@@ -42,6 +42,7 @@ from engine.egress.targets import OwnHosts
 from engine.errors import ConfigError, ResolveError
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
+from engine.ingress.strangers import Strangers, state_of
 from engine.keys import KeyRing, KeySource, open_keys
 from engine.log import Log, open_log
 from engine.memory import Memory, available_memory
@@ -154,6 +155,10 @@ class Outside:
         """Where it is kept which logins were refused; None: in memory alone."""
         yield await trio.to_thread.run_sync(CircuitFile.load, directory(spool.path))
 
+    async def strangers(self, spool: SpoolDeclaration) -> Strangers:
+        """What users that do not exist are shown by SCRAM."""
+        return await trio.to_thread.run_sync(Strangers, state_of(spool.path))
+
     @asynccontextmanager
     async def open_policies(
         self, wanted: MtaStsDeclaration, resolver: Resolver, spool: SpoolDeclaration
@@ -256,6 +261,7 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
                 keys=keys,
                 hostname=hostname,
                 memory=Memory(unfinished_limit(memory, declarations)),
+                strangers=await outside.strangers(spool_declaration),
                 tripwire=outside.tripwire,
                 listen=outside.listen,
             ) as listeners:

@@ -24,6 +24,7 @@ from .guesses import Guesses, peer_group
 from .logins import offered
 from .service import Counters, Service
 from .smtp import InboundSession
+from .strangers import Strangers
 
 if TYPE_CHECKING:
     from engine.hooks import Hooks
@@ -202,6 +203,7 @@ async def open_listeners(
     keys: KeyRing,
     hostname: str,
     memory: Memory,
+    strangers: Strangers | None = None,
     tripwire: Tripwire | None = None,
     listen: Callable[[str, int], Listener] = open_listener,
 ) -> AsyncIterator[Listeners]:
@@ -209,7 +211,8 @@ async def open_listeners(
 
     Call `Listeners.drain` before leaving for a graceful end; leaving the block cancels what is
     left (a commit under way is finished first). `hostname` serves listeners that declare none; `memory`
-    is that of messages under way, for all of them; `listen` binds an address and port.
+    is that of messages under way, for all of them; `listen` binds an address and port. `strangers`: what
+    unknown users are shown; None: what no restart remembers.
     `tripwire` knows the secrets that no reply may hold.
 
     Raises: ConfigError naming the address that cannot be listened on, or the mechanism that no hook
@@ -217,6 +220,7 @@ async def open_listeners(
     """
     listeners = Listeners(PeerLimits())
     guesses = Guesses()
+    strangers = strangers if strangers is not None else Strangers()
     tripwire = tripwire if tripwire is not None else Tripwire()
     try:
         for declaration in declarations:
@@ -241,6 +245,7 @@ async def open_listeners(
                 mechanisms=mechanisms,
                 guesses=guesses,
                 memory=memory,
+                strangers=strangers,
                 tripwire=tripwire,
             )
             listeners.add(listener, service)

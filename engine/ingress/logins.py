@@ -5,14 +5,11 @@ what is stored of a user, and the mechanism judges; so it serves SCRAM, where no
 PLAIN and LOGIN as well. Tokens and certificates it judges itself.
 
 An unknown user is led to the same end as a wrong password (reliability S53): SCRAM goes on with a salt
-that belongs to the name and does not change while the process lives, and the refusal comes when all
-refusals come.
+that belongs to the name and never changes (`strangers`), and the refusal comes when all refusals come.
 """
 
 from __future__ import annotations
 
-import hmac
-import os
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -20,13 +17,15 @@ import trio
 from engine.errors import ConfigError, HookError
 from engine.smtp import MECHANISMS, Auth, AuthLookup, Known, ServerSession, password_fits
 from engine.tripwire import keep_private
-from policy.scramkeys import LEAST_ITERATIONS, ScramHash, ScramKeys
+from policy.scramkeys import ScramKeys
 from policy.secret import Secret
 
 if TYPE_CHECKING:
     from policy.ingress import ListenerDeclaration
+    from policy.scramkeys import ScramHash
 
     from .service import Ask
+    from .strangers import Strangers
 
 __all__ = ["Users", "offered"]
 
@@ -51,14 +50,12 @@ def offered(declaration: ListenerDeclaration, *, plain: bool, store: bool) -> tu
 
 
 class Users:
-    """What the hooks know. One for each listener."""
+    """What the hooks know. One for each listener. `strangers`: shown where they know nothing."""
 
-    def __init__(self, plain: Ask, store: Ask) -> None:
+    def __init__(self, plain: Ask, store: Ask, strangers: Strangers) -> None:
         self._plain = plain
         self._store = store
-        self._key = os.urandom(32)
-        self._iterations = LEAST_ITERATIONS
-        """Of the stored keys that were seen last: what unknown users are shown."""
+        self._strangers = strangers
         self._limiter = trio.CapacityLimiter(_HASHING)
 
     async def look_up(self, session: ServerSession, event: AuthLookup, meta: object) -> None:
@@ -68,17 +65,13 @@ class Users:
             raise _wrong(event.mechanism, "True", "the user's password or policy.scram_keys(...)")
         known: Known = answer if isinstance(answer, Secret | ScramKeys) else None
         if isinstance(known, ScramKeys):
-            self._iterations = known.iterations
+            await self._strangers.saw(known.iterations)
         elif isinstance(known, Secret):
             keep_private(known)
-        unknown = self._unknown(event.authcid, "SHA-1" if "SHA-1" in event.mechanism else "SHA-256")
+        hash_: ScramHash = "SHA-1" if "SHA-1" in event.mechanism else "SHA-256"
+        unknown = self._strangers.keys(event.authcid, hash_)
         # Iterations of a hash, stored ones or made up: not in the event loop.
         await trio.to_thread.run_sync(session.known, known, unknown, limiter=self._limiter)
-
-    def _unknown(self, user: str, hash_: ScramHash) -> ScramKeys:
-        salt = hmac.digest(self._key, f"{hash_} {user}".encode(), "sha256")[:16]
-        nothing = Secret(os.urandom(32 if hash_ == "SHA-256" else 20))
-        return ScramKeys(hash_, self._iterations, salt, nothing, nothing)
 
     async def judge(self, event: Auth, meta: object) -> bool:
         """Whether these credentials are right. Raises: Reject, HookError."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from policy.ingress import ListenerDeclaration
 
     from .guesses import Guesses
+    from .strangers import Strangers
 
 __all__ = ["Ask", "Counters", "Service"]
 
@@ -73,7 +74,8 @@ def _nonce() -> str:
 
 class Service:
     """One listener's settings and services. `address`: what hooks are told as `listener`. `mechanisms`: of
-    AUTH, see `logins.offered`. `guesses`, `memory`, `tripwire`: shared by all listeners."""
+    AUTH, see `logins.offered`. `guesses`, `memory`, `strangers`, `tripwire`: shared by all
+    listeners."""
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class Service:
         mechanisms: tuple[str, ...] = (),
         guesses: Guesses,
         memory: Memory,
+        strangers: Strangers,
         tripwire: Tripwire,
     ) -> None:
         self.declaration = declaration
@@ -112,7 +115,7 @@ class Service:
         self.on_connect = Ask(hooks, "smtp_server_connection_accepted")
         self.on_ehlo = Ask(hooks, "smtp_server_ehlo")
         plain, store = Ask(hooks, "smtp_server_auth_plain"), Ask(hooks, "smtp_server_auth")
-        self.users = Users(plain, store)
+        self.users = Users(plain, store, strangers)
         self.guesses = guesses
         self.memory = memory
         self.tripwire = tripwire

@@ -25,6 +25,7 @@ from engine.egress.circuitfile import CircuitFile
 from engine.egress.dns import Dns, HostsFile
 from engine.egress.resolve import Resolver
 from engine.egress.site import BadName, parse_endpoint
+from engine.ingress.strangers import Strangers
 from engine.keys import KeySource
 from engine.keys.environment import put_back
 from engine.log import Capture, Log, Record
@@ -301,6 +302,9 @@ class _World(Outside):
     @asynccontextmanager
     async def open_circuits(self, spool: SpoolDeclaration) -> AsyncIterator[CircuitFile | None]:
         yield None
+
+    async def strangers(self, spool: SpoolDeclaration) -> Strangers:
+        return Strangers()
 
     @asynccontextmanager
     async def open_policies(

@@ -12,6 +12,7 @@ import trio
 from engine.errors import SecretUnavailable
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
+from engine.ingress.strangers import Strangers
 from engine.log import Capture, Record
 from engine.memory import Memory
 from engine.model import Message
@@ -218,6 +219,7 @@ async def open_relay(
     *,
     keys: Any = None,
     seconds: float = 20.0,
+    strangers: Strangers | None = None,
     **options: Any,
 ) -> AsyncIterator[Relay]:
     """A listener on a free port of 127.0.0.1 with these hooks and `start_esmtp_listener` options, open for
@@ -226,13 +228,13 @@ async def open_relay(
     declaration = LISTENER(None, options)
     spool, log = FakeSpool(), FakeLog()
     relay = Relay(None, spool, log)  # type: ignore[arg-type]
-    async with _listeners(declaration, relay, make_hooks(hooks), keys or NoKeys()) as listeners:
+    async with _listeners(declaration, relay, make_hooks(hooks), keys or NoKeys(), strangers) as listeners:
         relay.listeners = listeners
         with trio.fail_after(seconds):
             yield relay
 
 
-def _listeners(declaration: Any, relay: Relay, hooks: Hooks, keys: Any) -> Any:
+def _listeners(declaration: Any, relay: Relay, hooks: Hooks, keys: Any, strangers: Any = None) -> Any:
     return open_listeners(
         [declaration],
         hooks=hooks,
@@ -242,4 +244,5 @@ def _listeners(declaration: Any, relay: Relay, hooks: Hooks, keys: Any) -> Any:
         keys=keys,
         hostname="fallback.example",
         memory=relay.memory,
+        strangers=strangers,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import trio
 import policy
 from engine.errors import ConfigError
 from engine.ingress import guesses
+from engine.ingress.strangers import Strangers, state_of
 from engine.net import end_point_binding
 from engine.smtp import MECHANISMS, Binding, Context, client_mechanism
 from policy import Secret
@@ -128,6 +130,30 @@ async def test_an_unknown_user_has_a_salt_of_his_own_that_stays() -> None:
         assert (await server_first(client, "keys"))["iterations"] == "5000"
         assert await server_first(client, "nobody") == {**unknown, "iterations": "5000"}
         assert len(base64.b64decode(unknown["salt"])) == 16
+
+
+async def test_a_restart_and_another_listener_show_the_same_of_an_unknown_user(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What changed would be nobody's: a known user has the salt and iterations that are stored."""
+    state = state_of(tmp_path / "spool")
+    seen = []
+    for _ in range(2):
+        strangers = Strangers(state)
+        for _ in range(2):
+            hooks = {"smtp_server_auth": Users()}
+            async with open_relay(hooks, strangers=strangers, **CLEAR) as relay, relay.client() as client:
+                if not seen:
+                    await server_first(client, "keys")
+                seen.append(await server_first(client, "nobody"))
+    assert seen == [seen[0]] * 4 and seen[0]["iterations"] == "5000"
+    (file,) = (tmp_path / "spool.listeners").iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    state.write("strangers", b'{"key":"","iterations":1}')
+    assert Strangers(state).keys("nobody", "SHA-256").iterations == 4096
+    state.write("strangers", b"?")
+    Strangers(state)
+    assert "it is made anew" in caplog.text
 
 
 @pytest.mark.parametrize(
