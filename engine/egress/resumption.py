@@ -77,6 +77,14 @@ class Sessions:
                 return kept
         return None
 
+    def drop(self, context: ssl.SSLContext) -> None:
+        """A context is not used any more. Its sessions would keep it in memory, and could not be resumed."""
+        for key, stack in list(self._kept.items()):
+            if all(kept.context is context for kept in stack):
+                del self._kept[key]
+            elif any(kept.context is context for kept in stack):
+                self._kept[key] = deque((one for one in stack if one.context is not context), maxlen=_EACH)
+
     def keep(
         self,
         key: SessionKey,

@@ -85,8 +85,8 @@ class Safety:
     """See the module. One for the engine."""
 
     def __init__(self) -> None:
-        self._contexts = TlsContexts()
         self._sessions = Sessions()
+        self._contexts = TlsContexts(gone=self._sessions.drop)
         self._broken: OrderedDict[_Broken, float] = OrderedDict()
 
     def remember_broken(self, candidate: Candidate, terms: Terms) -> bool:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 import ssl
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import msgspec
 import trio
@@ -26,9 +28,13 @@ from .clientcert import ClientCertificate
 
 __all__ = ["TlsContexts", "TlsSetting"]
 
-_KEPT = 64
 _LOOK = 900.0
 """Seconds between two looks whether the system store changed."""
+_CERTIFICATES = 16_384
+"""In all contexts together. One of the system's roots has some 150, takes 0.8 MiB, and 40 ms to be made; one
+of a private authority takes 20 KiB and a millisecond."""
+_OWN_WEIGHT = 4
+"""What a context is without them, in certificates."""
 _HANDSHAKE, _CERTIFICATE = 22, 11
 """A record's type and a message's (RFC 8446 B.1, B.3)."""
 _EMPTY = 8
@@ -54,10 +60,18 @@ class TlsSetting(msgspec.Struct, frozen=True):
 
 
 class TlsContexts:
-    """A small cache of client contexts."""
+    """The client contexts, by what they are made for.
 
-    def __init__(self) -> None:
-        self._cache: OrderedDict[TlsSetting, ssl.SSLContext] = OrderedDict()
+    One that a connection has is found for as long as the connection lasts. Others are kept while all of them
+    hold no more certificates than `_CERTIFICATES`; then those go first that were not asked for for longest,
+    and `gone` is told, for whoever holds something that is of no use any more.
+    """
+
+    def __init__(self, gone: Callable[[ssl.SSLContext], None] = lambda context: None) -> None:
+        self._gone = gone
+        self._kept: OrderedDict[TlsSetting, tuple[ssl.SSLContext, int]] = OrderedDict()
+        self._weight = 0
+        self._living: WeakValueDictionary[TlsSetting, ssl.SSLContext] = WeakValueDictionary()
         self._making = trio.Lock()
         self._looked = float("-inf")
         self._store: _Store = ()
@@ -70,16 +84,13 @@ class TlsContexts:
         """
         if setting.verify and setting.ca_pem is None:
             await self._look()
-        context = self._cache.get(setting)
+        context = self._living.get(setting)
         if context is None:
             async with self._making:
-                context = self._cache.get(setting)
+                context = self._living.get(setting)
                 if context is None:
-                    context = self._cache[setting] = await _in_thread(setting)
-                    if len(self._cache) > _KEPT:
-                        self._cache.popitem(last=False)
-        if setting in self._cache:
-            self._cache.move_to_end(setting)
+                    context = self._living[setting] = await _in_thread(setting)
+        self._keep(setting, context)
         return context
 
     async def _look(self) -> None:
@@ -91,8 +102,30 @@ class TlsContexts:
         store = await trio.to_thread.run_sync(_store)
         if store != self._store:
             self._store = store
-            for setting in [one for one in self._cache if one.verify and one.ca_pem is None]:
-                del self._cache[setting]
+            for setting in list(self._living):
+                if setting.verify and setting.ca_pem is None:
+                    self._forget(setting)
+
+    def _forget(self, setting: TlsSetting) -> None:
+        """It is not found any more, whoever has it."""
+        self._living.pop(setting, None)
+        if setting in self._kept:
+            self._let_go(setting)
+
+    def _keep(self, setting: TlsSetting, context: ssl.SSLContext) -> None:
+        if setting in self._kept:
+            self._kept.move_to_end(setting)
+            return
+        weight = _OWN_WEIGHT + context.cert_store_stats()["x509"]
+        self._kept[setting] = (context, weight)
+        self._weight += weight
+        while self._weight > _CERTIFICATES and len(self._kept) > 1:
+            self._let_go(next(iter(self._kept)))
+
+    def _let_go(self, setting: TlsSetting) -> None:
+        context, weight = self._kept.pop(setting)
+        self._weight -= weight
+        self._gone(context)
 
 
 def _store() -> _Store:

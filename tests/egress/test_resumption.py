@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from engine.egress import tls
 from engine.egress.connection import Connection
 from engine.egress.resolve import Candidate
 from engine.egress.resumption import Kept, SessionKey, Sessions
@@ -62,6 +63,16 @@ async def test_the_next_connection_resumes(version: ssl.TLSVersion, implicit: bo
             assert one.stream.tls is not None and first.stream.tls is not None
             assert msgspec.structs.replace(one.stream.tls, resumed=False) == first.stream.tls
             assert one.stream.binding() == first.stream.binding() is not None
+
+
+async def test_sessions_go_with_their_context(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would keep it in memory, as many times as it is made anew."""
+    monkeypatch.setattr(tls, "_CERTIFICATES", 1)
+    async with open_peer(tls=context(pki)) as peer, open_dial() as dial:
+        for least in ("1.2", "1.3", "1.2", "1.3"):
+            assert not resumed(await dial(path(pki, tls_minimum_version=least), peer))
+            dial.opened.pop().stream.close()
+            assert len(dial.dialer._safety._sessions._kept) == 1
 
 
 async def test_a_session_is_used_once(pki: Pki) -> None:

@@ -320,15 +320,36 @@ async def test_contexts_are_shared_within_one_trust_only(authorities: Authoritie
     assert trusting_root not in others and len(set(map(id, others))) == 5
 
 
-async def test_contexts_that_were_not_used_for_long_are_made_anew(authorities: Authorities) -> None:
-    contexts = TlsContexts()
+async def test_contexts_that_were_not_used_for_long_are_made_anew(
+    authorities: Authorities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "_CERTIFICATES", 64 * (tls._OWN_WEIGHT + 1))
+    gone: list[int] = []
+    contexts = TlsContexts(lambda context: gone.append(id(context)))
     root = authorities.root.pem
-    first, second = [await contexts.get(TlsSetting(True, root + b"\n" * i)) for i in (0, 1)]
+    first, second = [id(await contexts.get(TlsSetting(True, root + b"\n" * i))) for i in (0, 1)]
     for i in range(2, 65):
-        assert await contexts.get(TlsSetting(True, root)) is first
+        assert id(await contexts.get(TlsSetting(True, root))) == first
         await contexts.get(TlsSetting(True, root + b"\n" * i))
-    assert await contexts.get(TlsSetting(True, root)) is first
-    assert await contexts.get(TlsSetting(True, root + b"\n")) is not second
+    assert gone == [second]
+    assert id(await contexts.get(TlsSetting(True, root))) == first
+    assert len(contexts._living) == len(contexts._kept) == 64
+
+
+async def test_as_many_settings_as_are_in_use_share_their_contexts(
+    authorities: Authorities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bound of 64, 65 tenants with TLS settings of their own made every connection load its roots."""
+    contexts = TlsContexts()
+    settings = [TlsSetting(True, authorities.root.pem + b"\n" * i) for i in range(300)]
+    made = [await contexts.get(setting) for setting in settings]
+    assert [await contexts.get(setting) for setting in settings] == made
+    # What connections hold is found whatever the bound is.
+    monkeypatch.setattr(tls, "_CERTIFICATES", 1)
+    settings = [TlsSetting(True, authorities.stranger.pem + b"\n" * i) for i in range(10)]
+    made = [await contexts.get(setting) for setting in settings]
+    assert len(contexts._kept) == 1
+    assert [await contexts.get(setting) for setting in settings] == made
 
 
 async def test_the_system_s_authorities_of_today_count(
