@@ -19,7 +19,7 @@ from engine.egress import login as egress_login
 from engine.egress import resolve, rotation, tlsa
 from engine.ingress import answers
 from engine.keys import oauth2 as oauth2_source
-from engine.log import KINDS
+from engine.log import KINDS, diagnostics
 from engine.queues import ready
 from policy import egress, ingress, keysource, login, protocols, release, runtime
 from policy.egress import SmtpProtocol
@@ -302,6 +302,41 @@ def test_the_error_shown_is_the_error_given(tmp_path: Path, monkeypatch: pytest.
         trio.run(load_policy("mypolicy.py").run_init)
     assert str(caught.value) == shown
     load_policy(None)
+
+
+EXECUTED = {
+    "README.md": "tests/cli/test_check.py",
+    "docs/auth.md": "tests/cli/test_trial.py",
+    "docs/bounces.md": "tests/policy/test_docs_bounces.py",
+    "docs/dane.md": "tests/policy/test_docs.py",
+    "docs/egress-paths.md": "tests/policy/test_docs.py",
+    "docs/keysources.md": "tests/keys/test_docs.py",
+    "docs/mta-sts.md": "tests/policy/test_docs.py",
+    "docs/policy.md": "tests/policy/test_docs.py",
+    "docs/shaping.md": "tests/policy/test_docs_shaping.py",
+    "docs/testing.md": "tests/testing/test_docs.py",
+    "docs/tls.md": "tests/policy/test_docs_tls.py",
+}
+"""Who runs the examples of each page that has any."""
+
+
+def test_every_page_with_examples_has_a_test_that_runs_them() -> None:
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} | {"README.md"}
+    fence = re.compile(r"^```(\w*)$", re.MULTILINE)
+    languages = {page: set(fence.findall((ROOT / page).read_text())) for page in pages}
+    assert {page for page, used in languages.items() if used & {"python", "toml", "json"}} == set(EXECUTED)
+    # No example hides from those who look for it under another name.
+    assert set().union(*languages.values()) <= {"", "python", "toml", "json", "sh", "text", "console"}
+    for page, test in EXECUTED.items():
+        assert Path(page).name in (ROOT / test).read_text(), f"{test} does not read {page}"
+
+
+def test_the_rooms_of_the_log_and_what_lies_beside_the_spool() -> None:
+    (listed,) = re.findall(r"others for single rooms: (.+?)\. `--log-format", OPERATING, re.DOTALL)
+    assert re.findall(r"`(\w+)`", listed) == list(diagnostics.ROOMS)
+    sources = "".join(file.read_text() for file in (ROOT / "engine").rglob("*.py"))
+    for name in set(re.findall(r"rstrip\('/'\)\}\.([\w-]+)\"", sources)):
+        assert f"| `spool.{name}/` |" in OPERATING and OPERATING.count(f"`spool.{name}") == 2
 
 
 def test_dane() -> None:
