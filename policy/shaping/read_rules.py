@@ -43,7 +43,11 @@ _KEYS = (
 )
 _CONDITIONS = ("regex", "code", "enhanced_code", "class")
 _CASE_KEYS = ("reply", "command", "address", "source", "hosts", "mx_list", "expect")
-_TIGHTEN = AUTH | PROTECTION | {"opportunistic_tls_reconnect_on_failed_handshake", "remember_broken_tls"}
+_TIGHTEN = (
+    AUTH
+    | PROTECTION
+    | {"enable_mta_sts", "opportunistic_tls_reconnect_on_failed_handshake", "remember_broken_tls"}
+)
 """Options that an order never sets; the last two are the ways back to clear text."""
 _CODE = re.compile(r"[245][0-9]{2}|[245][0-9]x|[245]xx")
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.(?:[0-9]{1,3}|\*)")

@@ -42,6 +42,7 @@ AUTH: Final = frozenset(
 
 PROTECTION: Final = frozenset(
     {
+        "enable_dane",
         "tls_ca",
         "tls_certificate",
         "tls_implicit",

@@ -135,6 +135,16 @@ def test_credentials_of_one_smart_host_are_never_sent_to_another() -> None:
     assert look(same, "x.example", "mx_list:a.example,b.example").path.smtp_auth_plain_username == "scott"
 
 
+def test_whom_to_trust_is_the_same_for_all_smart_hosts_of_a_list() -> None:
+    """The first one's word would switch DANE off for the other."""
+    merged = table(
+        '["a.example"]\nmx_rollup = false\nenable_dane = false\n'
+        '["b.example"]\nmx_rollup = false\nenable_dane = true'
+    )
+    with pytest.raises(policy.PolicyError, match=r"enable_dane: the smart hosts .* stand in one mx_list"):
+        look(merged, "x.example", "mx_list:a.example,b.example")
+
+
 def test_of_several_smart_hosts_the_first_wins_where_they_may_differ() -> None:
     merged = table(
         '["a.example"]\nmx_rollup = false\nmax_ready = 1\n'

@@ -124,6 +124,8 @@ def kinds(orders: Orders, merged: Table) -> list[str]:
                 "tls_minimum_version": '"1.2"',
                 "openssl_cipher_list": '"ECDHE"',
                 "tls_implicit": "false",
+                "enable_dane": "false",
+                "enable_mta_sts": "{ unset = true }",
                 "tls_certificate": '"/c.pem"',
                 "tls_private_key": '"/k.pem"',
             }.items()
