@@ -8,6 +8,7 @@ is used.
 
 from __future__ import annotations
 
+import logging
 import ssl
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from policy.nets import SocketAddress
 
 __all__ = ["Fetcher", "NoPolicy"]
+
+logger = logging.getLogger("posthorn.egress")
 
 LARGEST = 64 << 10
 """Octets of a policy."""
@@ -56,6 +59,7 @@ class Fetcher:
         self._slots = trio.CapacityLimiter(AT_ONCE)
         self._context: ssl.SSLContext | None = None
         self._made = 0.0
+        self._making = trio.Lock()
 
     async def check(self) -> None:
         """Raises: ConfigError when the CA file cannot be used."""
@@ -147,10 +151,21 @@ class Fetcher:
         return bytes(content)
 
     async def _trusted(self) -> ssl.SSLContext:
-        if self._context is None or trio.current_time() - self._made > _ROOTS_KEPT:
-            self._context = await trio.to_thread.run_sync(_make_context, self._ca)
-            self._made = trio.current_time()
-        return self._context
+        """The trusted roots, of which those that were read before stay if they cannot be read anew."""
+        async with self._making:
+            if self._context is None or trio.current_time() - self._made > _ROOTS_KEPT:
+                try:
+                    self._context = await trio.to_thread.run_sync(_make_context, self._ca)
+                except (OSError, ValueError) as error:
+                    if self._context is None:
+                        raise
+                    logger.warning(
+                        "roots for MTA-STS: %s cannot be read: %s; those read before stay",
+                        self._ca or "the system's",
+                        _why(error),
+                    )
+                self._made = trio.current_time()
+            return self._context
 
 
 def _make_context(ca: str | None) -> ssl.SSLContext:

@@ -184,6 +184,28 @@ async def test_a_slow_server_is_left(
         nursery.cancel_scope.cancel()
 
 
+async def test_roots_are_read_once_for_a_crowd_and_stay_when_they_are_gone(
+    ca: str, server: PolicyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[str | None] = []
+    make = stsfetch._make_context
+
+    def counted(ca: str | None) -> Any:
+        made.append(ca)
+        return make(ca)
+
+    monkeypatch.setattr(stsfetch, "_make_context", counted)
+    fetching = fetcher(ca, server)
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(fetching.fetch, "a.example")
+    assert made == [ca]
+    Path(ca).unlink()
+    monkeypatch.setattr(stsfetch, "_ROOTS_KEPT", -1.0)
+    assert (await fetching.fetch("a.example")).mode == "enforce"
+    assert made == [ca, ca] and f"{ca} cannot be read" in caplog.text
+
+
 async def test_what_a_server_says_is_cut_short(ca: str, authority: Authority) -> None:
     """Reasons are kept for each domain."""
     context = authority.server_context(NAME)
