@@ -65,8 +65,8 @@ async def dane_for(
     own_name: bool = False,
 ) -> Dane:
     """What DANE says of this candidate of this site, for mail whose next-hop domain is `domain`. `own_name`:
-    an issuer's certificate has to have a name of the host, as it must where the host is told a password:
-    the domain's proves nothing about that.
+    an issuer's certificate has to have the name at which the records stand, as it must where the host is told
+    a password: the domain's proves nothing about that.
 
     Raises: ResolveError when it cannot be known now; DaneImpossible when the name server is none whose word
     on DNSSEC counts.
@@ -120,8 +120,10 @@ async def _of_host(
         only_for = ""
         if any(record.usage == DANE_TA for record in records):
             next_hops = await _next_hops(resolver, site, domain)
-            names = tuple(dict.fromkeys((base, host, *next_hops)))
-            only_for = domain if set(next_hops) - {base, host} else ""
+            # Not the host's, where that is an alias: it says nothing of who speaks at `base`, and credentials
+            # may be bound to that.
+            names = tuple(dict.fromkeys((base, *next_hops)))
+            only_for = domain if set(next_hops) - {base} else ""
         count = f"{len(records)} usable record{'s' if len(records) > 1 else ''}"
         return Dane("ok", f"{count} of {owner} TLSA", DaneCheck(records, names), base, only_for)
     return Dane("not_applicable", why)

@@ -145,6 +145,19 @@ async def test_a_host_that_is_an_alias(base: str, more: dict[str, Any]) -> None:
     assert dane.base == base and dane.result == ("ok" if base else "insecure_chain")
 
 
+@pytest.mark.parametrize("own_name", [True, False])
+async def test_a_certificate_of_an_alias_is_none_of_the_host_with_the_records(own_name: bool) -> None:
+    """Any owner of a domain can have one, of an authority that the other's records name; and the name that
+    credentials are bound to would be the other's."""
+    table = zones(host=ALIAS | {"secure": True}, **{"real.other.example": REAL})
+    table["_25._tcp.real.other.example"] = {"TLSA": [TA]}
+    dane = await ask(table, own_name=own_name)
+    assert dane.check is not None and dane.base == "real.other.example"
+    assert dane.check.names == (
+        ("real.other.example",) if own_name else ("real.other.example", "peer.example")
+    )
+
+
 async def test_an_address_has_no_records() -> None:
     dane = await ask(zones(), where=Candidate("192.0.2.1", "192.0.2.1", 25, MX))
     assert dane.result == "insecure_chain" and "an address" in dane.why
