@@ -252,6 +252,19 @@ async def test_a_restart_forgets_nothing(file: Path, tmp_path: Path) -> None:
             assert len(shaper.orders) == 0
 
 
+async def test_a_process_that_is_killed_forgets_little(file: Path, tmp_path: Path) -> None:
+    """What is in force stands on disk within seconds, not only after an orderly end."""
+    file.write_text(BLOCK + rule("code = 421"))
+    state = State(tmp_path / "spool")
+    async with open_peer() as peer, open_automated(file, peer, state=state) as (b, _, shaper):
+        peer.replies["MAIL"] = BUSY
+        await b.submit("one@example.com")
+        await b.until(lambda: b.router.statistics().held)
+        await b.until(
+            lambda: len(State(tmp_path / "spool", writes=False).orders()) == len(shaper.orders) == 1
+        )
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"0" * 32 + b"\n[]", "cut", "flip"])
 async def test_a_damaged_state_is_said_and_the_start_goes_on(
     file: Path, tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
