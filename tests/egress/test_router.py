@@ -185,7 +185,10 @@ async def test_an_unchanged_answer_keeps_sessions_open(bench: Bench, clock: Mock
             assert peer.connections == 1 and changing.asked["path"] >= 3
 
 
-async def test_what_served_goes_on_serving_while_a_hook_fails(bench: Bench, clock: MockClock) -> None:
+async def test_what_served_goes_on_serving_while_a_hook_fails(
+    bench: Bench, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log says each time what is wrong with it."""
     async with open_peer() as peer:
         changing = Changing(peer, refresh_interval="1m")
         async with bench(changing.hooks()) as b:
@@ -203,6 +206,10 @@ async def test_what_served_goes_on_serving_while_a_hook_fails(bench: Bench, cloc
             await b.records("Delivery", 4)
             await trio.testing.wait_all_tasks_blocked()
             assert changing.asked["queue"] == asked + 1
+            said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+            assert len(said) == 2
+            assert all("routes for example.com: " in text and "RuntimeError" in text for text in said)
+            assert all("test_router.py:" in text and "queue_config()" in text for text in said)
 
 
 # -- a queue that is held --------------------------------------------------------------------------

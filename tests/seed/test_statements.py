@@ -355,6 +355,14 @@ def queue(domain, tenant, campaign, routing_domain):
 """
 
 
+BY_ROUTE = """\
+@policy.on("smtp_server_message_received")
+def received(message, conn_meta):
+    if message.recipient().domain == "literal.example":
+        message.set_meta("routing_domain", "relay.internal.example")
+"""
+
+
 def by_file(directory: Path, name: str, block: str, *route: str) -> Path:
     (directory / name).write_text(SHAPING[name].format(block))
     file = directory / "by_file.py"
@@ -373,9 +381,13 @@ async def test_S16_shaping_files_of_both_kinds_carry_auth(name: str, tmp_path: P
         assert record.smtp_auth_user == "scott" and relay.secrets.reads["vault:secret/smtp-auth/local"] == 1
 
 
+@pytest.mark.parametrize("way", ["smart host", "routing domain"])
 @scenario
-async def test_S17_a_host_as_a_block_is_for_that_host_alone(tmp_path: Path) -> None:
+async def test_S17_a_host_as_a_block_is_for_that_host_alone(way: str, tmp_path: Path) -> None:
     file = by_file(tmp_path, "shaping.toml", "relay.internal.example", "relay.internal.example")
+    if way == "routing domain":
+        text = file.read_text().partition('@policy.on("get_queue_config")')[0]
+        file.write_text(text + BY_ROUTE)
     inside, outside = wants_login(), NextHop(tls=True, users=SCOTT)
     hops = {"relay.internal.example": inside, "mx.example.com": outside}
     async with open_relay(file, hops=hops, dns=MX, secrets=TIGER) as relay:
