@@ -16,7 +16,7 @@ import trio
 from engine.app import hosts_of, own_hosts
 from engine.cli.asked import AskedHooks, destination, routing_domain
 from engine.cli.provenance import Hook, Option, made_options, path_options
-from engine.egress.circuitfile import CircuitFile, directory
+from engine.egress.circuitfile import CircuitFile, InUse, directory
 from engine.egress.circuits import OpenCircuit
 from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.mta_sts import DEMAND
@@ -216,6 +216,7 @@ async def _explained(
                     *_stops(queue.name, ready, shaping.automation),
                     *_refused(ready, circuits),
                     *_doubt(shaping.doubtful),
+                    *_in_use(ready, file.in_use() if file is not None else ()),
                 ),
                 await _mta_sts(queue.name, ready, policies),
                 secrets=question.secrets,
@@ -321,6 +322,19 @@ def _refused(ready: ReadyQueue, circuits: Sequence[OpenCircuit]) -> Iterator[str
             left = one.until - now
             when = f"no try for another {left:.0f} s" if left > 0 else "the next session tries"
             yield f"version {one.version} of the credential was refused at {one.said_by}, {when}: {one.text}"
+
+
+def _in_use(ready: ReadyQueue, rows: Sequence[InUse]) -> Iterator[str]:
+    """Which version the path logs in with while the newest is not in use, as the relay wrote it down."""
+    login = ready.path.login
+    hosts = {name for host in ready.site.hosts for name in (host.host, host.reference_name)}
+    for one in rows:
+        if login is not None and one.user == (login.username or "") and not hosts.isdisjoint(one.hosts):
+            state = "is being tried" if one.trying else "waits for a trial"
+            yield (
+                f"version {one.active} of the credential is in use; {one.newest}, which the source has for "
+                f"{one.age:.0f} s or longer, {state}"
+            )
 
 
 async def _road(

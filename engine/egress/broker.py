@@ -214,7 +214,7 @@ class Broker:
 
 
 def _rotation(login: Login, endpoint: Endpoint) -> Rotation:
-    return endpoint.root().rotations.setdefault((login.reference, login.username), Rotation())
+    return endpoint.rotation(login.reference, login.username)
 
 
 def _protected(identity: Identity, session: Connection, path: EgressPath) -> None:

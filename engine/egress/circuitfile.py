@@ -4,7 +4,8 @@
 
     key       32 random octets: the key of the fingerprints that tell versions of secrets apart
     circuits  logins that failed lately (JSON): hosts, user, fingerprints, ages of the failures, what the peer
-              said; and logins that are under way, which count as failed if they are found here
+              said; logins that are under way, which count as failed if they are found here; and which
+              versions are in use that are not the newest
 
 No secret is written. A fingerprint has 32 bits and is keyed, so that it compares with nothing else.
 """
@@ -23,7 +24,7 @@ from engine.statedir import StateDir
 
 from .circuits import Circuits, OpenCircuit
 
-__all__ = ["CircuitFile", "directory"]
+__all__ = ["CircuitFile", "InUse", "directory"]
 
 logger = logging.getLogger("posthorn.egress")
 
@@ -54,9 +55,22 @@ class _Row(msgspec.Struct, frozen=True):
     period: float = 86400.0
 
 
+class InUse(msgspec.Struct, frozen=True):
+    """The version that is in use while the `newest` one is not. `age`: seconds since that was seen, at the
+    moment of writing; `trying`: a trial was under way then."""
+
+    hosts: tuple[str, ...]
+    user: str
+    active: str
+    newest: str
+    age: float
+    trying: bool
+
+
 class _Content(msgspec.Struct, frozen=True):
     written: float
     circuits: list[_Row]
+    in_use: list[InUse] = []
 
 
 def directory(spool: str | os.PathLike[str], *, writes: bool = True) -> StateDir:
@@ -117,12 +131,21 @@ class CircuitFile:
             for row in self._content.circuits
         ]
 
+    def in_use(self) -> list[InUse]:
+        """Where an earlier version was in use, as of now."""
+        if self._content is None:
+            return []
+        passed = max(0.0, time.time() - self._content.written)
+        return [msgspec.structs.replace(one, age=one.age + passed) for one in self._content.in_use]
+
     def restore(self, circuits: Circuits) -> None:
         """Take over what was open. Before anybody logs in."""
         for one in self.circuits():
             circuits.restore(one)
+        if self.in_use():
+            circuits.changed.set()  # an earlier version is not known any more: let nobody believe it
 
-    def save(self, circuits: Sequence[OpenCircuit], now: float) -> None:
+    def save(self, circuits: Sequence[OpenCircuit], now: float, in_use: Sequence[InUse] = ()) -> None:
         """Write them down. Waits for the disk. `now`: the moment of `circuits`."""
         rows = [
             _Row(
@@ -142,7 +165,7 @@ class CircuitFile:
             )
             for one in circuits
         ]
-        self._state.write("circuits", msgspec.json.encode(_Content(time.time(), rows)))
+        self._state.write("circuits", msgspec.json.encode(_Content(time.time(), rows, [*in_use])))
 
     async def keep(self, circuits: Circuits) -> None:
         """Write down what changes, at once where somebody waits for it; never returns. What changed last is
@@ -165,7 +188,12 @@ class CircuitFile:
         self._urgent, circuits.changed = trio.Event(), trio.Event()
         try:
             # Not to be left alone half-way: the next one would write the same file.
-            await trio.to_thread.run_sync(self.save, [*circuits.opened()], trio.current_time())
+            now = trio.current_time()
+            in_use = [
+                InUse(hosts, user, one.active, one.newest, now - one.since, one.trying)
+                for hosts, user, one in circuits.behind()
+            ]
+            await trio.to_thread.run_sync(self.save, [*circuits.opened()], now, in_use)
         finally:
             written.set()
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,12 +30,12 @@ import trio
 from engine.errors import LoginRefused
 
 from .account import Account, Failure, OpenCircuit, Try, grown
+from .rotation import Behind, Rotation
 
 if TYPE_CHECKING:
     from policy.keysource import KeyRef
 
     from .resolve import Candidate
-    from .rotation import Rotation
 
 __all__ = ["LOGIN_DEFERRED", "LOGIN_UNANSWERED", "Circuits", "Endpoint", "OpenCircuit", "Try", "Turn"]
 
@@ -54,10 +55,11 @@ _NEVER = float("-inf")
 class Endpoint:
     """See the module. Two that turn out to be one are joined: ask `root` for what holds."""
 
-    __slots__ = ("_parent", "accounts", "known", "members", "rotations")
+    __slots__ = ("_parent", "_told", "accounts", "known", "members", "rotations")
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[Endpoint, str, Rotation], None] | None = None) -> None:
         self._parent: Endpoint | None = None
+        self._told = told
         self.members: set[str] = set()
         self.known = True
         """Whether it is found by its members."""
@@ -70,6 +72,16 @@ class Endpoint:
         found = self
         while found._parent is not None:
             found = found._parent
+        return found
+
+    def rotation(self, reference: KeyRef | None, user: str | None) -> Rotation:
+        """Which version of a secret is in use; made when nothing is known."""
+        rotations = self.root().rotations
+        found = rotations.get((reference, user))
+        if found is None:
+            told = self._told
+            changed = partial(told, self, user or "") if told is not None else None
+            found = rotations[reference, user] = Rotation(changed)
         return found
 
     def absorb(self, other: Endpoint) -> None:
@@ -112,17 +124,19 @@ class _NotNow(msgspec.Struct):
 class Circuits:
     """See the module. One for the engine."""
 
-    __slots__ = ("_endpoints", "_most", "_not_now", "_open", "_unbound", "changed", "commit")
+    __slots__ = ("_behind", "_endpoints", "_most", "_not_now", "_open", "_unbound", "changed", "commit")
 
     def __init__(self) -> None:
         self._endpoints: dict[str, Endpoint] = {}
         self._most = _KEPT
         self._not_now: OrderedDict[tuple[str, int, str], _NotNow] = OrderedDict()
         self._unbound: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._behind: dict[Rotation, tuple[Endpoint, str]] = {}
+        """Where another version than the newest is in use, and whose it is."""
         self._open: dict[Account, tuple[Endpoint, str]] = {}
         """Accounts with failures, and whose they are."""
         self.changed = trio.Event()
-        """Set when `opened` would give something else; whoever waits puts a new one here."""
+        """Set when `opened` or `behind` would give something else; whoever waits puts a new one here."""
         self.commit: Callable[[], Awaitable[None]] | None = None
         """Returns when what `opened` gives now was written down."""
 
@@ -138,7 +152,7 @@ class Circuits:
         root = next(iter(roots), None)
         if root is None:
             self._tidy()
-            root = Endpoint()
+            root = Endpoint(self._rotated)
         for other in roots:
             if other is not root:
                 root.absorb(other)
@@ -234,6 +248,19 @@ class Circuits:
                 del self._open[account]
             else:
                 yield from account.shown(tuple(sorted(root.members)), user, now)
+
+    def behind(self) -> Iterator[tuple[tuple[str, ...], str, Behind]]:
+        """Hosts and user for whom another version than the newest is in use, and which."""
+        for rotation, (endpoint, user) in [*self._behind.items()]:
+            found = rotation.behind()
+            if found is None or rotation not in endpoint.root().rotations.values():
+                del self._behind[rotation]
+            else:
+                yield tuple(sorted(endpoint.root().members)), user, found
+
+    def _rotated(self, endpoint: Endpoint, user: str, rotation: Rotation) -> None:
+        self._behind[rotation] = (endpoint, user)
+        self.changed.set()
 
     def restore(self, known: OpenCircuit) -> None:
         """A circuit that was open when the engine stopped."""

@@ -13,12 +13,14 @@ The first version is used without a trial: there is nothing to go back to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.keys import Credential
 
-__all__ = ["AGAIN", "FALLBACK", "Rotation"]
+__all__ = ["AGAIN", "FALLBACK", "Behind", "Rotation"]
 
 FALLBACK = 24 * 3600.0
 """Seconds an old version is used while a newer one is refused; as long as one whose source is out."""
@@ -33,12 +35,34 @@ _LONGEST_TRIAL = 900.0
 """Seconds after which a trial of which nothing was heard is given up. Only a defect needs that."""
 
 
+class Behind(NamedTuple):
+    """A version that is `active` while `newest` is not, since that was seen (monotonic seconds). `trying`: a
+    trial is under way."""
+
+    active: str
+    newest: str
+    since: float
+    trying: bool
+
+
 class Rotation:
     """See the module. Times are monotonic seconds."""
 
-    __slots__ = ("_asked", "_begun", "_pending", "_retry_at", "_since", "_trial", "active", "proven")
+    __slots__ = (
+        "_asked",
+        "_begun",
+        "_changed",
+        "_pending",
+        "_retry_at",
+        "_since",
+        "_trial",
+        "active",
+        "proven",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[Rotation], None] | None = None) -> None:
+        """`changed` is told when `behind` gives something else."""
+        self._changed = changed
         self.active: Credential | None = None
         self.proven = False
         """Whether the peer accepted the active version once."""
@@ -49,6 +73,12 @@ class Rotation:
         self._begun = float("-inf")
         self._retry_at = float("-inf")
         self._asked = float("-inf")
+
+    def behind(self) -> Behind | None:
+        """What is in use instead of the newest version; None: that is."""
+        if self._pending is None or self.active is None or self.active.version == self._pending:
+            return None
+        return Behind(self.active.version, self._pending, self._since, self._trial is not None)
 
     def choose(self, newest: Credential, now: float, *, may_try: bool = True) -> tuple[Credential, bool]:
         """What the next session is to use, and whether that is a trial. Who is given one says how it went:
@@ -66,6 +96,7 @@ class Rotation:
         if now < self._retry_at or not may_try:
             return active, False
         self._trial, self._begun = newest, now
+        self._tell()
         return newest, True
 
     def current(self, version: str, newest: str, now: float) -> bool:
@@ -102,6 +133,7 @@ class Rotation:
         self.active, self.proven, self._trial = trial, True, None
         if self._pending == version:
             self._pending = None
+        self._tell()
         return before
 
     def undecided(self, version: str, again: float) -> None:
@@ -109,12 +141,21 @@ class Rotation:
         if self._trial is not None and self._trial.version == version:
             self._trial = None
             self._retry_at = again
+            self._tell()
 
     def _see(self, version: str, now: float) -> None:
         if self._pending != version:
             self._pending, self._since = version, now
             self._retry_at = self._asked = float("-inf")
+            self._tell()
 
     def _use(self, credential: Credential, *, proven: bool) -> None:
+        waited = self._pending is not None
         self.active, self.proven = credential, proven
         self._pending = self._trial = None
+        if waited:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._changed is not None:
+            self._changed(self)

@@ -356,6 +356,8 @@ class Settler:
                 if connection.auth_mechanism:
                     record.smtp_auth_user = connection.auth_user or None
                     record.smtp_auth_mechanism = connection.auth_mechanism
+                    if connection.identity is not None:
+                        record.smtp_auth_version = connection.identity.version
         if begun:
             record.attempt_ms = round((trio.current_time() - begun) * 1000.0, 3)
         if due:

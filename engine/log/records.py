@@ -115,6 +115,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     when the path does not ask."""
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
+    smtp_auth_version: str | None = None
+    """Which version of the secret was used: its fingerprint, as in logs and in ``posthorn explain``."""
     cause: str | None = None
     """One stable word for why mail is held: ``tls``, ``login-refused``, ``secret-unavailable`` ..."""
     next_due: float | None = None
@@ -198,6 +200,7 @@ class _Line(msgspec.Struct, omit_defaults=True, gc=False):
     dane_result: str | None = None
     smtp_auth_user: str | None = None
     smtp_auth_mechanism: str | None = None
+    smtp_auth_version: str | None = None
     cause: str | None = None
     next_due: str | None = None
     attempt_ms: float | None = None
@@ -324,6 +327,7 @@ class LineEncoder:
             record.dane_result,
             record.smtp_auth_user,
             record.smtp_auth_mechanism,
+            record.smtp_auth_version,
             record.cause,
             None if due is None else self._now.text(due),
             record.attempt_ms,

@@ -14,7 +14,7 @@ import trio
 
 from engine.cli import main
 from engine.cli.explanation import auth_text, tls_text
-from engine.egress.circuitfile import CircuitFile
+from engine.egress.circuitfile import CircuitFile, InUse
 from engine.egress.circuitfile import directory as logins_of
 from engine.egress.circuits import OpenCircuit
 from engine.shaping import State
@@ -400,6 +400,17 @@ def test_whom_a_credential_may_be_told_is_said() -> None:
     auth = {"username": "scott", "password": {"key_data": CANARY}, "release_to": release}
     text = auth_text(make_egress_path(enable_tls="Required", smtp_auth=auth))
     assert text.endswith("; released only to a peer as a.example or b.example, at 192.0.2.0/24, at port 465")
+
+
+def test_which_version_is_in_use_is_said(ask: Any) -> None:
+    async def write() -> None:
+        row = InUse(("192.168.1.10",), "scott", "ab12", "cd34", 3600.0, False)
+        CircuitFile.load(logins_of("spool")).save([], trio.current_time(), [row])
+
+    trio.run(write)
+    text = ask("bob@example.com")
+    assert "version ab12 of the credential is in use; cd34, which the source has for 36" in text
+    assert "waits for a trial" in text
 
 
 def test_a_login_that_was_refused_is_said(ask: Any) -> None:

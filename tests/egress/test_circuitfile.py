@@ -20,8 +20,9 @@ from engine.egress.circuitfile import CircuitFile, directory
 from engine.egress.circuits import Circuits, OpenCircuit, Try
 from engine.egress.resolve import Candidate
 from engine.errors import LoginRefused
-from engine.keys import open_keys
+from engine.keys import Credential, open_keys
 from policy.keysource import read_key
+from policy.secret import Secret
 from policy.units import parse_throttle
 
 SCOTT = Try("mx.example", 587, "scott", "4711", budget=parse_throttle("2/h"))
@@ -198,6 +199,29 @@ async def test_a_clean_end_leaves_no_login_under_way(tmp_path: Path, clock: Mock
         await begin_and(circuits, trio.lowlevel.checkpoint)
         nursery.cancel_scope.cancel()
     assert not CircuitFile.load(directory(spool)).circuits()
+
+
+async def test_which_version_is_in_use_is_written_down_and_not_believed_after_a_restart(
+    tmp_path: Path, clock: MockClock
+) -> None:
+    spool = tmp_path / "spool"
+
+    async def first(circuits: Circuits) -> None:
+        rotation = circuits.endpoint(HERE).rotation(None, "scott")
+        rotation.choose(Credential(Secret("1"), "1", 0.0), trio.current_time())
+        rotation.accepted("1")
+        assert rotation.choose(Credential(Secret("2"), "2", 0.0), trio.current_time())[1]
+        await trio.sleep(5)
+        (found,) = CircuitFile.load(directory(spool)).in_use()
+        assert (found.user, found.active, found.newest, found.trying) == ("scott", "1", "2", True)
+        assert 4 <= found.age <= 6
+
+    async def second(circuits: Circuits) -> None:
+        await trio.sleep(5)
+        assert not CircuitFile.load(directory(spool)).in_use()
+
+    await life(spool, first)
+    await life(spool, second)
 
 
 async def test_a_disk_that_does_not_answer_is_waited_for_some_seconds(

@@ -368,6 +368,27 @@ async def test_when_the_old_one_is_refused_the_new_one_is_not_kept_waiting(
         assert trio.current_time() - begun < 5 and set(b.log.kinds()) == {"Delivery"}
 
 
+async def test_which_version_is_in_use_can_be_known(bench: Any, clock: MockClock) -> None:
+    accounts, source = Accounts("one"), Source("one")
+    async with peer_of(accounts) as peer, bench(hooks(peer, source, idle_timeout=0)) as b:
+        circuits = b.router.services.dialer.circuits
+        for number, value in enumerate(["one", "two", "two"], start=1):
+            source.value = value
+            await b.submit()
+            await b.records("Delivery", number)
+            await trio.sleep(3)
+        ((hosts, user, behind),) = circuits.behind()
+        assert (hosts, user, behind.trying) == (("127.0.0.1",), "scott", False)
+        assert {record.smtp_auth_version for record in b.log.records} == {behind.active} != {behind.newest}
+        circuits.changed = trio.Event()
+        accounts.good.add("two")
+        await trio.sleep(300)
+        await b.submit()
+        await b.records("Delivery", 4)
+        assert b.log.records[-1].smtp_auth_version == behind.newest
+        assert not [*circuits.behind()] and circuits.changed.is_set()
+
+
 async def test_a_canary_that_carries_nothing_decides_nothing(bench: Any, clock: MockClock) -> None:
     accounts, source = Accounts("one", "two"), Source("one")
     async with peer_of(accounts) as peer, bench(hooks(peer, source, connection_limit=1)) as b:
