@@ -35,6 +35,7 @@ from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import ScheduledQueue
 from engine.shaping import Automation, State, open_shaping
 from engine.tripwire import Tripwire
+from policy.ceilings import Ceilings, ceilings
 from policy.egress import EgressPath, QueueConfig
 from policy.load import load_policy
 from policy.options import Made, noting
@@ -93,6 +94,7 @@ class Road(msgspec.Struct, frozen=True):
     dane: tuple[str, ...]
     auth: str
     credential: Credential | None
+    at_most: Ceilings
     options: tuple[Option, ...]
     notes: tuple[str, ...]
 
@@ -135,6 +137,7 @@ class Explanation(msgspec.Struct, frozen=True):
             ]
             if road.credential is not None:
                 rows.append(f"  credential    {_credential_text(road.credential)}")
+            rows.append(f"  at most       {road.at_most}")
             rows += _set_rows(road.options)
             unset = sum(option.set_by is None for option in road.options)
             rows.append(f"  and {unset} options that nobody set")
@@ -219,6 +222,7 @@ async def _explained(
                     *_in_use(ready, file.in_use() if file is not None else ()),
                 ),
                 await _mta_sts(queue.name, ready, policies),
+                ceilings(ready.path, queue.config if queue.config is not None else QueueConfig()),
                 secrets=question.secrets,
             )
             for ready, weight in zip(routes.all(), routes.weights(), strict=True)
@@ -348,6 +352,7 @@ async def _road(
     keys: KeyRing,
     stops: tuple[str, ...],
     mta_sts: str,
+    at_most: Ceilings,
     *,
     secrets: bool,
 ) -> Road:
@@ -372,8 +377,9 @@ async def _road(
         await _dane_texts(resolver, ready, domain) if path.enable_dane else (),
         auth_text(path),
         await _credential(path, keys if secrets else None),
+        at_most,
         path_options(path, found, _made(path, made), Hook.at(hook)),
-        (*stops, *(found.notes if found is not None else ())),
+        (*stops, *at_most.notes, *(found.notes if found is not None else ())),
     )
 
 

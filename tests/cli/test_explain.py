@@ -102,6 +102,7 @@ def test_everything_is_said(ask: Any) -> None:
         'enable_tls Required more.json:1 ["192.168.1.10"]',
         'max_ready 1024 (default) more.json:2 ["192.168.1.10"]',
         'over 4096 posthorn:shaping.toml:10 ["default"]',
+        "at most 10 connections (connection_limit)",
         'smtp_auth_plain_username scott shaping.toml:3 ["192.168.1.10"]',
     ):
         assert line in lines, text
@@ -156,6 +157,31 @@ def test_what_dns_does_not_know_of_other_blocks_is_one_note(
         out = ask("bob@example.com", "--no-secrets")
     assert caplog.records == []
     assert "DNS did not say in time which hosts stand behind 29 blocks" in out
+
+
+RATES = """
+@policy.on("get_egress_path_config")
+def path(domain, egress_source, site_name):
+    return policy.make_egress_path(
+        max_message_rate="100/s", max_connection_rate="1/s", max_deliveries_per_connection=20
+    )
+"""
+
+
+def test_the_limit_that_wins_and_the_one_that_is_never_reached(ask: Any) -> None:
+    """The figures of docs/egress-paths.md, which shows these very lines."""
+    page = (Path(__file__).parents[2] / "docs" / "egress-paths.md").read_text().splitlines()
+    said = ask("bob@example.com", shaping=RATES).splitlines()
+    for word in ("  at most  ", "  note  "):
+        (line,) = (line for line in said if line.startswith(word))
+        assert line in page
+    (road,) = json.loads(ask("bob@example.com", "--json", shaping=RATES))["roads"]
+    assert road["at_most"]["message_rate"] == {
+        "value": "20/s",
+        "set_by": "max_connection_rate x max_deliveries_per_connection",
+        "per_second": 20.0,
+    }
+    assert road["at_most"]["notes"] == road["notes"]
 
 
 def test_secrets_may_stay_where_they_are(ask: Any) -> None:
