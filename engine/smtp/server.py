@@ -247,6 +247,8 @@ class ServerSession:
         if verb in (b"EHLO", b"HELO"):
             if self.ehlo_domain:
                 self._idle()
+                if self.closing:
+                    return None  # it was one too many: nothing follows the 421
             return self._hello(verb == b"EHLO", rest)
         if verb == b"QUIT":
             if rest:

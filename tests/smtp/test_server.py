@@ -132,6 +132,20 @@ CONVERSATIONS: dict[str, tuple[bytes, list[int]]] = {
     ),
     "AUTH wrong": (TLS + EHLO + b"AUTH PLAIN AGEAYg==\r\n", [220, 250, 220, 250, 535]),
     "TLS forgets EHLO": (TLS + b"MAIL FROM:<>\r\n", [220, 250, 220, 503]),
+    "STARTTLS inside TLS": (TLS + EHLO + b"STARTTLS\r\nMAIL FROM:<>\r\n", [220, 250, 220, 250, 503, 250]),
+    "the null path is for MAIL alone": (
+        EHLO + b"MAIL FROM:<>\r\nRCPT TO:<>\r\nDATA\r\n",
+        [220, 250, 250, 501, 503],
+    ),
+    "AUTH= of MAIL": (
+        TLS
+        + EHLO
+        + b"".join(
+            b"MAIL FROM:<a@b.example> AUTH=" + value + b"\r\nRSET\r\n"
+            for value in (b"<>", b"e+3Dmc2@example.com", b"a+0D+0Ab", b"e+3dmc2", b"a+4", b"a=b", b"")
+        ),
+        [220, 250, 220, 250] + [250, 250] * 3 + [501, 250] * 4,
+    ),
 }
 
 
@@ -155,6 +169,46 @@ def test_commands_behind_starttls_end_the_session() -> None:
     driver = run(TLS + b"EHLO injected.example\r\n")
     assert driver.codes() == [220, 250, 554]
     assert driver.session.closing and not driver.session.tls
+
+
+def test_starttls_takes_no_argument_and_changes_nothing_then() -> None:
+    driver = run(EHLO + b"STARTTLS now\r\nMAIL FROM:<>\r\n")
+    assert driver.codes() == [220, 250, 501, 250]
+    assert not driver.session.tls and not driver.session.closing
+
+
+def test_octets_between_the_220_and_the_handshake_are_never_read() -> None:
+    """S8: whoever feeds the session must not hand them on; if it does, they are gone all the same."""
+    session = ServerSession(CONFIG)
+    session.greet()
+    session.receive_data(TLS)
+    for _ in range(2):
+        assert session.next_event() is not None
+        session.accept()
+    session.data_to_send()
+    session.receive_data(b"EHLO injected.example\r\nMAIL FROM:<evil@b.example>\r\n")
+    assert session.next_event() is None
+    session.tls_established(None)
+    assert session.next_event() is None and session.data_to_send() == b"" and session.pending == 0
+
+
+def test_tls_forgets_who_logged_in() -> None:
+    """S9: what was said in the clear does not count inside, so the client may (and must) log in again."""
+    config = ServerConfig(hostname="mx.example", offer_auth=("PLAIN",), require_tls_for_auth=False)
+    driver = run(EHLO + b"AUTH PLAIN " + PLAIN + b"\r\n", config=config)
+    assert driver.session.identity == "scott"
+    driver.feed(b"STARTTLS\r\n")
+    assert driver.session.identity is None
+    driver.feed(EHLO + b"AUTH PLAIN " + PLAIN + b"\r\n")
+    assert driver.codes() == [220, 250, 235, 220, 250, 235]
+
+
+@pytest.mark.parametrize("between", [b"RSET\r\n", EHLO, b"HELO client.example\r\n"])
+def test_a_transaction_that_was_given_up_leaves_nothing_behind(between: bytes) -> None:
+    driver = run(EHLO + b"MAIL FROM:<old@b.example>\r\nRCPT TO:<old@d.example>\r\n" + between)
+    assert driver.session.reverse_path is None and driver.session.forward_paths == []
+    driver.feed(b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n")
+    assert [path.text for path in driver.session.forward_paths] == ["c@d.example"]
 
 
 @pytest.mark.parametrize("how", ["whole", "octets", "7"])
@@ -202,6 +256,90 @@ def test_too_many_errors_end_the_session() -> None:
     driver = run(EHLO + b"WHAT\r\n" * 30)
     assert driver.codes()[-1] == 421 and driver.session.closing
     assert driver.codes().count(500) == CONFIG.max_errors
+
+
+@pytest.mark.parametrize(
+    ("command", "answered"),
+    [
+        (b"NOOP\r\n", 103),
+        (b"RSET\r\n", 103),
+        (b"VRFY a\r\n", 103),
+        (EHLO, 102),
+        (b"HELO client.example\r\n", 102),
+    ],
+)
+def test_a_hundred_commands_that_do_nothing_then_each_is_an_error(command: bytes, answered: int) -> None:
+    """S29: the hundred is free, each one after it counts as an error, and a message starts the count anew."""
+    config = ServerConfig(hostname="mx.example", max_errors=3)
+    driver = run(EHLO, config=config)
+    for _ in range(2):
+        driver.output = b""
+        driver.feed(command * 102)
+        assert not driver.session.closing and b"421" not in driver.output
+        driver.session._errors = 0
+        driver.feed(GOOD[len(EHLO) :] + b"x\r\n.\r\n")
+        assert len(driver.bodies) == 1
+        driver.bodies.clear()
+    driver.output = b""
+    driver.feed(command * 110)
+    assert driver.session.closing
+    assert [code < 300 for code in driver.codes()] == [True] * answered + [False], "nothing follows the 421"
+    assert driver.codes()[-1] == 421
+
+
+@pytest.mark.parametrize("verb", [b"EHLO", b"HELO"])
+@pytest.mark.parametrize(
+    ("argument", "code"),
+    [
+        (b"x" * 255, 250),
+        (b"x" * 256, 501),
+        ("ü".encode() * 127, 250),
+        ("ü".encode() * 128, 501),
+        (b"", 501),
+        (b"two words", 501),
+        ("a\u2028b".encode(), 501),
+        ("a\u0085b".encode(), 501),
+        (b"\xff", 501),
+        (b"[127.0.0.1]", 250),
+    ],
+)
+def test_the_name_of_the_client(verb: bytes, argument: bytes, code: int) -> None:
+    """S27."""
+    driver = run(verb + b" " + argument + b"\r\n")
+    assert driver.codes() == [220, code]
+    assert driver.session.ehlo_domain.encode() == (argument if code == 250 else b"")
+
+
+def _path(octets: int, local: str = "a") -> bytes:
+    """A path of this many octets, brackets included."""
+    rest = octets - 2 - len(local.encode()) - 1
+    domain = "b" * 50
+    while len(domain) < rest:
+        domain = "b" * min(50, rest - len(domain) - 1) + "." + domain
+    return f"<{local}@{domain[-rest:]}>".encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        (b"<" + b"x" * 64 + b"@b.example>", 250),
+        (b"<" + b"x" * 65 + b"@b.example>", 501),
+        (b'<"' + b"x" * 62 + b'"@b.example>', 250),
+        (b'<"' + b"x" * 63 + b'"@b.example>', 501),
+        (b"<" + "ü".encode() * 32 + b"@b.example>", 250),
+        (b"<" + "ü".encode() * 33 + b"@b.example>", 501),
+        (_path(256), 250),
+        (_path(257), 501),
+        (_path(256, '"a b"'), 250),
+        (_path(257, '"a b"'), 501),
+        (_path(256, "ü"), 250),
+        (_path(257, "ü"), 501),
+    ],
+)
+def test_an_address_has_its_limits_in_octets(path: bytes, code: int) -> None:
+    """S26; octets, also where a character is two of them."""
+    driver = run(EHLO + b"MAIL FROM:" + path + b" SMTPUTF8\r\n")
+    assert driver.codes() == [220, 250, code]
 
 
 def test_addresses_keep_their_text() -> None:
