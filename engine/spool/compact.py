@@ -5,8 +5,8 @@ any more (its acknowledged records are still there; they are checked and copied)
 
 The steps, and what a crash between them leaves:
 
-1. A thread copies the records and notes into ``N.tmp`` and ``N.jnl`` and syncs. Its header names
-   the segments it replaces. Crash: the ``.tmp`` means nothing, the old segments count.
+1. A thread copies the records and notes into ``N.tmp`` and ``N.jnl`` and syncs both and the directory. Its
+   header names the segments it replaces. Crash: the ``.tmp`` means nothing, the old segments count.
 2. On the loop, without a pause: notes that came during 1 are written again to the new journal, and
    the file is renamed to ``N.seg``; then the handles are told. Crash: whichever name the directory
    shows is the truth, and it has all notes that were handed to the kernel.
@@ -178,6 +178,9 @@ def _copy_blocking(
         shelf.mark_blocking(target, journal, end, True)
         sync_file(files, fd)
         sync_file(files, journal)
+        # The journal's name, before the other file gets the name that counts: a power cut that kept that one
+        # alone would leave mail without notes, and all that was finished would be sent again.
+        files.fsync_directory(shelf.directory)
         if prove:
             files.forget_cache(fd)
             _check_blocking(shelf, target, copy)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 from engine.spool import Files
+from engine.spool.format import JOURNAL_START
 
-__all__ = ["BadDisk", "PowerDisk", "Witness", "failing"]
+__all__ = ["BadDisk", "PowerDisk", "failing"]
 
 Plan = Callable[[str, str], OSError | int | None]
-
-WRITES = ("open", "pwrite", "fdatasync", "fsync_directory", "truncate", "allocate", "unlink", "rename")
 
 
 class BadDisk(Files):
@@ -96,23 +94,6 @@ def failing(number: int, *calls: str, suffix: str = "") -> Plan:
     return plan
 
 
-class Witness(BadDisk):
-    """Copies the whole directory before each call that changes something: what a kill would leave."""
-
-    def __init__(self, root: Path, copies: Path) -> None:
-        super().__init__(self._copy)
-        self.root = root
-        self.copies = copies
-        self.watching = False
-        self.taken: list[tuple[str, Path]] = []
-
-    def _copy(self, call: str, path: str) -> None:
-        if self.watching and call in WRITES:
-            target = self.copies / f"{len(self.taken):04d}"
-            shutil.copytree(self.root, target)
-            self.taken.append((f"before {call} {os.path.basename(path)}", target))
-
-
 class _Inode:
     """Octets that are safe, and writes that are not: (offset, octets), or (size, None) for a cut."""
 
@@ -153,6 +134,13 @@ class PowerDisk(Files):
         self.changes: list[tuple[str | None, str | None, _Inode]] = []
         self.lock = threading.RLock()
         self.before: Callable[[str], None] = lambda call: None
+
+    def adopt(self, root: Path) -> None:
+        """What lies below `root` is on the disk, names and all."""
+        for path in root.rglob("*"):
+            if path.is_file():
+                inode = self.names[str(path)] = self.safe_names[str(path)] = _Inode()
+                inode.safe[:] = path.read_bytes()
 
     def open(self, path: str, flags: int) -> int:
         with self.lock:
@@ -223,6 +211,16 @@ class PowerDisk(Files):
             del names[old]
         if new is not None:
             names[new] = inode
+
+    def unsynced_notes(self) -> bool:
+        """Whether a journal has a note that is not safe yet. Its marks, in front, are mere hints."""
+        with self.lock:
+            return any(
+                offset >= JOURNAL_START and data is not None
+                for name, inode in self.names.items()
+                if name.endswith(".jnl")
+                for offset, data in inode.pending
+            )
 
     def cut(self, root: Path, target: Path) -> None:
         """Write to `target` what could be found of `root` after a power cut now."""
