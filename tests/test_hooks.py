@@ -146,10 +146,9 @@ async def test_a_hook_that_swallows_cancellation_is_named(
     caught: list[int] = []
     await hooks_of(ANY, stubborn).call(ANY, None, None)
     assert len(caught) == 150
-    assert [
-        record.getMessage() for record in caplog.records if "although it is cancelled" in record.getMessage()
-    ]
-    assert len(caplog.records) == 1
+    # A busy machine may have made it hold the loop besides, which is another line.
+    said = [text for text in caplog.messages if "held the event loop" not in text]
+    assert len(said) == 1 and "although it is cancelled" in said[0]
 
 
 async def test_cancellation_passes() -> None:

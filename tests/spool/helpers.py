@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -246,7 +245,3 @@ class PowerDisk(Files):
                 place = target / Path(path).relative_to(root)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(content)
-
-
-def no_space() -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

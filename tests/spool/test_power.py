@@ -50,7 +50,7 @@ class Load:
     async def _client(self, spool: DurableSpool, turns: int) -> None:
         rng = self.rng
         for _ in range(turns):
-            body = rng.randbytes(rng.choice((10, 700, 2_000, 7_000)))
+            body = rng.randbytes(rng.choice((10, 700, 2_000, 5_000)))
             messages = [message(rng.randint(1, 40)) for _ in range(rng.randint(1, 3))]
             for one in messages:
                 self.bodies[one.id] = body
@@ -74,7 +74,7 @@ class Load:
         last = {id(handle.place): name for name, handle in self.handles.items()}
         for name in self.handles.keys() - last.values():
             self.finish(spool, name)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while spool.statistics().compactions == before:
                 await trio.sleep(0.005)
 
@@ -140,24 +140,26 @@ async def loaded(
         else:
             draw(disk, target)
 
-    dice, share = random.Random(-seed), often
+    dice, share, repeat = random.Random(-seed), often, 1
     disk = PowerDisk(random.Random(seed))
     load = Load(seed)
     cuts: list[Cut] = []
 
     def before(call: str) -> None:
-        if dice.random() < (share if call != "pwrite" else often):
+        for _ in range(repeat if call != "pwrite" else 1):
+            if dice.random() >= (share if call != "pwrite" else often):
+                continue
             cuts.append(Cut(copies / f"{len(cuts):04d}", call, load, take))
 
     async with open_spool(root, files=disk, segment_size=SMALL, spare_segments=2, compact_age=0.0) as spool:
         disk.before = before
         await load.run(spool, clients=6, turns=14)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while disk.unsynced_notes():
                 await trio.sleep(0.005)
         load.synced = set(load.finished)
         # What is merged now must not lose the notes on those that are finished: cut at every step of it.
-        share = 1.0
+        share, repeat = 1.0, 5
         await load.thin_out(spool)
         disk.before = lambda call: None
     return load, disk, cuts
