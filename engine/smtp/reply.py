@@ -10,7 +10,7 @@ __all__ = ["Reply", "enhanced_text"]
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _LINE = 480
-"""Characters of text per line we send; RFC 5321 4.5.3.1.5 allows 512 octets for the whole line."""
+"""Octets of text per line we send; RFC 5321 4.5.3.1.5 allows 512 for the whole line."""
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -58,7 +58,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
         code = self.code
         lead = f"{self.enhanced} " if self.enhanced else ""
         text = self.text
-        if len(text) <= _LINE and text.isprintable():
+        if len(text) <= _LINE and text.isascii() and text.isprintable():
             return f"{code} {lead}{text}\r\n".encode()
         lines: list[str] = []
         for line in text.split("\n"):
@@ -71,10 +71,11 @@ class Reply(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 def _folded(line: str) -> list[str]:
     pieces: list[str] = []
-    while len(line) > _LINE:
-        cut = line.rfind(" ", 1, _LINE)
+    while len(octets := line.encode()) > _LINE:
+        most = octets[:_LINE].decode(errors="ignore")  # not half a character
+        cut = most.rfind(" ", 1)
         if cut < 0:
-            cut = _LINE
+            cut = len(most)
         pieces.append(line[:cut])
         line = line[cut:].lstrip(" ")
     pieces.append(line)
