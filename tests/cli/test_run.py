@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import __version__, _fast
 from engine.cli.run import run
 from engine.errors import ConfigError
 from policy.load import load_policy
@@ -189,5 +190,5 @@ def test_it_says_where_it_listens_and_ends_with_status_0_when_told_to(tmp_path: 
     assert (process.returncode, out) == (0, b"")
     lines = [json.loads(line) for line in errors.read_text().splitlines()]
     assert [line["level"] for line in lines] == ["info"] * len(lines)
-    assert lines[0]["message"].startswith("Posthorn ") and "policy mail.py" in lines[0]["message"]
+    assert lines[0]["message"] == f"Posthorn {__version__}, policy mail.py, {_fast.ACTIVE} hot path"
     assert lines[-1]["message"].startswith("stopped: 0 delivered, 0 bounced")

@@ -509,6 +509,29 @@ async def test_remembering_alone_helps_from_the_next_session_on(
             await dial(remembering, peer)
 
 
+async def test_a_handshake_that_takes_too_long_is_no_broken_tls(clock: MockClock) -> None:
+    """Whoever can delay packets must not be able to have the mail sent in the clear, now or later."""
+    said: list[str] = []
+
+    async def script(wire: Wire) -> None:
+        await wire.greet("STARTTLS")
+        said.append(await wire.line())
+        await wire.say("220 go ahead")
+        await wire.until_closed()
+
+    lax = path(
+        "Opportunistic",
+        remember_broken_tls="1h",
+        opportunistic_tls_reconnect_on_failed_handshake=True,
+        starttls_timeout="21s",
+    )
+    async with open_peer(script) as peer, open_dial() as dial:
+        for _ in range(2):
+            with pytest.raises(NoHostReached, match="handshake not done within 21 s"):
+                await dial(lax, peer)
+        assert said == ["STARTTLS", "STARTTLS"] and peer.connections == 2
+
+
 async def test_hosts_whose_handshake_failed_are_bounded(
     clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

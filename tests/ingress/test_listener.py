@@ -233,6 +233,15 @@ async def test_a_client_that_does_not_read_our_replies(autojump_clock: MockClock
         assert trio.current_time() - begun == pytest.approx(60, abs=1.2)
 
 
+async def test_a_handshake_that_never_comes_is_given_up_without_a_word(autojump_clock: MockClock) -> None:
+    """S32, S10: behind the 220 nothing is said in the clear."""
+    async with open_relay(seconds=1000) as relay, relay.client() as client:
+        assert (await client.ask(b"STARTTLS\r\n"))[0] == 220
+        begun = trio.current_time()
+        assert await client.reply() == (0, "")
+        assert trio.current_time() - begun == pytest.approx(30, abs=0.5)
+
+
 async def test_an_async_hook_is_not_hurried_by_the_clients_clock(autojump_clock: MockClock) -> None:
     async def slow(subject: Any, conn_meta: Any) -> None:
         await trio.sleep(29)
@@ -285,6 +294,15 @@ async def test_drain_ends_idle_sessions_at_once_and_lets_transactions_finish() -
         assert await busy.reply() == (0, "")
         assert len(relay.queued) == 1
         assert relay.log.of("Rejection") == []
+
+
+async def test_a_stop_in_the_middle_of_a_handshake_says_nothing_in_the_clear(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relay() as relay, relay.client() as client:
+        assert (await client.ask(b"STARTTLS\r\n"))[0] == 220
+        await relay.listeners.drain(10)
+        assert await client.reply() == (0, "")
 
 
 async def test_drain_waits_no_longer_than_it_was_told(autojump_clock: MockClock) -> None:
