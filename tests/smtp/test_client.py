@@ -143,11 +143,54 @@ def test_what_is_no_answer_is_a_protocol_error(data: bytes) -> None:
         events(session, data)
 
 
-def test_a_2xx_to_data_is_no_answer() -> None:
+@pytest.mark.parametrize("code", [200, 250, 251, 300, 353, 355, 399])
+def test_only_354_or_a_refusal_answers_data(code: int) -> None:
     session = greeted("PIPELINING")
     session.mail(tx())
+    with pytest.raises(RemoteProtocolError, match=f"{code} is no answer to DATA"):
+        events(session, b"250 ok\r\n250 ok\r\n%d ok\r\n" % code)
+
+
+def _before(kind: str) -> ClientSession:
+    """A session that waits for the answer to this."""
+    if kind == "greeting":
+        return ClientSession("me.example")
+    session = greeted("PIPELINING", "STARTTLS", "AUTH PLAIN")
+    if kind == "EHLO":
+        session.hello()
+    elif kind == "HELO":
+        session.hello()
+        events(session, b"502 5.5.1 what?\r\n")
+    elif kind == "STARTTLS":
+        session.starttls()
+    elif kind == "AUTH":
+        session.auth(client_mechanism("PLAIN", "scott", Secret("tiger")))
+    elif kind == "RSET":
+        session.rset()
+    elif kind == "QUIT":
+        session.quit()
+    else:
+        one = tx()
+        session.mail(one)
+        steps = ["MAIL FROM", "RCPT TO", "DATA", "final dot"]
+        for step in steps[: steps.index(kind)]:
+            events(session, b"354 go\r\n" if step == "DATA" else b"250 ok\r\n")
+        if kind == "final dot":
+            session.body(one, [b"x\r\n"])
+    return session
+
+
+KINDS = ["greeting", "EHLO", "HELO", "STARTTLS", "AUTH", "RSET", "QUIT", "MAIL FROM", "RCPT TO", "final dot"]
+
+
+@pytest.mark.parametrize("code", [100, 199, 300, 354, 399])
+@pytest.mark.parametrize("kind", KINDS)
+def test_1yz_and_3yz_are_no_answers_where_none_is_due(kind: str, code: int) -> None:
+    """C5; what follows it would be paired with the wrong command."""
+    session = _before(kind)
+    assert session.stage == kind
     with pytest.raises(RemoteProtocolError):
-        events(session, b"250 ok\r\n250 ok\r\n250 ok\r\n")
+        events(session, b"%d what\r\n" % code)
 
 
 def test_a_reply_nobody_asked_for() -> None:
