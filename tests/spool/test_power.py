@@ -23,6 +23,9 @@ from tests.spool.helpers import PowerDisk
 SMALL = 32 << 10
 """Octets of a segment: small, so that a short load begins, empties, reuses and merges many."""
 
+NAMES = ("rename", "unlink", "fsync_directory")
+"""Calls about names: few, and where a merge can go wrong."""
+
 
 class Load:
     """Clients that commit, and deliveries that finish and postpone, over one spool."""
@@ -69,14 +72,19 @@ class Load:
             self.finish(spool, name)
 
     async def thin_out(self, spool: DurableSpool) -> None:
-        """Finish all but one of each segment, so that what is left of some is merged."""
+        """Finish all but one of each segment until what is left of some was merged."""
         before = spool.statistics().compactions
-        last = {id(handle.place): name for name, handle in self.handles.items()}
-        for name in self.handles.keys() - last.values():
-            self.finish(spool, name)
-        with trio.fail_after(60):
-            while spool.statistics().compactions == before:
-                await trio.sleep(0.005)
+        for _ in range(50):
+            last = {id(handle.place): name for name, handle in self.handles.items()}
+            for name in self.handles.keys() - last.values():
+                self.finish(spool, name)
+            with trio.move_on_after(0.2):
+                while spool.statistics().compactions == before:
+                    await trio.sleep(0.005)
+            if spool.statistics().compactions > before:
+                return
+            await self.run(spool, clients=6, turns=2)  # there was not enough to be worth it
+        raise AssertionError("nothing was merged")
 
     def finish(self, spool: DurableSpool, name: bytes) -> None:
         handle = self.handles[name]
@@ -146,8 +154,8 @@ async def loaded(
     cuts: list[Cut] = []
 
     def before(call: str) -> None:
-        for _ in range(repeat if call != "pwrite" else 1):
-            if dice.random() >= (share if call != "pwrite" else often):
+        for _ in range(repeat if call in NAMES else 1):
+            if dice.random() >= (share if call in NAMES else often):
                 continue
             cuts.append(Cut(copies / f"{len(cuts):04d}", call, load, take))
 
@@ -165,7 +173,7 @@ async def loaded(
     return load, disk, cuts
 
 
-SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 60))]
+SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 60))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -194,7 +202,7 @@ async def test_a_start_that_loses_its_power_in_the_middle_is_simply_made_again(
     load, _, cuts = await loaded(root, copies, seed, often=0.05)
     dice = random.Random(seed)
     tried = 0
-    for cut in random.Random(seed).sample(cuts, 6):
+    for cut in random.Random(seed).sample(cuts, 4):
         disk = PowerDisk(random.Random(seed))
         disk.adopt(cut.where)
         again: list[Cut] = []
@@ -211,14 +219,14 @@ async def test_a_start_that_loses_its_power_in_the_middle_is_simply_made_again(
             assert await contents(second.where) == first, f"after a cut before {second.call}"
             shutil.rmtree(second.where)
             tried += 1
-    assert tried > 10
+    assert tried > 5
 
 
 async def test_a_kill_before_any_call_loses_nothing_and_brings_nothing_back(tmp_path: Path) -> None:
     """What was given to the kernel survives a kill: notes, too, so that nothing comes twice (D32)."""
     root, copies = tmp_path / "spool", tmp_path / "copies"
-    load, _, cuts = await loaded(root, copies, 7, often=0.3, draw=lambda disk, to: shutil.copytree(root, to))
-    assert len(cuts) > 40
+    load, _, cuts = await loaded(root, copies, 7, often=0.12, draw=lambda disk, to: shutil.copytree(root, to))
+    assert len(cuts) > 20
     for cut in cuts:
         cut.check(await contents(cut.where), killed=True)
         shutil.rmtree(cut.where)
