@@ -198,6 +198,39 @@ def test_no_asyncio() -> None:
     assert told([found for found in everywhere if found.what.partition(".")[0] == "asyncio"]) == []
 
 
+def runs_data(source: str, allowed: set[str]) -> list[str]:
+    """What could make code of data in a source: an import, or a call of a built-in."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            name = node.func.id
+        elif isinstance(node, ast.Import):
+            name = " ".join(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = (node.module or "").partition(".")[0]
+        else:
+            continue
+        if set(name.split()) & (CODE_OF_DATA - allowed):
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+CODE_OF_DATA = {"eval", "exec", "compile", "pickle", "marshal", "shelve"}
+MAY_RUN = {"policy.load": {"exec", "compile"}}
+"""A policy file is code, and the only data that is."""
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_data_is_never_run(module: str) -> None:
+    """What a peer sent lies in the spool and comes back from there (reliability D13, Y10)."""
+    assert runs_data(SOURCES[module].read_text(), MAY_RUN.get(module, set())) == []
+
+
+@pytest.mark.parametrize("source", ["import pickle", "from marshal import loads", "x = eval('1')"])
+def test_running_data_is_noticed(source: str) -> None:
+    assert runs_data(source, set()) != []
+
+
 def test_every_package_says_what_it_is() -> None:
     for path in SOURCES.values():
         assert ast.get_docstring(ast.parse(path.read_text())), f"{path.relative_to(ROOT)} has no docstring"

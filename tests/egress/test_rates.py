@@ -250,6 +250,26 @@ async def test_8_bit_mail_to_a_peer_that_does_not_take_it(
                 assert codes == {("Bounce", "5.6.3"), ("Bounce", "5.6.7")} and "MAIL" not in peer.words()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "tried"),
+    [("Ipv4Only", "127.0.0.1"), ("Ipv6Only", "::1"), ("Ipv4ThenIpv6", "127.0.0.1"), ("Ipv6ThenIpv4", "::1")],
+)
+async def test_which_addresses_of_a_host_are_tried(
+    strategy: str, tried: str, bench: Any, clock: MockClock
+) -> None:
+    """A host with one address of each family; nobody listens at the newer one."""
+    async with open_peer() as peer:
+        queue = {"protocol": {"smtp": {"mx_list": [f"localhost:{peer.port}"]}}}
+        async with bench(to(queue=queue, ip_lookup_strategy=strategy)) as b:
+            await b.submit()
+            record = await b.first()
+            if tried == "::1":
+                assert record.type == "TransientFailure"
+                assert f"localhost[::1]:{peer.port}" in record.content and "127.0.0.1" not in record.content
+            else:
+                assert (record.type, record.peer_addr) == ("Delivery", tried)
+
+
 async def test_which_port_goes_first(bench: Any, clock: MockClock) -> None:
     """The source's, else the one that was written with the host, else the path's."""
     async with open_peer() as path, open_peer() as host, open_peer() as source:

@@ -95,6 +95,19 @@ async def test_several_loggers_each_with_its_own_captures(tmp_path: Path) -> Non
     assert (b["meta"], b["headers"]) == ({"campaign": "c"}, {"Subject": "s"})
 
 
+@pytest.mark.parametrize(("asked", "level"), [({}, None), ({"compression_level": 19}, 19)])
+async def test_the_level_of_compression_is_the_one_that_was_asked_for(
+    asked: dict[str, int], level: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How often a segment is flushed has more to do with its size, so the size would say little."""
+    levels: list[int | None] = []
+    real = segments._compressor
+    monkeypatch.setattr(segments, "_compressor", lambda level: (levels.append(level), real(level))[1])
+    async with open_log([LogDeclaration(log_dir=str(tmp_path), **asked)], drain_limit=1e6) as log:
+        log.write(record(1))
+    assert len(stored(tmp_path)) == 1 and levels == [level]
+
+
 async def test_without_loggers_writing_is_nothing() -> None:
     async with open_log([]) as log:
         log.write(record(1))

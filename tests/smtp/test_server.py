@@ -133,6 +133,10 @@ CONVERSATIONS: dict[str, tuple[bytes, list[int]]] = {
     "AUTH wrong": (TLS + EHLO + b"AUTH PLAIN AGEAYg==\r\n", [220, 250, 220, 250, 535]),
     "TLS forgets EHLO": (TLS + b"MAIL FROM:<>\r\n", [220, 250, 220, 503]),
     "STARTTLS inside TLS": (TLS + EHLO + b"STARTTLS\r\nMAIL FROM:<>\r\n", [220, 250, 220, 250, 503, 250]),
+    "arguments where there are none": (
+        EHLO + b"MAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA x\r\nRSET x\r\nQUIT x\r\nDATA\r\n.\r\n",
+        [220, 250, 250, 250, 501, 501, 501, 354, 250],
+    ),
     "the null path is for MAIL alone": (
         EHLO + b"MAIL FROM:<>\r\nRCPT TO:<>\r\nDATA\r\n",
         [220, 250, 250, 501, 503],
