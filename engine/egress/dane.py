@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import (
@@ -153,6 +153,7 @@ class DaneCheck(msgspec.Struct, frozen=True):
             if record.usage == DANE_EE and (record.selector, record.matching, record.data) in own:
                 return Verdict(True, f"DANE: TLSA {record} of {base} matches the peer")
         anchors = self._anchors(others)
+        anchors.pop(leaf, None)
         if anchors:
             name = _first_name(leaf, self.names)
             found = _chain(leaf, others, list(anchors), name)
@@ -211,26 +212,44 @@ def _chain(
     """The certificates from `leaf`, a server of that name, to one of the anchors; or why there are none.
 
     A peer can send certificates that lead to each other in thousands of ways, all of which would be looked at
-    while everything else stands still: of each name one issuer counts, and none that issued itself.
+    while everything else stands still. So only a few of them count.
     """
     try:
         subject = x509.DNSName(name)
     except ValueError:
         return "no name that a certificate can have"
-    between: dict[x509.Name, x509.Certificate] = {}
-    for one in others:
-        if one.subject != one.issuer and one not in anchors:
-            between.setdefault(one.subject, one)
+    between = _few(one for one in others if one not in anchors and not _is_self_signed(one))
+    of_own_name = [one for one in between if one.subject == one.issuer]
     verifier = (
         PolicyBuilder()
-        .store(Store(anchors))
+        .store(Store(_few(anchors)))
         .extension_policies(ca_policy=_ISSUER, ee_policy=_SERVER)
         .build_server_verifier(subject)
     )
     try:
-        return verifier.verify(leaf, list(between.values()))
+        return verifier.verify(leaf, [one for one in between if one not in of_own_name[1:]])
     except VerificationError as error:
         return str(error).removeprefix("validation failed: ").partition(" (encountered")[0]
+
+
+def _few(certificates: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    """Of each name those with the first two keys: so many there are while a key is changed."""
+    kept: dict[x509.Name, dict[bytes, x509.Certificate]] = {}
+    for one in certificates:
+        keys = kept.setdefault(one.subject, {})
+        if len(keys) < 2:
+            keys.setdefault(key_info(one), one)
+    return [one for keys in kept.values() for one in keys.values()]
+
+
+def _is_self_signed(certificate: x509.Certificate) -> bool:
+    if certificate.subject != certificate.issuer:
+        return False
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except (*_UNREADABLE, InvalidSignature):
+        return False
+    return True
 
 
 def _may_sign(policy: Policy, certificate: x509.Certificate, extension: x509.KeyUsage | None) -> None:

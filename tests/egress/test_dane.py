@@ -234,7 +234,11 @@ def test_ta_refuses_an_issuer_that_is_no_ca() -> None:
 
 def test_ta_is_not_the_peers_own_certificate() -> None:
     chain = der(Pki().server(BASE, self_signed=True))
-    assert not check(tlsa(x509.load_der_x509_certificate(chain[0]), 2, 1, 1))(chain).ok
+    own = x509.load_der_x509_certificate(chain[0])
+    for matching in (0, 1):
+        for sent in (chain, [*chain, chain[0]]):
+            assert not check(tlsa(own, 2, 0, matching))(sent).ok
+            assert not check(tlsa(own, 2, 1, matching))(sent).ok
 
 
 def test_ta_refuses_sha1() -> None:
@@ -284,21 +288,36 @@ def test_the_certificates_in_the_way_to_an_issuer_say_until_when() -> None:
 # What a stranger may send
 
 
-@pytest.mark.parametrize("kind", ["to itself", "to and fro", "issuers"])
+@pytest.mark.parametrize("kind", ["to itself", "to and fro", "keys", "issuers"])
 def test_certificates_that_lead_anywhere_cost_little(kind: str) -> None:
     """Everything else stands still meanwhile, and each of thousands of ways costs checks of signatures."""
     key = ec.generate_private_key(ec.SECP521R1())
     names = (BASE, "a.example", "b.example", DOMAIN)
     leaf = issued("a server", "A", key, names=names)
-    first = {"to itself": "A", "to and fro": "B", "issuers": "A"}[kind]
+    first = "B" if kind == "to and fro" else "A"
     between = [issued("A", first, key) for _ in range(4)]
     between += [issued("B", "A", key) for _ in range(4 if kind == "to and fro" else 0)]
     anchors = [issued(f"anchor {n}", f"anchor {n}", key) for n in range(15 - len(between))]
+    if kind == "keys":
+        one, two, *others = [ec.generate_private_key(ec.SECP521R1()) for _ in range(8)]
+        leaf = issued("a server", "A", one, names=names)
+        between = [issued("A", "A", two, public=one), issued("A", "A", one, public=two)]
+        anchors = [issued("A", "A", other) for other in others for _ in range(2)]
     records = [tlsa(one, 2, 0, 1) for one in anchors]
     chain = [one.public_bytes(Encoding.DER) for one in (leaf, *between, *anchors)]
     begun = time.process_time()
     assert not check(*records, names=names)(chain).ok
     assert time.process_time() - begun < 0.5, "it was 15 s"
+
+
+def test_an_issuer_may_change_its_key() -> None:
+    """Then there are two of its name, and one that it issued to itself (RFC 5280 6.1)."""
+    old, new = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    leaf = issued("a server", "A", new, names=(BASE,))
+    anchor, over = issued("A", "A", old), issued("A", "A", old, public=new)
+    for between in ([over, anchor], [anchor, over], [issued("A", "A", new), over, anchor]):
+        chain = [one.public_bytes(Encoding.DER) for one in (leaf, *between)]
+        assert check(tlsa(anchor, 2, 0, 1))(chain).ok
 
 
 def test_a_key_that_is_named_is_that_of_all_its_certificates() -> None:
