@@ -18,7 +18,7 @@ from engine import __version__, _fast
 from engine.cli.run import run
 from engine.errors import ConfigError
 from policy.load import load_policy
-from tests.support.ports import is_open, until
+from tests.support.ports import free_port, is_open, until
 from tests.support.posthorn import command, environment
 
 POLICY = """\
@@ -107,10 +107,9 @@ def test_an_address_of_another_machine_is_named(fails: Callable[[str], str]) -> 
 
 
 def test_a_second_listener_that_fails_takes_the_first_one_with_it(fails: Callable[[str], str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe, socket.create_server(("127.0.0.1", 0)) as taken:
-        free = f"127.0.0.1:{probe.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = f"127.0.0.1:{free_port()}"
         in_use = f"127.0.0.1:{taken.getsockname()[1]}"
-        probe.close()
         both = POLICY.replace("127.0.0.1:0", free) + f'    policy.start_esmtp_listener(listen="{in_use}")\n'
         assert in_use in fails(both)
         assert not is_open(int(free.rpartition(":")[2]))

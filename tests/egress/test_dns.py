@@ -14,6 +14,7 @@ from engine.egress.resolve import Resolver
 from engine.egress.site import Site
 from engine.errors import ConfigError, ResolveError
 from tests.support.fakedns import REFUSED, SERVFAIL, TIMEOUT, Zones, serve_dns
+from tests.support.ports import free_port
 
 ZONES: Zones = {
     "example.com": {"MX": ["10 mx1.example.com.", "20 MX2.example.com."], "ttl": 77},
@@ -76,9 +77,7 @@ async def test_a_silent_server_is_given_up_and_cancellation_is_prompt() -> None:
 
 
 async def test_a_dead_server_names_itself() -> None:
-    with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as free:
-        await free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     client = StubResolver([f"127.0.0.1:{port}"])
     assert client._resolver is not None
     client._resolver.timeout, client._resolver.lifetime = 0.1, 0.2

@@ -6,7 +6,6 @@ attempt count, or a secret show.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from tests.support.bytesink import ByteSink, run_sink
 from tests.support.certificates import Authority
 from tests.support.openbao import ROOT_TOKEN, run_openbao
+from tests.support.ports import free_port
 from tests.support.posthorn import Relay, relay
 from tests.support.rawclient import RawClient
 
@@ -180,9 +180,7 @@ def test_a_vault_that_is_sealed(tmp_path: Path, authority: Authority) -> None:
 def test_a_start_while_vault_is_down(tmp_path: Path, authority: Authority) -> None:
     """Nobody listens there: the relay starts, accepts and holds (V5), and delivers once the server is up."""
     ca = authority.write(tmp_path / "ca.pem")
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+    port = free_port()
     path = options(ca, {"vault_mount": "secret", "vault_path": "smtp-auth/next-hop"})
     env = {"VAULT_ADDR": f"http://127.0.0.1:{port}", "VAULT_TOKEN": ROOT_TOKEN}
     with (
