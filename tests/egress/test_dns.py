@@ -22,7 +22,7 @@ ZONES: Zones = {
     "alias.example": {"CNAME": ["example.com."]},
     "null.example": {"MX": ["0 ."]},
     "odd.example": {"MX": ["10 a\\032b.example."]},
-    "many.example": {"MX": [f"{i} mail-exchanger-number-{i}.many.example." for i in range(1000)]},
+    "many.example": {"MX": [f"{i} mail-exchanger-number-{i}.many.example." for i in range(100)]},
     "broken.example": {"MX": SERVFAIL},
     "closed.example": {"MX": REFUSED},
     "slow.example": {"MX": TIMEOUT},
@@ -49,7 +49,7 @@ async def test_answers() -> None:
 
 async def test_long_answers_come_by_tcp() -> None:
     async with serve_dns(ZONES) as server:
-        assert len((await StubResolver([server]).query("many.example", "MX")).records) == 1000
+        assert len((await StubResolver([server]).query("many.example", "MX")).records) == 100
 
 
 @pytest.mark.parametrize(
