@@ -14,7 +14,7 @@ from os import environ
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-IDEAS = ("commands", "replies", "data", "bodies", "headers", "patterns")
+IDEAS = ("commands", "replies", "data", "bodies", "headers", "patterns", "sockets")
 
 extensions = [
     Extension(

@@ -1,10 +1,11 @@
-"""Sockets: the only place that calls ``recv`` and ``send``.
+"""Sockets: the only place that receives and sends.
 
 Every call tries the system call first and waits (``trio.lowlevel.wait_readable`` and
 ``wait_writable``) only when the kernel says EAGAIN. On this project's machine that costs 48 us of
 CPU per received message where ``trio.SocketStream`` costs 74 us (design notes, performance). The
 same class carries plain text and TLS: TLS is a non-blocking ``ssl.SSLSocket`` over the same
-descriptor, driven by the same two waits.
+descriptor, driven by the same two waits; plain text goes by `engine._fast`, because an exception for
+each EAGAIN and the socket object's own work cost more than the system call.
 
 Cancellation: a cancelled send has sent an unknown part; the stream must then be closed. Timeouts
 are cancel scopes at the call site; nothing here takes a ``timeout``.
@@ -19,7 +20,7 @@ import hashlib
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +28,7 @@ import trio
 from cryptography.exceptions import UnsupportedAlgorithm
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
+from ._fast import receive_now, send_now, send_parts_now
 from .certificates import key_info, read
 from .errors import ConnectError, ConnectionLost, TlsError
 from .smtp import Binding
@@ -35,9 +37,6 @@ __all__ = ["Connect", "Listener", "Stream", "TlsFacts", "connect", "end_point_bi
 
 _FAIR_TURNS = 32
 """Receives that found data at once before the task lets others run (reliability Y2)."""
-
-_IOV_LIMIT = 512
-"""Buffers per ``sendmsg``; the kernel's own limit (IOV_MAX) is 1024."""
 
 _TLS_JOIN = 64 * 1024
 """Parts up to this many octets are joined into one TLS write: fewer records, one copy."""
@@ -80,11 +79,14 @@ class Stream:
     One task may receive while another sends; two tasks must not do the same thing at once.
     """
 
-    __slots__ = ("_closed", "_sock", "_turns", "local", "peer", "tls")
+    __slots__ = ("_closed", "_fd", "_sock", "_turns", "local", "peer", "tls")
 
     def __init__(self, sock: socket.socket, peer: Address, local: Address) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._fd = sock.fileno()
+        """The socket's descriptor while it carries plain text; -1 for TLS, and once it is closed: the number
+        may then be another's."""
         self._turns = 0
         self._closed = False
         self.peer = peer
@@ -98,26 +100,29 @@ class Stream:
         """
         while True:
             try:
-                data = self._sock.recv(limit)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                self._turns = 0
-                await self._wait_readable()
+                data = receive_now(self._fd, limit) if self._fd >= 0 else self._sock.recv(limit)
+            except ssl.SSLWantReadError:
+                data = None
             except ssl.SSLWantWriteError:
                 await self._wait_writable()
+                continue
             except OSError as error:
                 raise ConnectionLost(_reason(error)) from None
-            else:
-                self._turns += 1
-                if self._turns >= _FAIR_TURNS:
-                    self._turns = 0
-                    await checkpoint()
-                return data
+            if data is None:
+                self._turns = 0
+                await self._wait_readable()
+                continue
+            self._turns += 1
+            if self._turns >= _FAIR_TURNS:
+                self._turns = 0
+                await checkpoint()
+            return data
 
     def receive_nowait(self, limit: int = 65536) -> bytes | None:
         """Like `receive_some`, but None when nothing is there now. Never waits."""
         try:
-            return self._sock.recv(limit)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return receive_now(self._fd, limit) if self._fd >= 0 else self._sock.recv(limit)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
         except OSError as error:
             raise ConnectionLost(_reason(error)) from None
@@ -131,26 +136,29 @@ class Stream:
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`. Raises ConnectionLost."""
-        sock = self._sock
+        sent = self._send(data)
+        if sent == len(data):
+            return
+        view = memoryview(data)[sent or 0 :]
+        while view:
+            if sent is None:
+                await self._wait_readable()
+            elif not sent:
+                await self._wait_writable()
+            sent = self._send(view)
+            view = view[sent or 0 :]
+
+    def _send(self, data: bytes | bytearray | memoryview) -> int | None:
+        """How much of `data` went out now; 0: there is no room; None: TLS must hear something first.
+        Raises ConnectionLost."""
         try:
-            sent = sock.send(data)
-            if sent == len(data):
-                return
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            sent = 0
+            return send_now(self._fd, data) if self._fd >= 0 else self._sock.send(data)
+        except ssl.SSLWantWriteError:
+            return 0
+        except ssl.SSLWantReadError:
+            return None
         except OSError as error:
             raise ConnectionLost(_reason(error)) from None
-        view = memoryview(data)[sent:]
-        while view:
-            try:
-                sent = sock.send(view)
-                view = view[sent:]
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                await self._wait_writable()
-            except ssl.SSLWantReadError:
-                await self._wait_readable()
-            except OSError as error:
-                raise ConnectionLost(_reason(error)) from None
 
     async def send_unless_heard(self, data: bytes | memoryview, limit: int = 65536) -> bytes | None:
         """Send all of `data`, and listen while it does not go out.
@@ -162,21 +170,18 @@ class Stream:
         view = memoryview(data)
         while view:
             try:
-                view = view[self._sock.send(view) :]
-                continue
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                pass
-            except ssl.SSLWantReadError:
-                await self._wait_readable()
-                continue
-            except OSError as error:
+                sent = self._send(view)
+            except ConnectionLost:
                 # The kernel tells an error once; what came before it can still be read.
-                with contextlib.suppress(OSError):
-                    if last_words := self._sock.recv(limit):
+                with contextlib.suppress(ConnectionLost):
+                    if last_words := self.receive_nowait(limit):
                         return last_words
-                raise ConnectionLost(_reason(error)) from None
-            heard = await self.room_or_heard(limit)
-            if heard is not None:
+                raise
+            if sent is None:
+                await self._wait_readable()
+            elif sent:
+                view = view[sent:]
+            elif (heard := await self.room_or_heard(limit)) is not None:
                 return heard
         return None
 
@@ -192,7 +197,7 @@ class Stream:
             if await self._wait_either():
                 return None
 
-    async def send_parts(self, parts: Sequence[bytes]) -> None:
+    async def send_parts(self, parts: list[bytes]) -> None:
         """Send several buffers in order, in as few system calls as possible, copying none (plain)."""
         if len(parts) == 1:
             await self.send_all(parts[0])
@@ -200,30 +205,17 @@ class Stream:
         if isinstance(self._sock, ssl.SSLSocket):
             await self._send_parts_tls(parts)
             return
-        sock = self._sock
-        index = 0
-        count = len(parts)
-        while index < count:
-            group = parts[index : index + _IOV_LIMIT]
+        index = offset = 0
+        while index < len(parts):
             try:
-                sent = sock.sendmsg(group)
-            except BlockingIOError:
-                await self._wait_writable()
-                continue
+                there = send_parts_now(self._fd, parts, index, offset)
             except OSError as error:
                 raise ConnectionLost(_reason(error)) from None
-            for part in group:
-                if sent < len(part):
-                    break
-                sent -= len(part)
-                index += 1
-            else:
-                continue
-            # A short write: finish the part it stopped in, then go on with the rest.
-            await self.send_all(memoryview(parts[index])[sent:])
-            index += 1
+            if there == (index, offset):
+                await self._wait_writable()
+            index, offset = there
 
-    async def _send_parts_tls(self, parts: Sequence[bytes]) -> None:
+    async def _send_parts_tls(self, parts: list[bytes]) -> None:
         batch: list[bytes] = []
         size = 0
         for part in parts:
@@ -253,6 +245,7 @@ class Stream:
         Raises: TlsError with a text for people, also when the peer went away. The stream is then unusable:
         close it.
         """
+        self._fd = -1  # now: wrapping that fails closes the descriptor
         try:
             sock = context.wrap_socket(
                 self._sock,
@@ -329,6 +322,7 @@ class Stream:
         """Close at once, without a TLS goodbye; wakes every task waiting on this stream. Idempotent."""
         if not self._closed:
             self._closed = True
+            self._fd = -1
             if self._sock.fileno() >= 0:
                 notify_closing(self._sock)
             self._sock.close()

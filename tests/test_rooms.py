@@ -60,6 +60,7 @@ FAST_ROOMS = {
     "engine.egress",
     "engine.app",  # logs which twin is active
     "engine.cli",  # the sink has a loop of its own
+    "engine.net",
 }
 
 IMPURE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "threading", "time", "trio"}
@@ -71,7 +72,7 @@ PURE = {
     "policy.load": {"os"},  # reads the policy file
     "policy.tlskinds": {"ssl"},  # asks it which ciphers there are
     "engine.smtp": set[str](),
-    "engine._fast": {"os"},  # reads one variable of the environment, once: which twin
+    "engine._fast": {"os"},  # one variable of the environment, once: which twin; what a descriptor has now
     "engine.mail": set[str](),
     "engine.model": {"os", "time"},  # message ids
     "engine.errors": set[str](),

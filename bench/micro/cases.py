@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from engine._fast import _reference, bodies, commands, data, headers, patterns, replies
+from engine._fast import _reference, bodies, commands, data, headers, patterns, replies, sockets
 
 __all__ = ["CASES", "TWINS", "Case"]
 
@@ -14,7 +15,7 @@ Twin = dict[str, Any]
 TWINS: dict[str, Twin] = {
     "compiled": {
         name: getattr(module, name)
-        for module in (bodies, commands, data, headers, patterns, replies)
+        for module in (bodies, commands, data, headers, patterns, replies, sockets)
         for name in _reference.__all__
         if hasattr(module, name)
     },
@@ -113,6 +114,25 @@ def search(name: str, octets: bytes) -> Case:
     return Case("PatternSet", name, len(octets), make)
 
 
+def through(name: str, parts: list[bytes]) -> Case:
+    """Into one end of a socket pair and out of the other, until nothing is there."""
+
+    def make(twin: Twin) -> Callable[[], object]:
+        ours, theirs = socket.socketpair()
+        for each in (ours, theirs):
+            each.setblocking(False)
+        send, receive = twin["send_parts_now"], twin["receive_now"]
+
+        def call() -> None:
+            send(ours.fileno(), parts, 0, 0)
+            while receive(theirs.fileno(), 65536) is not None:
+                pass
+
+        return call
+
+    return Case("send_parts_now, receive_now", name, sum(map(len, parts)), make)
+
+
 CASES = [
     lines("MAIL, RCPT, DATA in one feed", b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n"),
     lines("one short command", b"QUIT\r\n"),
@@ -137,4 +157,8 @@ CASES = [
     plain("header_end", "4 KiB", SMALL),
     plain("header_index", "20 fields", SMALL, len(HEADER)),
     search("2,000 patterns in 100 KB", LARGE),
+    through("250 OK", [b"250 2.0.0 OK\r\n"]),
+    through(
+        "4 KiB, a dot and three commands", [SMALL, b".\r\n", b"MAIL FROM:<a@b.example>\r\n", b"DATA\r\n"]
+    ),
 ]

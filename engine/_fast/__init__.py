@@ -1,4 +1,5 @@
-"""Bytes only: command lines, replies, mail data, dots, line ends, header sections, many patterns at once.
+"""Bytes only: command lines, replies, mail data, dots, line ends, header sections, many patterns at once, and
+what a socket has or takes without waiting.
 
 The work is done in C (one ``.pyx`` per idea); ``_reference.py`` is the same in plain Python and is
 the meaning. `ACTIVE` says which of the two is in use. The compiled one is used unless
@@ -41,6 +42,7 @@ if TYPE_CHECKING or not _PURE:
         from engine._fast.headers import header_end, header_index
         from engine._fast.patterns import PatternSet
         from engine._fast.replies import ReplyReader
+        from engine._fast.sockets import receive_now, send_now, send_parts_now
     except ImportError as error:
         raise ImportError(
             "the compiled modules of engine._fast are missing or were built for another Python: "
@@ -67,7 +69,10 @@ else:
         header_index,
         parse_command,
         parse_path,
+        receive_now,
         scan,
+        send_now,
+        send_parts_now,
         stuff,
     )
 
@@ -91,7 +96,10 @@ __all__ = [
     "header_index",
     "parse_command",
     "parse_path",
+    "receive_now",
     "scan",
+    "send_now",
+    "send_parts_now",
     "stuff",
 ]
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from engine._fast import _reference as reference
-from engine._fast import bodies, commands, data, headers, patterns, replies
+from engine._fast import bodies, commands, data, headers, patterns, replies, sockets
 
 __all__ = ["MANY", "PIECES", "Compiled", "cut", "cuts", "outcome", "reference", "two_way", "wire"]
 
@@ -28,6 +28,9 @@ class Compiled:
     DataReader = data.DataReader
     PatternSet = patterns.PatternSet
     stuff = staticmethod(bodies.stuff)
+    receive_now = staticmethod(sockets.receive_now)
+    send_now = staticmethod(sockets.send_now)
+    send_parts_now = staticmethod(sockets.send_parts_now)
     clean_lines = staticmethod(bodies.clean_lines)
     scan = staticmethod(bodies.scan)
     header_end = staticmethod(headers.header_end)
