@@ -193,20 +193,18 @@ class Acceptor:
         if not still_there():
             return GONE
         try:
-            # Shielded: a commit once begun runs to its end (reliability Y2), at most to the limit.
-            with trio.CancelScope(shield=True, deadline=deadline):
-                handles = await self._spool.commit(bodies, messages)
-                # No checkpoint from here on: what is committed is recorded and queued.
-                self._log_receptions(connection, messages, bodies)
-                enqueue = self._enqueue
-                for message, handle in zip(messages, handles, strict=True):
-                    enqueue(message, bodies[message.body_index], handle)
-                return _thanks(messages)
+            # A commit once begun runs to its end (reliability Y2), at most to the limit.
+            handles = await self._spool.commit(bodies, messages, deadline)
         except SpoolFull:
             return FULL
         except SpoolError:
             return NOT_STORED
-        return NOT_STORED
+        # No checkpoint from here on: what is committed is recorded and queued.
+        self._log_receptions(connection, messages, bodies)
+        enqueue = self._enqueue
+        for message, handle in zip(messages, handles, strict=True):
+            enqueue(message, bodies[message.body_index], handle)
+        return _thanks(messages)
 
     def _split(self, recipients: list[Address]) -> list[list[Address]]:
         if not self._by_domain:

@@ -28,6 +28,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
@@ -63,6 +64,7 @@ class _Waiting:
         "abandoned",
         "bodies",
         "committer",
+        "deadline",
         "envelopes",
         "ids",
         "length",
@@ -83,8 +85,10 @@ class _Waiting:
         ids: list[bytes],
         length: int,
         room: int,
+        deadline: float | None,
     ) -> None:
         self.committer = committer
+        self.deadline = deadline
         self.bodies = bodies
         self.envelopes = envelopes
         self.recipients = recipients
@@ -98,7 +102,9 @@ class _Waiting:
         self.task = trio.lowlevel.current_task()
 
     def abort(self, _: Any) -> trio.lowlevel.Abort:
-        """The caller is cancelled. It never has to wait for a disk that hangs."""
+        """The caller is cancelled. It never has to wait for a disk that hangs, unless it asked to."""
+        if self.deadline is not None:
+            return trio.lowlevel.Abort.FAILED
         self.abandoned = True
         if not self.taken:
             self.committer.leave(self)
@@ -222,26 +228,34 @@ class Committer(trio.abc.Instrument):
         """Transactions in the line or being written."""
         return len(self._line) + (len(self._group.members) if self._group is not None else 0)
 
-    async def commit(self, bodies: Sequence[bytes], messages: Sequence[Message]) -> list[Handle]:
+    async def commit(
+        self, bodies: Sequence[bytes], messages: Sequence[Message], deadline: float | None = None
+    ) -> list[Handle]:
         """See `Spool.commit`."""
         if self._closing:
             raise SpoolError("the spool is closed")
         if self._shelf.fault is not None:
             raise self._shelf.fault.as_error()
         line = self._line
-        waiting = self._prepare(bodies, messages)
+        waiting = self._prepare(bodies, messages, deadline)
         now = trio.current_time()
         line.append(waiting)
         if len(line) == 1:
             self._since = now
+        if self._group is not None:
+            if deadline is not None and deadline < self._alarm.deadline:
+                self._alarm.deadline = deadline
+        elif len(line) == 1:
             # If the loop does not come to rest and nobody follows, the alarm closes the group.
             self._alarm.deadline = now + 2 * _GATHER
-        elif self._group is None and (now - self._since > _GATHER or len(line) >= _ENOUGH):
+        elif now - self._since > _GATHER or len(line) >= _ENOUGH:
             self._launch()
         handles: list[Handle] = await trio.lowlevel.wait_task_rescheduled(waiting.abort)
         return handles
 
-    def _prepare(self, bodies: Sequence[bytes], messages: Sequence[Message]) -> _Waiting:
+    def _prepare(
+        self, bodies: Sequence[bytes], messages: Sequence[Message], deadline: float | None
+    ) -> _Waiting:
         """Encode and check here, so that a transaction that cannot be written fails alone."""
         envelopes = []
         recipients = []
@@ -271,7 +285,7 @@ class Committer(trio.abc.Instrument):
                 recent.difference_update(ids[:at])
                 raise SpoolError(f"message {name.hex()} was committed already")
             recent.add(name)
-        return _Waiting(self, bodies, envelopes, recipients, ids, length, room)
+        return _Waiting(self, bodies, envelopes, recipients, ids, length, room, deadline)
 
     def leave(self, waiting: _Waiting) -> None:
         """It is no longer wanted and nothing of it was written."""
@@ -294,7 +308,6 @@ class Committer(trio.abc.Instrument):
     def _launch(self) -> None:
         """Close a group and hand it to the thread."""
         shelf, line = self._shelf, self._line
-        self._alarm.deadline = math.inf
         if shelf.fault is not None:
             # Nobody waits for the repair, which may take long.
             self._refuse(shelf.fault.as_error())
@@ -326,6 +339,7 @@ class Committer(trio.abc.Instrument):
                 return
             group.fd, group.journal = (opened.fd for opened in group.files)
         self._group = group
+        self._alarm.deadline = self._patience()
         self._work.put(group)
 
     def _next_segment(self) -> Segment:
@@ -376,15 +390,41 @@ class Committer(trio.abc.Instrument):
             if not self._shelf.abandoned:
                 os.close(self._done)
 
+    def _patience(self) -> float:
+        """When the first that waits in the group or behind it has waited long enough."""
+        assert self._group is not None
+        until = math.inf
+        for waiting in chain(self._group.members, self._line):
+            if waiting.deadline is not None and waiting.deadline < until and not waiting.abandoned:
+                until = waiting.deadline
+        return until
+
+    def _expire(self) -> None:
+        """The disk hangs: whoever has waited long enough is told so."""
+        assert self._group is not None
+        now = trio.current_time()
+        for waiting in [*self._group.members, *self._line]:
+            if waiting.deadline is not None and waiting.deadline <= now and not waiting.abandoned:
+                waiting.abandoned = True
+                if not waiting.taken:
+                    self.leave(waiting)
+                error = SpoolError("the disk did not answer in time")
+                trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
+
     async def _turn(self) -> None:
-        gathering = self._line and self._group is None
-        with trio.CancelScope(deadline=self._since + 2 * _GATHER if gathering else math.inf) as self._alarm:
+        if self._group is not None:
+            until = self._patience()
+        else:
+            until = self._since + 2 * _GATHER if self._line else math.inf
+        with trio.CancelScope(deadline=until) as self._alarm:
             await trio.lowlevel.wait_readable(self._done)
             os.eventfd_read(self._done)
             assert self._group is not None
             self._land(self._group)
             return
-        if self._line and self._group is None and not self._closing:
+        if self._group is not None:
+            self._expire()
+        elif self._line and not self._closing:
             self._launch()
 
     def _thread_blocking(self) -> None:

@@ -70,10 +70,10 @@ class DurableSpool:
         self.finish = shelf.finish
 
     def commit(
-        self, bodies: Sequence[bytes], messages: Sequence[Message]
+        self, bodies: Sequence[bytes], messages: Sequence[Message], deadline: float | None = None
     ) -> Coroutine[Any, Any, list[Handle]]:
         """See `Spool.commit`."""
-        return self._committer.commit(bodies, messages)
+        return self._committer.commit(bodies, messages, deadline)
 
     def postpone(self, handle: Handle, attempts: int, due: float) -> None:
         """See `Spool.postpone`."""

@@ -59,10 +59,17 @@ class MemorySpool:
         self._recovered = 0
         self._quarantined = 0
 
-    async def commit(self, bodies: Sequence[bytes], messages: Sequence[Message]) -> list[Handle]:
+    async def commit(
+        self, bodies: Sequence[bytes], messages: Sequence[Message], deadline: float | None = None
+    ) -> list[Handle]:
         """See `Spool.commit`. One checkpoint, before anything is kept."""
         stored = self._prepare(bodies, messages)
-        await trio.lowlevel.checkpoint()
+        if deadline is None:
+            await trio.lowlevel.checkpoint()
+        elif trio.current_time() >= deadline:
+            raise SpoolError("the disk did not answer in time")
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         if self._closed:
             raise SpoolError("the spool is closed")
         if self.fault is not None:

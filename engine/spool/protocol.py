@@ -88,8 +88,14 @@ class SpoolStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Spool(Protocol):
     """The contract. All methods belong to the task that runs the event loop."""
 
-    async def commit(self, bodies: Sequence[bytes], messages: Sequence[Message]) -> list[Handle]:
+    async def commit(
+        self, bodies: Sequence[bytes], messages: Sequence[Message], deadline: float | None = None
+    ) -> list[Handle]:
         """Keep a transaction: all of `messages`, or none. `Message.body_index` selects the body.
+
+        With a `deadline` (of the event loop's clock) it is not cancelled: what has begun is finished,
+        at the latest until then, when it fails as if it had been cancelled, with SpoolError. That is
+        what a `trio.CancelScope` with a shield would do, at a tenth of its price.
 
         Returns: a handle per message, in order, after a sync that began when the last octet was
                  with the kernel.

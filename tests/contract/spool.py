@@ -246,6 +246,20 @@ async def check_a_cancelled_commit_leaves_nothing(reopen: Reopen) -> None:
         assert set(await found(spool)) == {one.id}
 
 
+async def check_a_commit_with_a_deadline_is_not_cancelled(reopen: Reopen) -> None:
+    one = message()
+    async with reopen() as spool:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            assert await spool.commit([BODY], [one], trio.current_time() + 60)
+            await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught, "once it has its handles"
+        await spool.commit([BODY], [message()], trio.current_time() + 60)
+        assert spool.statistics().messages == 2
+    async with reopen() as spool:
+        assert one.id in await found(spool)
+
+
 async def check_a_closed_spool_refuses(reopen: Reopen) -> None:
     async with reopen() as spool:
         (handle,) = await spool.commit([BODY], [message()])

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from engine.errors import SecretUnavailable
+from engine.errors import SecretUnavailable, SpoolError
 from engine.hooks import Hooks
 from engine.ingress import Listeners, open_listeners
 from engine.ingress.strangers import Strangers
@@ -39,11 +39,16 @@ class FakeSpool:
     def room_for(self, size: int) -> bool:
         return self.room
 
-    async def commit(self, bodies: Sequence[bytes], messages: Sequence[Message]) -> list[Any]:
+    async def commit(
+        self, bodies: Sequence[bytes], messages: Sequence[Message], deadline: float
+    ) -> list[Any]:
         self.began.set()
-        await trio.lowlevel.checkpoint()
-        if self.gate is not None:
-            await self.gate.wait()
+        with trio.CancelScope(shield=True, deadline=deadline) as scope:
+            await trio.lowlevel.checkpoint()
+            if self.gate is not None:
+                await self.gate.wait()
+        if scope.cancelled_caught:
+            raise SpoolError("the disk did not answer in time")
         if self.fail is not None:
             raise self.fail
         self.commits.append((list(bodies), list(messages)))

@@ -120,6 +120,45 @@ async def test_a_hanging_disk_hurts_nobody_else(tmp_path: Path) -> None:
         assert set(await found(spool)) == {one.id, three.id}, "the one whose caller left is gone"
 
 
+async def test_who_asked_not_to_be_cancelled_waits_for_a_hanging_disk_until_its_deadline(
+    tmp_path: Path,
+) -> None:
+    disk = SlowDisk()
+    first = message()
+    ends: dict[str, float] = {}
+    async with open_spool(tmp_path, files=disk) as spool:
+        await spool.commit([b"x"], [first])
+        disk.hold = True
+        begun = trio.current_time()
+
+        async def session(name: str, patience: float) -> None:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                with pytest.raises(SpoolError, match="did not answer in time"):
+                    await spool.commit([b"x"], [message()], trio.current_time() + patience)
+                ends[name] = trio.current_time() - begun
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session, "written", 0.3)
+                await until(lambda: spool.statistics().waiting == 1 and disk.written)
+                nursery.start_soon(session, "in the line", 0.6)
+                nursery.start_soon(session, "in the line, soon", 0.1)
+            await trio.sleep(0.05)  # nobody waits now; who comes later is woken all the same
+            await session("last", 0.1)
+        assert list(ends) == ["in the line, soon", "written", "in the line", "last"]
+        assert ends["in the line"] >= 0.6
+        disk.go.set()
+        await until(lambda: spool.statistics().waiting == 0)
+        assert spool.statistics().messages == 1
+        assert spool.statistics().abandoned == 1
+        await spool.commit([b"x"], [message()], trio.current_time() + 60)
+    async with open_spool(tmp_path) as spool:
+        assert first.id in await found(spool)
+        assert len(await found(spool)) == 0, "asked once"
+        assert spool.statistics().messages == 2, "nothing is left of those who were told no"
+
+
 async def test_cancelling_at_any_moment(tmp_path: Path) -> None:
     """Whoever gets handles has a message; whoever is cancelled has left none behind."""
     kept: set[bytes] = set()
