@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import stat
 import threading
@@ -40,7 +41,7 @@ async def settled(log: Log) -> None:
 
 
 async def test_everything_is_written_in_order_by_the_end(tmp_path: Path, clock: MockClock) -> None:
-    async with open_log([LogDeclaration(log_dir=str(tmp_path))], nodeid="n1", drain_limit=1e6) as log:
+    async with open_log([LogDeclaration(log_dir=str(tmp_path))], nodeid="n1", drain_limit=math.inf) as log:
         for number in range(5000):
             log.write(record(number))
             if number % 1000 == 0:
@@ -66,7 +67,7 @@ async def test_a_reader_sees_a_record_soon_although_the_segment_is_open(tmp_path
 
 async def test_a_segment_is_closed_by_time_even_when_idle(tmp_path: Path, clock: MockClock) -> None:
     declaration = LogDeclaration(log_dir=str(tmp_path), max_segment_duration=30.0)
-    async with open_log([declaration], drain_limit=1e6) as log:
+    async with open_log([declaration], drain_limit=math.inf) as log:
         log.write(record(1))
         await settled(log)
         (path,) = tmp_path.iterdir()
@@ -84,7 +85,7 @@ async def test_several_loggers_each_with_its_own_captures(tmp_path: Path) -> Non
         LogDeclaration(log_dir=str(tmp_path / "a"), meta=("tenant",)),
         LogDeclaration(log_dir=str(tmp_path / "b"), meta=("campaign",), headers=("Subject",)),
     ]
-    async with open_log(declarations, drain_limit=1e6) as log:
+    async with open_log(declarations, drain_limit=math.inf) as log:
         one = record(1)
         assert log.capture.wanted
         log.capture.fill(one, {"tenant": "t", "campaign": "c", "rest": "r"}, b"Subject: s\r\n", None)
@@ -116,7 +117,7 @@ async def test_without_loggers_writing_is_nothing() -> None:
 
 
 async def test_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    async with open_log([LogDeclaration(log_dir="-")], drain_limit=1e6) as log:
+    async with open_log([LogDeclaration(log_dir="-")], drain_limit=math.inf) as log:
         log.write(record(7))
     assert b'"num_attempts":7' in capfdbinary.readouterr().out
 
@@ -130,7 +131,7 @@ async def test_a_directory_that_cannot_be_is_a_configuration_error(tmp_path: Pat
 
 async def test_the_end_waits_for_what_is_left_even_when_everything_is_cancelled(tmp_path: Path) -> None:
     with trio.CancelScope() as scope:
-        async with open_log([LogDeclaration(log_dir=str(tmp_path))], drain_limit=1e6) as log:
+        async with open_log([LogDeclaration(log_dir=str(tmp_path))], drain_limit=math.inf) as log:
             for number in range(1000):
                 log.write(record(number))
             scope.cancel()
@@ -168,7 +169,7 @@ async def test_a_full_disk_holds_records_then_drops_and_counts_and_marks_the_gap
 ) -> None:
     caplog.set_level(logging.INFO, "posthorn.log")
     declaration = LogDeclaration(log_dir=str(tmp_path), back_pressure=100)
-    async with open_log([declaration], drain_limit=1e6) as log:
+    async with open_log([declaration], drain_limit=math.inf) as log:
         log.write(record(0))
         await settled(log)
         disk.fault = errno.ENOSPC
@@ -220,7 +221,7 @@ async def test_drops_are_told_once_per_interval(
     now = [1000.0]
     monkeypatch.setattr(channel.time, "monotonic", lambda: now[0])
     declaration = LogDeclaration(log_dir=str(tmp_path), back_pressure=10)
-    async with open_log([declaration], drain_limit=1e6) as log:
+    async with open_log([declaration], drain_limit=math.inf) as log:
         disk.fault = errno.EIO
         log.write(record(0))
         await trio.sleep(3)
@@ -235,7 +236,7 @@ async def test_drops_are_told_once_per_interval(
 
 async def test_a_writer_that_is_behind_slows_down_who_logs(tmp_path: Path, disk: Disk) -> None:
     declaration = LogDeclaration(log_dir=str(tmp_path), back_pressure=100)
-    async with open_log([declaration], drain_limit=1e6) as log:
+    async with open_log([declaration], drain_limit=math.inf) as log:
         disk.gate.clear()
         for number in range(75):
             log.write(record(number))
@@ -260,7 +261,7 @@ async def test_a_sink_that_stands_still_is_waited_for_only_once(
     tmp_path: Path, disk: Disk, clock: MockClock
 ) -> None:
     declaration = LogDeclaration(log_dir=str(tmp_path), back_pressure=100)
-    async with open_log([declaration], drain_limit=1e6) as log:
+    async with open_log([declaration], drain_limit=math.inf) as log:
         disk.gate.clear()
         for number in range(75):
             log.write(record(number))
