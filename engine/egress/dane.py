@@ -151,7 +151,8 @@ class DaneCheck(msgspec.Struct, frozen=True):
         own = {(*kind, _presented(leaf, *kind)) for kind in kinds}
         for record in self.records:
             if record.usage == DANE_EE and (record.selector, record.matching, record.data) in own:
-                return Verdict(True, f"DANE: TLSA {record} of {base} matches the peer")
+                why = f"DANE: TLSA {record} of {base} matches the peer"
+                return Verdict(True, why, name=next(iter(_names(leaf)), None))
         anchors = self._anchors(others)
         anchors.pop(leaf, None)
         if anchors:
@@ -166,6 +167,7 @@ class DaneCheck(msgspec.Struct, frozen=True):
                 True,
                 f"DANE: TLSA {anchors[found[-1]]} of {base} matches an issuer; chain verified for {name}",
                 min(one.not_valid_after_utc.timestamp() for one in found),
+                next(iter(_names(leaf)), None),
             )
         key = hashlib.sha256(key_info(leaf)).hexdigest()
         listed = ", ".join(str(record) for record in self.records[:4])
@@ -192,14 +194,24 @@ class DaneCheck(msgspec.Struct, frozen=True):
         return anchors
 
 
+def _names(leaf: x509.Certificate) -> list[str]:
+    """Its DNS names; none where they cannot be read."""
+    try:
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ):
+        return []
+    return [name for name in found.get_values_for_type(x509.DNSName) if len(name) <= 253]
+
+
 def _first_name(leaf: x509.Certificate, names: Sequence[str]) -> str:
     """The first of these names that the certificate has; the first of all if it has none. Whether it counts
     is for `_chain` to say."""
-    try:
-        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        return names[0]
-    has = {name.lower() for name in found.get_values_for_type(x509.DNSName)}
+    has = {name.lower() for name in _names(leaf)}
     for name in names:
         if name in has or f"*.{name.partition('.')[2]}" in has:
             return name

@@ -202,7 +202,8 @@ def _checked(stream: Stream, need: TlsNeed, facts: TlsFacts, stage: str) -> TlsF
             raise TlsError(verdict.why, stage=stage)
         why = f"{facts.why}; {verdict.why}" if need.verify else verdict.why
         expires = min(facts.expires, verdict.expires)
-        return msgspec.structs.replace(facts, verified=True, why=why, expires=expires)
+        name = facts.peer_name or verdict.name
+        return msgspec.structs.replace(facts, verified=True, why=why, expires=expires, peer_name=name)
     if not need.verify:
         why = f"enable_tls is {need.mode}: the certificate is not checked"
         if facts.pin is not None:

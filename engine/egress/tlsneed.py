@@ -23,11 +23,12 @@ __all__ = ["PeerCheck", "TlsNeed", "Verdict"]
 
 class Verdict(msgspec.Struct, frozen=True):
     """What a `PeerCheck` says of a peer. `why`: one phrase for records and errors, in both cases. `expires`:
-    when the first certificate ends that it goes by, as `time.time`."""
+    when the first certificate ends that it goes by, as `time.time`. `name`: the first that the peer's has."""
 
     ok: bool
     why: str
     expires: float = float("inf")
+    name: str | None = None
 
 
 class PeerCheck(Protocol):

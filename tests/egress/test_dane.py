@@ -354,6 +354,9 @@ def test_a_malformed_certificate_is_a_refusal(old: str, new: str) -> None:
     named = check(tlsa(authority(middle), 2, 1, 1))
     assert named([leaf, *rest]).ok and not named([bad, *rest]).ok
     assert not check("3 1 1 " + "ab" * 32)([bad]).ok
+    if not new.startswith("a0"):
+        verdict = check(tlsa(x509.load_der_x509_certificate(bad), 3, 0, 1))([bad])
+        assert verdict.ok and verdict.name is None, "names do not matter"
     if new.startswith("a0"):
         assert usable([f"2 0 0 {bad.hex()}"]) == () and key_pin(bad) is None
 

@@ -357,6 +357,7 @@ async def test_a_match_lets_mail_out_in_every_mode(mode: str) -> None:
             await b.submit()
             (record,) = await b.records("Delivery")
         assert (record.dane_result, record.tls_verified) == ("ok", True)
+        assert record.tls_peer_name == "whatever.example"
         assert record.tls_why is not None and record.tls_why.startswith("DANE: TLSA 3 1 1 ")
 
 
