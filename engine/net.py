@@ -318,8 +318,16 @@ class Stream:
             return None
         return session
 
+    def end_tls(self) -> None:
+        """Tell the peer that nothing more comes (close_notify, RFC 8446 6.1), before `close` and only where
+        everything was said: a conversation that is broken off should look like it. Never waits, not for the
+        peer's own either, and does nothing without TLS or when the alert does not go out at once."""
+        if isinstance(self._sock, ssl.SSLSocket) and self.tls is not None and not self._closed:
+            with contextlib.suppress(OSError, ValueError):
+                self._sock.unwrap()
+
     def close(self) -> None:
-        """Close at once, without a TLS goodbye; wakes every task waiting on this stream. Idempotent."""
+        """Close at once; wakes every task waiting on this stream. Idempotent. See `end_tls`."""
         if not self._closed:
             self._closed = True
             self._fd = -1

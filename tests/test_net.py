@@ -93,6 +93,48 @@ async def test_records_of_tls_that_hold_no_data_are_not_words() -> None:
                 assert await stream.room_or_heard() == b"552 too big\r\n"
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("goodbye", [True, False])
+async def test_the_end_of_tls_is_said_where_everything_was(version: ssl.TLSVersion, goodbye: bool) -> None:
+    authority = Authority()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.minimum_version = context.maximum_version = version
+    async with pair() as (stream, peer):
+        stream.end_tls()  # there is none
+        with authority.server_context(NAME).wrap_socket(
+            peer, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        ) as tls:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, tls.do_handshake)
+                await stream.start_tls(context, server_hostname=NAME)
+            await stream.send_all(b"QUIT\r\n")
+            if goodbye:
+                stream.end_tls()
+            stream.close()
+            stream.end_tls()  # harmless
+            assert tls.recv(100) == b"QUIT\r\n"
+            if goodbye:
+                assert tls.recv(100) == b""
+            else:
+                with pytest.raises(ssl.SSLEOFError):
+                    tls.recv(100)
+
+
+async def test_the_end_of_tls_waits_for_nobody() -> None:
+    authority = Authority()
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    async with pair() as (stream, peer):
+        with authority.server_context(NAME).wrap_socket(
+            peer, server_side=True, do_handshake_on_connect=False
+        ) as tls:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, tls.do_handshake)
+                await stream.start_tls(context, server_hostname=NAME)
+            with trio.move_on_after(0.2):
+                await stream.send_all(MUCH)
+            stream.end_tls()
+
+
 async def test_a_stream_that_is_closed_meanwhile_wakes_who_waits() -> None:
     async with pair() as (stream, _), trio.open_nursery() as nursery:
 

@@ -359,6 +359,7 @@ async def _part(connection: Connection) -> None:
     connection.client.quit()
     try:
         await connection.event("QUIT", _GOODBYE)
+        connection.stream.end_tls()
     except (NetworkError, RemoteProtocolError) as error:
         logger.debug("QUIT to %s: %s", connection.address, error)
 

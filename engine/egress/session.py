@@ -362,3 +362,4 @@ class Session:
             return
         if not isinstance(event, QuitDone):
             logger.debug("QUIT to %s answered by %s", connection.address, type(event).__name__)
+        connection.stream.end_tls()  # not before the reply: a peer of TLS 1.2 would not send it any more

@@ -386,6 +386,7 @@ class InboundSession:
         for _ in range(16):
             if not stream.receive_nowait(_READ):
                 break
+        stream.end_tls()
 
     def _still_there(self) -> bool:
         """Whether the client has not closed. One that sent more behind its message was there then."""

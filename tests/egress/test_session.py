@@ -15,10 +15,51 @@ from engine.spool import Handle, MemorySpool, MemoryStore
 from tests.egress.dialing import NAME
 from tests.support.bench import AUTH, to
 from tests.support.certificates import Authority
-from tests.support.peer import PLAIN, Wire, open_peer
+from tests.support.peer import PLAIN, Wire, hello, open_peer
+from tests.support.pki import Pki
 
 LARGE = b"Subject: large\r\n\r\n" + (b"y" * 78 + b"\r\n") * 150_000
 """12 megabytes: more than the buffers of a connection on loopback take."""
+
+
+@pytest.mark.parametrize("polite", [True, False])
+async def test_tls_has_an_end_where_the_session_has_one(bench: Any, polite: bool) -> None:
+    """close_notify after the reply to QUIT (RFC 8446 6.1); a session that is broken off looks like it."""
+    pki = Pki()
+    ends: list[str] = []
+
+    async def script(wire: Wire) -> None:
+        await wire.greet("STARTTLS")
+        await wire.line()
+        await wire.say("220 go")
+        tls = trio.SSLStream(wire.socket, pki.server("127.0.0.1"), server_side=True)
+        await tls.do_handshake()
+        wire.stream = tls
+        await wire.line()
+        await wire.say(hello(()))
+        while (word := await wire.word()) != "QUIT":
+            await wire.say(
+                "354 go" if word == "DATA" else "250 ok" if polite or word != "RCPT" else "2-0 what"
+            )
+            if word == "DATA":
+                await wire.data()
+                await wire.say("250 ok")
+            if word == "RCPT" and not polite:
+                break
+        if polite:
+            await wire.say("221 bye")
+        try:
+            while await tls.receive_some():
+                pass
+            ends.append("said")
+        except trio.BrokenResourceError:
+            ends.append("broken off")
+
+    options = {"enable_tls": "Required", "tls_ca": {"key_data": pki.pem.decode()}, "idle_timeout": "10ms"}
+    async with open_peer(script) as peer, bench(to(peer, **options)) as b:
+        await b.submit()
+        await b.until(lambda: ends)
+    assert ends == ["said" if polite else "broken off"]
 
 
 async def test_the_record_says_how_the_message_left(bench: Any) -> None:

@@ -211,6 +211,14 @@ async def test_relay_authenticated_grants_after_login_only() -> None:
         assert len(relay.queued) == 1
 
 
+async def test_the_end_of_tls_is_said_after_the_goodbye() -> None:
+    """Without close_notify (RFC 8446 6.1) the client's library calls the end a truncation."""
+    async with open_relay() as relay, relay.client() as client:
+        await client.start_tls()
+        assert (await client.ask(b"QUIT\r\n"))[0] == 221
+        assert await client.stream.receive_some(100) == b""
+
+
 async def test_rights_gained_before_tls_are_gone_inside_it() -> None:
     options = {"allow_auth_without_tls": True, "relay_hosts": [], "relay_authenticated": True}
     async with open_relay({"smtp_server_auth_plain": Check()}, **options) as relay, relay.client() as client:
