@@ -3,6 +3,7 @@
 The nested ``async with`` blocks are the start order; leaving them is the stop order; together
 they are the tree of task owners:
 
+    pressure   measures the memory that is taken
     claim      the lock of the spool's directory: a second process is refused before it touches a thing
     log        next in, next to last out: everything else may have something to write down
     spool      committer
@@ -47,6 +48,7 @@ from engine.keys import KeyRing, KeySource, open_keys
 from engine.log import Log, open_log
 from engine.memory import Memory, available_memory
 from engine.net import Listener, Stream, connect, open_listener
+from engine.pressure import Level, Pressure
 from engine.queues.limits import LocalLimits
 from engine.shaping import HostsOf, ShapingService, State, Unresolved, open_shaping
 from engine.signals import Signals
@@ -134,6 +136,12 @@ class Outside:
         ):
             yield log, opened
 
+    def pressure(self, limit: int) -> Pressure | None:
+        """What measures the memory that the process takes; None: nobody does. Raises: ConfigError."""
+        pressure = Pressure(limit)
+        pressure.check()
+        return pressure
+
     def dns(self) -> Dns:
         """Who answers questions about names."""
         return StubResolver(os.environ.get("POSTHORN_DNS_SERVERS", "").split())
@@ -200,9 +208,11 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
     hooks = Hooks(policy.hooks)
     hostname = _hostname(declarations)
     memory = memory_limit(declarations)
+    pressure = outside.pressure(memory)
     begun = time.monotonic()
     async with (
         _watched(hooks),
+        _measured(pressure),
         outside.open_stores(spool_declaration, declarations.logs, policy.hooks.bounces) as (log, spool),
         outside.open_circuits(spool_declaration) as circuits,
         open_keys(
@@ -237,8 +247,10 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
                 connect=outside.connect,
                 policies=policies,
             ) as router,
+            contextlib.AsyncExitStack() as stack,
         ):
             shaping.tell(router.reconsider)
+            unfinished = stack.enter_context(_told(pressure, router, unfinished_limit(memory, declarations)))
             found = 0
             async for batch in spool.recover():
                 for recovered in batch:
@@ -260,13 +272,39 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
                 log=log,
                 keys=keys,
                 hostname=hostname,
-                memory=Memory(unfinished_limit(memory, declarations)),
+                memory=unfinished,
                 strangers=await outside.strangers(spool_declaration),
                 tripwire=outside.tripwire,
                 listen=outside.listen,
             ) as listeners:
                 resolver.own = own_hosts(declarations, listeners.addresses)
                 yield Engine(log, spool, keys, router, listeners)
+
+
+@asynccontextmanager
+async def _measured(pressure: Pressure | None) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        if pressure is not None:
+            nursery.start_soon(pressure.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _told(pressure: Pressure | None, router: Router, limit: int) -> Iterator[Memory]:
+    """The memory of messages under way, which gets scarce, as that of the router, while the process takes too
+    much."""
+    memory = Memory(limit)
+
+    def tell(level: Level) -> None:
+        router.spare.memory_is_short(level >= Level.SOFT)
+        memory.refuse(level == Level.HARD)
+
+    if pressure is None:
+        yield memory
+    else:
+        with pressure.telling(tell):
+            yield memory
 
 
 @asynccontextmanager

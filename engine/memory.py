@@ -32,13 +32,15 @@ class Holder(Protocol):
 
 
 class Memory:
-    """See the module. `limit`: octets. `used`: octets now."""
+    """See the module. `limit`: octets. `used`: octets now. `full`: the process takes too much altogether, so
+    there is no room whatever is counted here; see `refuse`."""
 
-    __slots__ = ("_holders", "_lot", "limit", "used")
+    __slots__ = ("_holders", "_lot", "full", "limit", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.full = False
         self._holders: dict[Holder, int] = {}
         self._lot = trio.lowlevel.ParkingLot()
 
@@ -47,24 +49,32 @@ class Memory:
         self.used = used = self.used + octets
         holders = self._holders
         holders[holder] = holders.get(holder, 0) + octets
-        return used <= self.limit
+        return used <= self.limit and not self.full
+
+    def refuse(self, full: bool) -> None:
+        """From now on there is no room at all, or as much as there is."""
+        self.full = full
+        self._let_go_on()
 
     def give_back(self, holder: Holder) -> None:
         """It holds nothing any more. Harmless when it held nothing."""
         self.used -= self._holders.pop(holder, 0)
-        if self._lot and self.used <= self.limit:
+        self._let_go_on()
+
+    def _let_go_on(self) -> None:
+        if self._lot and self.used <= self.limit and not self.full:
             self._lot.unpark_all()
 
     def has_room(self, octets: int) -> bool:
         """Whether a message of this size may be begun."""
-        return self.used + octets <= self.limit
+        return self.used + octets <= self.limit and not self.full
 
     async def room(self) -> None:
         """Wait until there is room; see the module."""
-        while self.used > self.limit:
+        while self.used > self.limit or self.full:
             with trio.move_on_after(random.uniform(*_PATIENCE)) as patience:
                 await self._lot.park()
-            if patience.cancelled_caught and self.used > self.limit:
+            if patience.cancelled_caught and (self.used > self.limit or self.full):
                 greatest = sorted(self._holders, key=self._holders.__getitem__, reverse=True)
                 any(holder.give_up() for holder in greatest)
 

@@ -40,6 +40,7 @@ ROWS = {
     "engine.ca": 0,
     "engine.certificates": 0,
     "engine.tripwire": 3,
+    "engine.pressure": 3,
     "engine.statedir": 3,
     "engine.model": 3,
     "engine.net": 3,

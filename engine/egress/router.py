@@ -33,6 +33,7 @@ from .dial import Dialer
 from .resolve import Candidate, Plan, Resolver
 from .routes import NoRouteNow, RouteFinder, Routes
 from .settle import Settler
+from .spare import Spare
 from .stops import Stopper, standing_still
 from .timetable import Timetable
 from .tlsa import Dane, dane_for
@@ -135,6 +136,7 @@ class Router:
             if automation is not None
             else None
         )
+        self.spare = Spare(self, nursery, self._finder)
         self._finder.proceed = lambda ready: self._crew.set_to_work(ready, trio.current_time())
 
     # -- in --------------------------------------------------------------------------------------
@@ -152,7 +154,8 @@ class Router:
                 entry.due = now + wait
                 self._later(entry)
                 return
-        if self.settler.resident < self._resident_limit and not self.services.draining:
+        room = self.settler.resident < self._resident_limit and not self.spare.short
+        if room and not self.services.draining:
             self.settler.keep(entry, message, body)
         self._place(entry, now)
 

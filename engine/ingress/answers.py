@@ -78,7 +78,7 @@ class Answers:
     async def greet(self) -> None:
         service = self._service
         session = self._session
-        if service.spool.trouble is not None:
+        if service.spool.trouble is not None or service.memory.full:
             service.counters.denied += 1
             session.greet(NOT_NOW)
             return

@@ -98,3 +98,33 @@ async def test_a_refused_message_is_given_back_too() -> None:
         await begin(client, 500_000)
         assert (await client.ask(b".\r\n"))[0] == 552
         assert relay.memory.used == 0
+
+
+async def test_a_process_that_takes_too_much_takes_no_new_mail() -> None:
+    """Whatever is counted: the kernel says what there is (O1)."""
+    async with open_relay() as relay, relay.client() as first, relay.client() as second:
+        await begin(first, 10_000)
+        await second.ask(HELLO)
+        relay.memory.refuse(True)
+        code, text = await second.ask(b"MAIL FROM:<a@b.example>\r\n")
+        assert (code, text[:6]) == (452, "4.3.1 ")
+        async with relay.client(greeted=False) as third:
+            code, text = await third.reply()
+            assert (code, text[:6]) == (421, "4.3.0 ")
+        await first.send(LINE * 1000)
+        with trio.move_on_after(0.1) as scope:
+            await until(lambda: relay.memory.used > 10_000 + 65_536)
+        assert scope.cancelled_caught, "it is read from"
+        relay.memory.refuse(False)
+        assert (await first.ask(b".\r\n"))[0] in (250, 452)
+        assert (await second.transaction())[0] == 250
+
+
+async def test_who_is_in_the_middle_of_a_message_goes_on_when_there_is_memory_again() -> None:
+    async with open_relay() as relay, relay.client() as client:
+        await begin(client, 10_000)
+        relay.memory.refuse(True)
+        await client.send(LINE)
+        await trio.sleep(0.05)
+        relay.memory.refuse(False)
+        assert (await client.ask(b".\r\n"))[0] == 250
