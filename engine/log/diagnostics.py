@@ -30,7 +30,7 @@ from policy.errors import did_you_mean
 __all__ = ["LEVELS", "ROOMS", "STYLES", "diagnostics", "parse_levels"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
-ROOMS: Final = ("egress", "hooks", "ingress", "keys", "log", "shaping", "spool", "tripwire")
+ROOMS: Final = ("egress", "hooks", "ingress", "keys", "log", "memory", "shaping", "spool", "tripwire")
 """What logs under a name of its own, below ``posthorn``."""
 STYLES: Final = ("auto", "plain", "json")
 
