@@ -138,7 +138,7 @@ class EgressPath(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout: Timeout = 60.0
     banner_timeout: Timeout = 60.0
     ehlo_timeout: Timeout = 300.0
-    starttls_timeout: Timeout = 5.0
+    starttls_timeout: Timeout = 60.0
     auth_timeout: Timeout = 60.0
     mail_from_timeout: Timeout = 300.0
     rcpt_to_timeout: Timeout = 300.0

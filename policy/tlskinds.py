@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from .errors import Wrong, a_type
 from .options import Kind
 
-__all__ = ["CipherList", "LeastTls", "Pins", "TlsVersion", "pin_text", "read_pin"]
+__all__ = ["OBSOLETE", "CipherList", "LeastTls", "Pins", "TlsVersion", "pin_text", "read_pin"]
 
-TlsVersion: TypeAlias = Literal["TLSv1.2", "TLSv1.3"]
+TlsVersion: TypeAlias = Literal["TLSv1.0", "TLSv1.1", "TLSv1.2", "TLSv1.3"]
 
 _DIGEST, _BASE64 = 32, 44
 """Octets of a SHA-256 hash, and characters of it in base64."""
@@ -72,22 +72,36 @@ Pins = Annotated[
     ),
 ]
 
-_VERSIONS: dict[str, TlsVersion] = {"1.2": "TLSv1.2", "1.3": "TLSv1.3"}
-_BROKEN = ("1.0", "1.1", "1")
+_VERSIONS: dict[str, TlsVersion] = {
+    "1": "TLSv1.0",
+    "1.0": "TLSv1.0",
+    "1.1": "TLSv1.1",
+    "1.2": "TLSv1.2",
+    "1.3": "TLSv1.3",
+}
+OBSOLETE = frozenset({"TLSv1.0", "TLSv1.1"})
+"""Versions that RFC 8996 forbids: spoken only where a path names them."""
 
 
 def _version(value: Any) -> TlsVersion:
     if not isinstance(value, str):
         raise Wrong(f"is no text but {a_type(value)}")
     number = re.sub(r"^tls ?_?v?", "", value.strip().lower()).replace("_", ".")
-    if number in _BROKEN or value.lower().startswith("ssl"):
-        raise Wrong("is a version that RFC 8996 forbids")
+    if value.strip().lower().startswith("ssl"):
+        raise Wrong("is a version that RFC 7568 forbids")
     if number not in _VERSIONS:
         raise Wrong("is no TLS version")
     return _VERSIONS[number]
 
 
-LeastTls = Annotated[TlsVersion, Kind('"TLSv1.2" or "TLSv1.3" ("1.2" and "1.3" will do)', _version)]
+LeastTls = Annotated[
+    TlsVersion,
+    Kind(
+        '"TLSv1.2" or "TLSv1.3" ("1.2" and "1.3" will do); for a peer that knows no better "TLSv1.1" or '
+        '"TLSv1.0"',
+        _version,
+    ),
+]
 
 _GONE = frozenset(
     (

@@ -24,6 +24,7 @@ from engine.queues.ready import ReadyQueue
 from engine.queues.scheduled import ScheduledQueue
 from policy.egress import UNSPECIFIED, EgressPath, EgressPool, EgressSource, QueueConfig
 from policy.shaping import asking
+from policy.tlskinds import OBSOLETE
 
 from . import outcome
 from .mta_sts import Policy, narrowed
@@ -255,8 +256,12 @@ class RouteFinder:
         return ready
 
     def _warn(self, name: str, path: EgressPath) -> None:
-        """Credentials that may go where nobody is known to be are said aloud, once (reliability C40)."""
+        """Credentials that may go where nobody is known to be, and TLS that is no protection, are said aloud,
+        once (reliability C26, C40)."""
         login = path.login
+        if path.enable_tls != "Disabled" and path.tls_minimum_version in OBSOLETE:
+            text = "%s: %s is spoken where the peer knows no better, which RFC 8996 forbids (%s)"
+            self._tell(name, "obsolete", text, name, path.tls_minimum_version, "tls_minimum_version")
         for option, where in _RELAXATIONS.items():
             if login is not None and getattr(path, option):
                 text = "%s: the credentials of %r may be sent %s (%s)"

@@ -17,7 +17,9 @@ import trio
 from engine.certificates import read
 from engine.errors import NetworkError, PeerTimeout, RemoteProtocolError, TlsError, TlsRequired
 from engine.smtp import StartTlsReply
+from policy.tlskinds import OBSOLETE
 
+from .chain import weakness
 from .pins import pinned
 from .resumption import SessionKey, Sessions
 from .tls import TlsContexts, TlsSetting
@@ -185,6 +187,12 @@ class Safety:
 def _checked(stream: Stream, need: TlsNeed, facts: TlsFacts, stage: str) -> TlsFacts:
     """What is known of the peer after a whole handshake. Raises: TlsError when it is not who it must be."""
     verified = stream.verified_chain() if need.verify else ()
+    if need.minimum in OBSOLETE:
+        if _version(facts.version) < _version(need.minimum):
+            text = f"the peer speaks {facts.version}, and tls_minimum_version is {need.minimum}"
+            raise TlsError(text, stage=stage)
+        if fault := weakness(verified):
+            raise TlsError(f"certificate not trusted: {fault}", stage=stage)
     if verified:
         facts = msgspec.structs.replace(facts, expires=_first_end(verified))
     if need.pins:
@@ -210,6 +218,12 @@ def _checked(stream: Stream, need: TlsNeed, facts: TlsFacts, stage: str) -> TlsF
             why = f"enable_tls is {need.mode}: chain and name are not checked, and the key is pinned"
         return msgspec.structs.replace(facts, why=why)
     return facts
+
+
+def _version(name: str) -> str:
+    """Of ``TLSv1`` (1.0, as OpenSSL calls it) and others, so that they can be compared; SSL is less."""
+    number = name.removeprefix("TLSv")
+    return number if "." in number else f"{number}.0" if number.isdigit() else ""
 
 
 def _first_end(chain: Sequence[bytes]) -> float:

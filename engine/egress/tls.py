@@ -1,7 +1,8 @@
 """TLS contexts for outgoing sessions: what is trusted and what is shown, for which path.
 
 Verified modes check the chain and the name by RFC 9525: subjectAltName only, no common name; an
-IP target needs an IP entry and sends no SNI. TLS 1.2 is the least (RFC 8996, 9325); OpenSSL's
+IP target needs an IP entry and sends no SNI. TLS 1.2 is the least (RFC 8996, 9325) unless a path names an
+older one; OpenSSL's
 security level 2 refuses SHA-1 signatures and RSA keys under 2,048 bits. A private CA given for a
 path *replaces* the system store for that path (reliability C24 to C26).
 
@@ -23,6 +24,7 @@ import msgspec
 import trio
 
 from engine.errors import TlsError
+from policy.tlskinds import OBSOLETE
 
 from .clientcert import ClientCertificate
 
@@ -35,6 +37,14 @@ _CERTIFICATES = 16_384
 of a private authority takes 20 KiB and a millisecond."""
 _OWN_WEIGHT = 4
 """What a context is without them, in certificates."""
+_LEAST = {
+    "TLSv1.0": ssl.TLSVersion.MINIMUM_SUPPORTED,
+    "TLSv1.1": ssl.TLSVersion.MINIMUM_SUPPORTED,
+    "TLSv1.2": ssl.TLSVersion.TLSv1_2,
+    "TLSv1.3": ssl.TLSVersion.TLSv1_3,
+}
+"""The ssl module warns of older ones by name, and warnings cannot be kept back in a thread: which it was is
+looked at after the handshake (`secure`)."""
 _HANDSHAKE, _CERTIFICATE = 22, 11
 """A record's type and a message's (RFC 8446 B.1, B.3)."""
 _EMPTY = 8
@@ -147,11 +157,14 @@ async def _in_thread(setting: TlsSetting) -> ssl.SSLContext:
 
 def _make(setting: TlsSetting) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = (
-        ssl.TLSVersion.TLSv1_3 if setting.minimum == "TLSv1.3" else ssl.TLSVersion.TLSv1_2
-    )
+    context.minimum_version = _LEAST[setting.minimum]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.set_ciphers(f"{setting.ciphers or 'DEFAULT'}:!aNULL:!eNULL:!EXPORT:@SECLEVEL=2")
+    level, ciphers = 2, setting.ciphers or "DEFAULT"
+    if setting.minimum in OBSOLETE:
+        # They sign by SHA-1, so `secure` looks at what the level no longer does. Without DHE nobody can make
+        # us agree on a small group (Logjam).
+        level, ciphers = 0, setting.ciphers or "DEFAULT:!DHE"
+    context.set_ciphers(f"{ciphers}:!aNULL:!eNULL:!EXPORT:@SECLEVEL={level}")
     if setting.certificate is not None:
         try:
             setting.certificate.load(context)

@@ -393,7 +393,7 @@ smtp_auth_plain_password = { env = "RELAY_PASSWORD" }
     ("line", "words"),
     [
         ('tls_pins = ["nonsense!"]', "neither 64 hexadecimal digits nor base64"),
-        ('tls_minimum_version = "1.1"', "a version that RFC 8996 forbids"),
+        ('tls_minimum_version = "SSLv3"', "a version that RFC 7568 forbids"),
         ('openssl_cipher_list = "TYPO"', "the ssl module says: no cipher can be selected"),
         ('tls_certificate = "/c.pem"', "half a client certificate"),
         ("tls_implicit = 465", "is no bool but an int"),

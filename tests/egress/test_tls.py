@@ -140,9 +140,11 @@ def path(mode: str, ca: Pki | None = None, **options: Any) -> EgressPath:
     return make_egress_path(enable_tls=mode, **options)  # type: ignore[arg-type]
 
 
-async def dial_row(row: Row, mode: str, authorities: Authorities, peer: FakePeer, dial: Dial) -> Any:
+async def dial_row(
+    row: Row, mode: str, authorities: Authorities, peer: FakePeer, dial: Dial, **options: Any
+) -> Any:
     trusted = getattr(authorities, row.trusted)
-    return await dial(path(mode, trusted), candidate(peer, row.name))
+    return await dial(path(mode, trusted, **options), candidate(peer, row.name))
 
 
 @pytest.mark.parametrize("mode", VERIFIED)
@@ -154,11 +156,13 @@ async def test_a_sound_certificate_is_verified(row: Row, mode: str, authorities:
         assert connection.tls_why == f"chain and name verified for {row.name}"
 
 
+@pytest.mark.parametrize("least", ["TLSv1.2", "TLSv1.0"])
 @pytest.mark.parametrize("row", REFUSED.values(), ids=REFUSED)
-async def test_required_holds_before_anything_is_said(row: Row, authorities: Authorities) -> None:
+async def test_required_holds_before_anything_is_said(row: Row, least: str, authorities: Authorities) -> None:
+    """Old versions, where they are allowed, make no weak certificate good (C24)."""
     async with open_peer(tls=row.server(authorities)) as peer, open_dial() as dial:
         with pytest.raises(TlsRequired, match=row.reason):
-            await dial_row(row, "Required", authorities, peer, dial)
+            await dial_row(row, "Required", authorities, peer, dial, tls_minimum_version=least)
         assert peer.words() == ["EHLO", "STARTTLS"] and peer.connections == 1
 
 
@@ -413,6 +417,29 @@ async def test_versions_before_1_2_are_not_spoken(
         with pytest.raises((TlsRequired, NoHostReached), match="TLS handshake failed"):
             await dial(path(mode, authorities.root), peer)
         assert inside(peer) == []
+
+
+@pytest.mark.parametrize("mode", [*VERIFIED, *UNVERIFIED])
+@pytest.mark.parametrize("least", ["TLSv1.0", "TLSv1.1"])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_3])
+async def test_older_versions_are_spoken_where_a_path_names_them(
+    mode: str, least: str, version: ssl.TLSVersion, authorities: Authorities
+) -> None:
+    context = authorities.root.server(NAME)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    async with open_peer(tls=only(context, version)) as peer, open_dial() as dial:
+        naming = path(mode, authorities.root, tls_minimum_version=least)
+        if version == ssl.TLSVersion.TLSv1 and least == "TLSv1.1":
+            with pytest.raises(
+                (TlsRequired, NoHostReached), match="the peer speaks TLSv1, and tls_minimum_ver"
+            ):
+                await dial(naming, peer)
+            assert inside(peer) == []
+            return
+        connection = await dial(naming, peer)
+        assert connection.stream.tls is not None
+        assert connection.stream.tls.version == version.name.replace("_", ".")
+        assert connection.stream.tls.verified == (mode in VERIFIED)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
