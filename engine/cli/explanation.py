@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -15,6 +13,7 @@ import trio
 
 from engine.app import hosts_of, own_hosts
 from engine.cli.asked import AskedHooks, destination, routing_domain
+from engine.cli.credentials import Credential, fetched
 from engine.cli.provenance import Hook, Option, made_options, path_options
 from engine.egress.circuitfile import CircuitFile, InUse, directory
 from engine.egress.circuits import OpenCircuit
@@ -27,8 +26,8 @@ from engine.egress.sts import Policies, open_policies
 from engine.egress.stsfetch import Fetcher
 from engine.egress.stsstore import Store
 from engine.egress.tlsa import dane_for
-from engine.errors import ConfigError, DaneImpossible, ResolveError, SecretUnavailable
-from engine.keys import KeyRing, Told, open_keys
+from engine.errors import ConfigError, DaneImpossible, ResolveError
+from engine.keys import KeyRing, open_keys
 from engine.model import QueueName
 from engine.queues.limits import LocalLimits
 from engine.queues.ready import ReadyQueue
@@ -61,19 +60,6 @@ class Question(msgspec.Struct, frozen=True):
     campaign: str | None = None
     routing_domain: str | None = None
     secrets: bool = True
-
-
-class Credential(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A secret without its value. `version`: the source's own (a number, in Vault), where it has one.
-    `fingerprint` changes with the value; logs call versions by it. `age`: seconds since it was read.
-    `changed`: since when the source has it (Unix time)."""
-
-    name: str
-    version: str = ""
-    fingerprint: str = ""
-    age: float | None = None
-    changed: float | None = None
-    problem: str = ""
 
 
 class Road(msgspec.Struct, frozen=True):
@@ -136,7 +122,7 @@ class Explanation(msgspec.Struct, frozen=True):
                 f"  AUTH          {road.auth}",
             ]
             if road.credential is not None:
-                rows.append(f"  credential    {_credential_text(road.credential)}")
+                rows.append(f"  credential    {road.credential.as_text()}")
             rows.append(f"  at most       {road.at_most}")
             rows += _set_rows(road.options)
             unset = sum(option.set_by is None for option in road.options)
@@ -498,32 +484,4 @@ async def _credential(path: EgressPath, keys: KeyRing | None) -> Credential | No
     key = path.login.reference if path.login is not None else None
     if key is None:
         return None
-    if keys is None:
-        return Credential(key.name, problem="not fetched")
-    try:
-        credential = await keys.fetch(key)
-    except SecretUnavailable as error:
-        return Credential(key.name, problem=str(error).removeprefix(f"{key.name}: "))
-    told = keys.told(key) or Told()
-    age = trio.current_time() - credential.fetched
-    return Credential(key.name, told.version, credential.version, age, told.since)
-
-
-def _credential_text(credential: Credential) -> str:
-    if credential.problem:
-        return f"{credential.name}: {credential.problem}"
-    own = f"{credential.version} (fingerprint {credential.fingerprint})" if credential.version else ""
-    text = f"{credential.name}, version {own or credential.fingerprint}"
-    if credential.changed is None:
-        return f"{text}, read {credential.age or 0.0:.1f} s ago"
-    since = datetime.fromtimestamp(credential.changed, UTC)
-    return f"{text}, since {since:%Y-%m-%d %H:%M:%S} UTC ({_ago(time.time() - credential.changed)})"
-
-
-def _ago(seconds: float) -> str:
-    """An age for people, in its greatest unit."""
-    for size, unit in ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute")):
-        if seconds >= size:
-            number = int(seconds // size)
-            return f"{number} {unit}{'' if number == 1 else 's'} ago"
-    return f"{max(0.0, seconds):.0f} s ago"
+    return Credential(key.name, problem="not fetched") if keys is None else await fetched(keys, key)

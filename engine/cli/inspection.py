@@ -19,12 +19,13 @@ import msgspec
 from engine.app import hosts_of, own_hosts
 from engine.certificates import in_date, leaf_of, load_pair
 from engine.cli.asked import AskedHooks
+from engine.cli.credentials import all_fetched
 from engine.cli.shaping_review import look_at_login, review
 from engine.egress.dns import HostsFile, StubResolver
 from engine.egress.resolve import Resolver
 from engine.egress.site import asked_for, mx_list_site
 from engine.egress.stsfetch import Fetcher
-from engine.errors import ConfigError, HookError, SecretUnavailable
+from engine.errors import ConfigError, HookError
 from engine.ingress.logins import offered
 from engine.keys import SourceFailure, key_sources, missing_sdk, open_keys
 from engine.tripwire import Tripwire
@@ -121,15 +122,12 @@ class Inspection:
     async def fetch_secrets(self, tripwire: Tripwire) -> None:
         """Fetch every secret that was met; one that cannot be had is a mistake. None is shown."""
         async with open_keys(self._hooks, tripwire=tripwire) as keys:
-            for key, where in self.keys.items():
-                if key in self._told:
-                    continue
-                try:
-                    credential = await keys.fetch(key)
-                except SecretUnavailable as error:
-                    self.problem(f"{where}: {error}")
+            wanted = [key for key in self.keys if key not in self._told]
+            for key, credential in (await all_fetched(keys, wanted)).items():
+                if credential.problem:
+                    self.problem(f"{self.keys[key]}: {credential.as_text()}")
                 else:
-                    self.facts.append(("secret", f"{key.name}: version {credential.version}"))
+                    self.facts.append(("secret", credential.as_text()))
 
     async def no_source(self, name: str) -> str:
         """Why the policy gives no egress source of that name; empty when it does."""

@@ -463,7 +463,7 @@ def test_the_login_of_a_tenant_that_is_none_is_not_asked_for(said: Said, tmp_pat
     (tmp_path / "acme").write_text(CANARY)
     (tmp_path / "acme").chmod(0o600)
     found = said(text, good=True, tenant=["acme"], secrets=True)
-    assert "made-up" not in found and f"secret     file:{tmp_path}/acme: version" in found
+    assert "made-up" not in found and f"secret     file:{tmp_path}/acme, version" in found
     assert f"there is no file {tmp_path}/None now" in said(text, good=True, tenant=["None", "acme"])
 
 

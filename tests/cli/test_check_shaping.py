@@ -165,7 +165,28 @@ def test_secrets_are_fetched_when_asked_for(said: Said, monkeypatch: pytest.Monk
     wrong = said(text, secrets=True, good=False)
     assert 'shaping.toml:4: ["a.example"] smtp_auth_plain_password: env:SHAPING_SECRET: ' in wrong
     monkeypatch.setenv("SHAPING_SECRET", CANARY)
-    assert "secret     env:SHAPING_SECRET: version " in said(text, secrets=True)
+    assert "secret     env:SHAPING_SECRET, version " in said(text, secrets=True)
+
+
+def test_secrets_are_fetched_side_by_side(said: Said) -> None:
+    """Where Vault is out each takes five seconds, and there may be thousands."""
+    hook = """
+import trio
+both = trio.Event()
+
+@policy.on("meet", keysource=True)
+async def meet(number):
+    if number == 1:
+        await both.wait()
+    both.set()
+    return f"secret number {number}"
+"""
+    text = "".join(
+        f'["h{n}.example"]\nmx_rollup = false\nenable_tls = "Required"\nsmtp_auth_plain_username = "u"\n'
+        f'smtp_auth_plain_password = {{ event_name = "meet", event_args = [{n}] }}\n'
+        for n in (1, 2)
+    )
+    assert said(text, hook=hook, secrets=True).count("secret     callback:meet, version ") == 2
 
 
 def test_a_library_that_is_not_installed_is_a_mistake(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,9 +360,9 @@ def test_a_name_server_that_knows_nothing_does_not_bury_the_rest(
 ) -> None:
     with run_dns({}) as address:
         monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
-        out = said("".join(f'["d{number}.example"]\n' for number in range(1200)), offline=False)
+        out = said("".join(f'["d{number}.example"]\n' for number in range(200)), offline=False)
     assert out.count("has no hosts to roll up") == 10
-    assert "and 1,190 more blocks have no hosts to roll up" in out
+    assert "and 190 more blocks have no hosts to roll up" in out
 
 
 def test_a_url_that_cannot_be_fetched_is_a_remark(said: Said) -> None:
