@@ -29,6 +29,8 @@ logger = logging.getLogger("posthorn.shaping")
 
 LOOK = 1.0
 """Seconds between two looks at the files."""
+QUIET = 0.25
+"""Seconds that a changed file must look the same before it is read."""
 ASK_AGAIN = 60.0
 """Seconds after which DNS is asked again where it could not say."""
 ASK_ALL = 300.0
@@ -117,17 +119,24 @@ class _Watcher:
                 found.append(None)
         return tuple(found)
 
+    async def _look(self) -> Signature:
+        return await trio.to_thread.run_sync(self._signature, abandon_on_cancel=True)
+
     async def watch_files(self) -> None:
-        """Read again whenever a file was changed."""
+        """Read again whenever a file was changed, and nobody is writing it any more: the first half of a file
+        may read well, and say nothing of the TLS and the login that the other half demands."""
         while True:
             await trio.sleep(LOOK)
-            seen = await trio.to_thread.run_sync(self._signature, abandon_on_cancel=True)
-            if seen != self._seen:
+            seen = await self._look()
+            if seen == self._seen:
+                continue
+            await trio.sleep(QUIET)
+            if await self._look() == seen and await self.read(as_seen=seen):
                 self._seen = seen
-                await self.read()
 
-    async def read(self, *, starting: bool = False) -> None:
-        """Read what changed, and put the whole in force if nothing in it is wrong."""
+    async def read(self, *, starting: bool = False, as_seen: Signature | None = None) -> bool:
+        """Read what changed, and put the whole in force if nothing in it is wrong. `as_seen`: how the files
+        look; False when they look otherwise after they were read, which was for nothing then."""
         shaper = self._shaper
         async with self._reading:
             remote = self._urls.of(shaper)
@@ -141,22 +150,25 @@ class _Watcher:
                     logger.error("and %d more mistakes", len(error.problems) - _TOLD)
                 why = f"a change is refused: {error.problems[0]}"
                 shaper.unread = {url: why if url in remote else was for url, was in shaper.unread.items()}
-                return
+                return True
             except Exception:
                 # A barrier: whatever a file says must not end the relay.
                 logger.exception("a change cannot be read, and what was in force before stays")
-                return
+                return True
+            if as_seen is not None and await self._look() != as_seen:
+                return False
             had = shaper.unread
             shaper.unread = {url: why for url, why in had.items() if url not in remote}
             same = [id(one) for one in table.documents] == [id(one) for one in shaper.table.documents]
             if same and len(had) == len(shaper.unread):
-                return
+                return True
             shaper.use(table)
             self._automation.reloaded(shaper)
         if not starting:
             self._say()
             self._ask.set()
             self.changed()
+        return True
 
     # -- DNS -------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class Urls:
             self._content[url] = content
             logger.warning("%s: what it said last, before the restart, is in use", name)
 
-    async def watch(self, changed: Callable[[Shaper], Awaitable[None]]) -> None:
+    async def watch(self, changed: Callable[[Shaper], Awaitable[object]]) -> None:
         """Fetch again every minute, and tell of each list of which something is new."""
         while self._names:
             waited_for = any(shaper.unread for users in self._users.values() for shaper in users)

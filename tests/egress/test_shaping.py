@@ -28,7 +28,7 @@ from tests.support.peer import open_peer
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOOK", "ASK_AGAIN"):
+    for name in ("LOOK", "QUIET", "ASK_AGAIN"):
         monkeypatch.setattr(service, name, 0.05)
     for name in ("FETCH", "SOON"):
         monkeypatch.setattr(urls, name, 0.05)
@@ -88,6 +88,49 @@ async def test_a_changed_file_is_in_force_soon_and_a_wrong_one_is_refused_as_a_w
         assert max_ready(shaper) == 2
         write(file, BLOCK.format(4))
         await until(lambda: told == [2, 4])
+
+
+async def test_a_file_that_is_being_written_is_not_read_before_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its place, as some programs do: the first half is a sound file, and lacks what the rest demands."""
+    monkeypatch.setattr(service, "QUIET", 1.5)
+    file = tmp_path / "a.toml"
+    demand = '["y.example"]\nmx_rollup = false\nenable_tls = "Required"\n'
+    file.write_text(BLOCK.format(1) + demand)
+    shaper = policy.shaping.load([file])
+    async with watched(shaper):
+        with file.open("w") as half:
+            for piece in (BLOCK.format(2), *demand.splitlines(keepends=True)):
+                half.write(piece)
+                half.flush()
+                for _ in range(10):
+                    await trio.sleep(0.02)
+                    assert shaper("y.example", "ip-1", "mx.example").enable_tls == "Required"
+        await until(lambda: max_ready(shaper) == 2)
+        assert shaper("y.example", "ip-1", "mx.example").enable_tls == "Required"
+
+
+async def test_what_is_written_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(BLOCK.format(1))
+    shaper = policy.shaping.load([file])
+    build, told = shaper.build, list[int]()
+
+    def building(content: Any) -> Any:
+        if len(told) < 2:
+            told.append(0)
+            table = build(content)
+            file.write_text(BLOCK.format(3 + len(told)))  # and the reader saw the one before
+            return table
+        return build(content)
+
+    async with watched(shaper) as running:
+        running.tell(lambda: told.append(max_ready(shaper)))
+        shaper.build = building  # type: ignore[method-assign]
+        write(file, BLOCK.format(2))
+        await until(lambda: max_ready(shaper) == 5)
+    assert [number for number in told if number] == [5], "nothing of what was on the way"
 
 
 async def test_a_file_that_is_touched_but_not_changed_is_no_change(tmp_path: Path) -> None:
