@@ -9,14 +9,15 @@ with roll-up, again after a minute where DNS could not say; a block without an a
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from os import stat
 from typing import TypeAlias
 
 import trio
 
-from policy.shaping import Shaper, ShapingError
+from policy.errors import PolicyError
+from policy.shaping import Shaper, ShapingError, Table
 
 from .automation import Automation
 from .remote import Fetches, open_client
@@ -134,29 +135,30 @@ class _Watcher:
             if await self._look() == seen and await self.read(as_seen=seen):
                 self._seen = seen
 
+    async def url_changed(self, *, watched: bool) -> None:
+        """Read again. Where files are `watched` and one is being changed, both are read when that is done."""
+        await self.read(as_seen=self._seen if watched else None)
+
     async def read(self, *, starting: bool = False, as_seen: Signature | None = None) -> bool:
         """Read what changed, and put the whole in force if nothing in it is wrong. `as_seen`: how the files
         look; False when they look otherwise after they were read, which was for nothing then."""
         shaper = self._shaper
         async with self._reading:
             remote = self._urls.of(shaper)
+            table: Table | None = None
+            refused: Sequence[PolicyError] = ()
             try:
                 table = await trio.to_thread.run_sync(shaper.build, remote, abandon_on_cancel=True)
             except ShapingError as error:
-                logger.error("a change is refused, and what was in force before stays in force")
-                for problem in error.problems[:_TOLD]:
-                    logger.error("%s", problem)
-                if len(error.problems) > _TOLD:
-                    logger.error("and %d more mistakes", len(error.problems) - _TOLD)
-                why = f"a change is refused: {error.problems[0]}"
-                shaper.unread = {url: why if url in remote else was for url, was in shaper.unread.items()}
-                return True
+                refused = error.problems
             except Exception:
                 # A barrier: whatever a file says must not end the relay.
                 logger.exception("a change cannot be read, and what was in force before stays")
-                return True
             if as_seen is not None and await self._look() != as_seen:
                 return False
+            if table is None:
+                self._refuse(refused, remote)
+                return True
             had = shaper.unread
             shaper.unread = {url: why for url, why in had.items() if url not in remote}
             same = [id(one) for one in table.documents] == [id(one) for one in shaper.table.documents]
@@ -169,6 +171,18 @@ class _Watcher:
             self._ask.set()
             self.changed()
         return True
+
+    def _refuse(self, problems: Sequence[PolicyError], remote: Mapping[str, bytes]) -> None:
+        if not problems:
+            return
+        logger.error("a change is refused, and what was in force before stays in force")
+        for problem in problems[:_TOLD]:
+            logger.error("%s", problem)
+        if len(problems) > _TOLD:
+            logger.error("and %d more mistakes", len(problems) - _TOLD)
+        why = f"a change is refused: {problems[0]}"
+        had = self._shaper.unread
+        self._shaper.unread = {url: why if url in remote else was for url, was in had.items()}
 
     # -- DNS -------------------------------------------------------------------------------------
 
@@ -301,7 +315,7 @@ async def open_shaping(
         await automation.start()
         if shapers:
             nursery.start_soon(automation.run)
-        nursery.start_soon(urls.watch, lambda shaper: watchers[shaper].read())
+        nursery.start_soon(urls.watch, lambda shaper: watchers[shaper].url_changed(watched=watch))
         for watcher in watchers.values():
             if watch:
                 nursery.start_soon(watcher.watch_files)

@@ -111,6 +111,39 @@ async def test_a_file_that_is_being_written_is_not_read_before_it_is_done(
         assert shaper("y.example", "ip-1", "mx.example").enable_tls == "Required"
 
 
+async def test_a_url_that_changes_meanwhile_takes_no_half_a_file_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "QUIET", 1.5)
+    file = tmp_path / "a.toml"
+    demand = '["y.example"]\nmx_rollup = false\nenable_tls = "Required"\n'
+    file.write_text(demand)
+
+    class Changing:
+        fetched = 0
+
+        async def fetch(self, url: str) -> bytes:
+            self.fetched += 1
+            return BLOCK.format(self.fetched).encode()
+
+        def forget(self, url: str) -> None:
+            pass
+
+    client = Changing()
+    shaper = policy.shaping.load([file, "http://127.0.0.1:9/more.toml"])
+    async with open_shaping([shaper], hosts_of(Resolver(StaticDns({}))), client=client):
+        await until(lambda: max_ready(shaper) > 3)
+        with file.open("w") as half:
+            before = client.fetched
+            while client.fetched < before + 5:
+                await trio.sleep(0.01)
+                assert shaper("y.example", "ip-1", "mx.example").enable_tls == "Required"
+            half.write(demand)
+        now = client.fetched
+        await until(lambda: max_ready(shaper) > now)
+        assert shaper("y.example", "ip-1", "mx.example").enable_tls == "Required"
+
+
 async def test_what_is_written_while_it_is_read_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text(BLOCK.format(1))
