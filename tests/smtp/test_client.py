@@ -263,6 +263,24 @@ def test_success_before_a_long_initial_response_was_said_is_refused() -> None:
         events(session, b"235 2.7.0 welcome\r\n")
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "secret", "answer"),
+    [
+        ("XOAUTH2", "t" * 2000, b"334 \r\n235 2.7.0 welcome\r\n"),
+        ("LOGIN", "tiger", b"334 \r\n334 \r\n235 2.7.0 welcome\r\n"),
+        ("PLAIN", "tiger", b"334 \r\n235 2.7.0 welcome\r\n"),
+    ],
+)
+def test_success_behind_a_challenge_came_before_our_answer(
+    mechanism: str, secret: str, answer: bytes
+) -> None:
+    """C6, C43: it cannot be about what we said, for that was not said yet."""
+    session = greeted(f"AUTH {mechanism}")
+    session.auth(client_mechanism(mechanism, "scott", Secret(secret)))
+    with pytest.raises(RemoteProtocolError, match="behind an AUTH challenge"):
+        events(session, answer)
+
+
 def test_a_refusal_before_it_was_said_is_no_verdict_on_it() -> None:
     session = greeted("AUTH XOAUTH2")
     session.auth(client_mechanism("XOAUTH2", "scott", Secret("t" * 2000)))
@@ -311,7 +329,8 @@ def test_arguments_with_control_characters_never_reach_the_wire() -> None:
 
 def test_obstacles() -> None:
     session = greeted("SIZE 1000")
-    big = Transaction("a@b.example", ["c@d.example"], size=2000)
+    assert session.obstacle(Transaction("a@b.example", ["c@d.example"], size=1000)) is None
+    big = Transaction("a@b.example", ["c@d.example"], size=1001)
     reply = session.obstacle(big)
     assert reply is not None and (reply.code, reply.enhanced) == (552, "5.3.4")
     reply = session.obstacle(tx(body_8bit=True))
