@@ -36,6 +36,9 @@ def test_what_it_leaves_is_what_it_showed(tmp_path: Path, capsys: pytest.Capture
     assert "ok submitting: 25 of 25" in shown and "ok delivering: 25 of 25" in shown
     assert re.search(r"reply +250 ", shown) and re.search(r"TLS +TLSv1\.3, .*, verified", shown)
     assert "PLAIN as scott, password ********" in shown and "tiger" not in shown
+    _, _, then = shown.partition("Next")
+    for words in (f"check {tmp_path / 'policy.py'}", f"log {tmp_path / 'log'}", "run", "sink --help"):
+        assert re.search(rf"(posthorn|-m engine) {re.escape(words)}", then), "what to type next"
     assert len(ports(shown)) == 2 and not any(map(is_open, ports(shown)))
     records = [r for segment in sorted((tmp_path / "log").glob("[0-9]*")) for r in read_segment(segment)]
     deliveries = [r for r in records if r["type"] == "Delivery"]
