@@ -264,6 +264,8 @@ async def open_engine(policy: LoadedPolicy, outside: Outside | None = None) -> A
                     "" if found == 1 else "s",
                     time.monotonic() - begun,
                 )
+            if not declarations.listeners:
+                logger.warning("init starts no listener: no mail can be submitted")
             async with open_listeners(
                 declarations.listeners,
                 hooks=hooks,

@@ -33,7 +33,11 @@ class PolicyErrors(PolicyError):
 
     def __init__(self, problems: Sequence[PolicyError], where: str = "") -> None:
         count = len(problems) - 1
-        more = f" (and {count} more mistake{'' if count == 1 else 's'})" if count else ""
+        more = (
+            f" (and {count} more mistake{'' if count == 1 else 's'}; posthorn check names all)"
+            if count
+            else ""
+        )
         super().__init__(f"{problems[0]}{more}", where)
         self.problems = tuple(problems)
 

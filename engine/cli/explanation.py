@@ -15,6 +15,7 @@ from engine.app import hosts_of, own_hosts
 from engine.cli.asked import AskedHooks, destination, routing_domain
 from engine.cli.credentials import Credential, fetched
 from engine.cli.provenance import Hook, Option, made_options, path_options
+from engine.cli.remarks import doubt, nowhere
 from engine.egress.circuitfile import CircuitFile, InUse, directory
 from engine.egress.circuits import OpenCircuit
 from engine.egress.dns import HostsFile, StubResolver
@@ -204,8 +205,9 @@ async def _explained(
                 (
                     *_stops(queue.name, ready, shaping.automation),
                     *_refused(ready, circuits),
-                    *_doubt(shaping.doubtful),
+                    *doubt(shaping.doubtful),
                     *_in_use(ready, file.in_use() if file is not None else ()),
+                    *await nowhere(resolver, ready),
                 ),
                 await _mta_sts(queue.name, ready, policies),
                 ceilings(ready.path, queue.config if queue.config is not None else QueueConfig()),
@@ -287,17 +289,6 @@ def _stops(name: QueueName, ready: ReadyQueue, automation: Automation) -> tuple[
         automation.of_ready(ready.source.name, ready.site.key, ready.providers),
     )
     return tuple(one.text for one in found if one is not None)
-
-
-def _doubt(blocks: int) -> tuple[str, ...]:
-    """Blocks that might hold for this mail, too."""
-    if not blocks:
-        return ()
-    noun = "block that holds" if blocks == 1 else "blocks that hold"
-    return (
-        f"DNS did not say in time which hosts stand behind {blocks:,} {noun} for its whole site: whether "
-        "more of them hold for this mail is not known",
-    )
 
 
 def _refused(ready: ReadyQueue, circuits: Sequence[OpenCircuit]) -> Iterator[str]:

@@ -208,11 +208,18 @@ class Inspection:
         elif not self._half:
             self.problem(self._loaded.no_spool())
         self.facts += [("log", log.log_dir) for log in declared.logs]
+        if not declared.logs and not self._half:
+            self.facts.append(
+                (
+                    "log",
+                    "none: nobody learns what became of mail; call policy.configure_local_logs(...) in init",
+                )
+            )
         self._log_directories()
         if declared.mta_sts is not None:
             await self._mta_sts(declared.mta_sts)
         for listener in declared.listeners:
-            self.facts.append(("listener", f"{listener.listen}, relays for {listener.relay_hosts}"))
+            self.facts.append(("listener", _listener_text(listener)))
             await self._certificate(listener)
             try:
                 offered(
@@ -222,7 +229,7 @@ class Inspection:
                 )
             except ConfigError as error:
                 self.problem(f"{self._init()}: {error}")
-        if not declared.listeners:
+        if not declared.listeners and not self._half:
             self.facts.append(
                 (
                     "listener",
@@ -501,6 +508,14 @@ class Inspection:
             "both get credentials: make the hook look at the domain or the site, or every next hop is sent a "
             "password"
         )
+
+
+def _listener_text(listener: ListenerDeclaration) -> str:
+    """Where it listens, for whom it relays, and what certificate it shows."""
+    who = [str(listener.relay_hosts)] if listener.relay_hosts else []
+    who += ["whoever has logged in"] if listener.relay_authenticated else []
+    shown = f", certificate {listener.tls_certificate.name}" if listener.tls_certificate is not None else ""
+    return f"{listener.listen}, relays for {' and '.join(who) or 'nobody but whom a hook allows'}{shown}"
 
 
 class _Failed(Exception):

@@ -70,8 +70,7 @@ def _print(where: Path, types: list[str]) -> None:
                     broken += 1
                     continue
                 if not types or of in types:
-                    # As it was written: terminal controls in it are escaped.
-                    sys.stdout.buffer.write(line + b"\n")
+                    _put(line)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -79,6 +78,11 @@ def _print(where: Path, types: list[str]) -> None:
         except ChecksumWrong as error:
             wrong.append(ConfigError(f"{segment}: damaged, some of its records may be wrong: {error}"))
         except ValueError as error:
+            if segment == where and not _is_segment(segment):
+                wrong.append(
+                    ConfigError(f"{segment}: is no log segment; right would be a log_dir, or a file in one")
+                )
+                continue
             wrong.append(ConfigError(f"{segment}: damaged, the rest of it is left out: {error}"))
         if broken:
             lines = "a line that is" if broken == 1 else f"{broken} lines that are"
@@ -86,3 +90,19 @@ def _print(where: Path, types: list[str]) -> None:
     if wrong:
         sys.stdout.flush()
         raise ExceptionGroup("unreadable segments", wrong)
+
+
+def _put(line: bytes) -> None:
+    """To standard output, as it was written: terminal controls in it are escaped."""
+    try:
+        sys.stdout.buffer.write(line + b"\n")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"standard output: {error.strerror or error}") from None
+
+
+def _is_segment(path: Path) -> bool:
+    """Whether a file begins as compressed segments do."""
+    with path.open("rb") as file:
+        return file.read(4) == b"\x28\xb5\x2f\xfd"  # RFC 8878 3.1.1

@@ -531,7 +531,8 @@ class ServerSession:
         if reply.code == 421 and reply.enhanced == "4.3.2":
             return
         sender = self.reverse_path.text if self.reverse_path is not None else ""
-        if not recipient and self.forward_paths:
+        if not recipient and self.forward_paths and self._line[:4].upper() != b"RCPT":
+            # What was refused of a RCPT is not the recipient before it.
             recipient = self.forward_paths[-1].text
         command = shown(self._line)
         self._refusals.append(Refusal(reply, command, sender, recipient, cause))

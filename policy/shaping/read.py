@@ -17,7 +17,7 @@ import msgspec
 from ..egress import PATH
 from ..errors import PolicyError, Wrong, a_type, did_you_mean
 from ..keyreach import reaches
-from ..options import Kind
+from ..options import BOOL, Kind
 from ..units import parse_limit, parse_throttle
 from .cases import Case
 from .lines import Lines, json_lines, line_of, toml_lines
@@ -256,7 +256,8 @@ class _Reader:
                 try:
                     PATH.table.read({option: value})
                 except Wrong as wrong:
-                    self._problem(path, f"[{place.block}] {wrong}")
+                    said = str(wrong).replace(f"{option}=False is", f"{option} = false is")
+                    self._problem(path, f"[{place.block}] {said}")
             return
         else:
             self._problem(path, f"[{place.block}] {_unknown(option, value, kind)}")
@@ -301,7 +302,8 @@ class _Reader:
             return (found,)
         except Wrong as wrong:
             shown = "" if spec.secret else f"={_short(value)}"
-            right = "" if wrong.complete else f"; right would be {spec.right}"
+            words = "true or false" if spec is BOOL else spec.right
+            right = "" if wrong.complete else f"; right would be {words}"
             text = f"{what}{shown}: {wrong}{right}"
         self._problem(path, text)
         return None

@@ -103,6 +103,7 @@ def test_a_good_policy_is_shown(said: Said) -> None:
     assert lines[:-2] == [
         ["mail.py:", "ok"],
         ["spool", "spool"],
+        ["log", "none: nobody learns what became of mail; call policy.configure_local_logs(...) in init"],
         ["listener", "127.0.0.1:2525, relays for 127.0.0.1, ::1"],
         ["route", "example.com: by MX"],
         ["pool", "bulk: ip-1"],
@@ -204,6 +205,24 @@ BROKEN = """
     def path(domain, source, site):
         return policy.make_egress_path(enable_tls="required", connection_limit="many")
 """
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("{}", "relays for 127.0.0.1, ::1\n"),
+        ("{'relay_hosts': []}", "relays for nobody but whom a hook allows\n"),
+        ("{'relay_hosts': [], 'relay_authenticated': True}", "relays for whoever has logged in\n"),
+        ("{'relay_authenticated': True}", "relays for 127.0.0.1, ::1 and whoever has logged in\n"),
+        (
+            "{'tls_certificate': {'env': 'C'}, 'tls_private_key': {'env': 'K'}}",
+            "relays for 127.0.0.1, ::1, certificate env:C\n",
+        ),
+    ],
+)
+def test_for_whom_a_listener_relays(said: Said, options: str, says: str) -> None:
+    hook = "\n@policy.on('smtp_server_auth')\ndef auth(user, mechanism, token, meta):\n    return None\n"
+    assert f"listener   127.0.0.1:2525, {says}" in said(INIT + hook, options, good=True)
 
 
 def test_every_mistake_of_a_broken_policy_is_told_once_with_its_line(said: Said) -> None:

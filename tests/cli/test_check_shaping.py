@@ -89,6 +89,12 @@ def test_mistakes_come_by_file_and_line_whatever_finds_them(said: Said) -> None:
     ]
 
 
+def test_what_would_be_right_is_written_as_the_file_is(said: Said) -> None:
+    text = said('["a.example"]\nenable_dane = "yes"\nuse_lmtp = true\n', good=False)
+    assert 'enable_dane="yes": is no bool but a str; right would be true or false\n' in text
+    assert "not supported yet; use_lmtp = false is accepted\n" in text
+
+
 def test_a_file_that_is_not_there_hides_no_mistake_of_another(said: Said) -> None:
     text = said('["a.example"]\nsmtp_prt = 1\n', good=False, files='["none.toml", "shaping.toml"]')
     assert re.findall("check: ([^ ]+): ", text) == ["none.toml", "shaping.toml:2"]

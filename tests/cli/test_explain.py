@@ -184,6 +184,17 @@ def test_the_limit_that_wins_and_the_one_that_is_never_reached(ask: Any) -> None
     assert road["at_most"]["notes"] == road["notes"]
 
 
+def test_a_smart_host_without_an_address_is_remarked(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = '"relay.example:587", "none.example", "192.168.1.10"'
+    with run_dns({"relay.example": {"A": ["192.0.2.1"]}}) as address:
+        monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
+        text = POLICY.replace('"192.168.1.10:587"', hosts)
+        out = ask("bob@example.com", "--no-secrets", text=text, shaping="")
+    notes = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("  note")]
+    assert "none.example has no address, so nothing can be sent there now" in notes
+    assert not any("relay.example" in note for note in notes)
+
+
 def test_secrets_may_stay_where_they_are(ask: Any) -> None:
     assert "password.secret: not fetched" in ask("bob@example.com", "--no-secrets")
     Path("password.secret").unlink()

@@ -110,6 +110,23 @@ def test_a_wrong_directory(tmp_path: Path, name: str, says: str, capfd: pytest.C
     assert capfd.readouterr().err == f"posthorn log: {tmp_path / name}: {says}\n"
 
 
+def test_a_file_that_is_no_segment(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("# Readme\n")
+    assert log(file) == 2
+    says = "is no log segment; right would be a log_dir, or a file in one"
+    assert capfd.readouterr().err == f"posthorn log: {file}: {says}\n"
+
+
+def test_a_standard_output_that_takes_nothing_is_not_the_segment_s_fault(directory: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*command(), "log", str(directory)], stdout=full, stderr=subprocess.PIPE, env=environment()
+        )
+    assert done.returncode == 2
+    assert done.stderr == b"posthorn log: standard output: No space left on device\n"
+
+
 def test_no_records_yet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert log(tmp_path) == 0
     assert capfd.readouterr() == ("", "")

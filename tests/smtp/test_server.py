@@ -409,6 +409,14 @@ def test_records_of_refusals_hold_no_secret() -> None:
     assert not any(PLAIN.decode()[:8] in command or "tiger" in command for command in shown)
 
 
+def test_a_recipient_that_cannot_be_read_is_not_recorded_as_the_one_before_it() -> None:
+    driver = run(
+        EHLO + b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nRCPT TO:<no>\r\nMAIL FROM:<>\r\n"
+    )
+    named = [(refusal.command[:4], refusal.recipient) for refusal in driver.session.take_refusals()]
+    assert named == [("RCPT", ""), ("MAIL", "c@d.example")]
+
+
 COMMANDS = {
     b"EHLO": b"EHLO x\r\n", b"HELO": b"HELO x\r\n", b"STARTTLS": b"STARTTLS\r\n", b"AUTH": b"AUTH PLAIN\r\n",
     b"MAIL": b"MAIL FROM:<>\r\n", b"RCPT": b"RCPT TO:<a@b.example>\r\n", b"DATA": b"DATA\r\n",
