@@ -349,14 +349,26 @@ def test_dane() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for text in (PATHS, POLICY, OPERATING, AUTH, TLS, DANE):
-        for target, anchor in re.findall(r"\]\(([\w.-]+)(?:#([\w-]+))?\)", text):
-            page = (ROOT / "docs" / target).read_text()
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([\w-]+))?\)", page.read_text()):
+            if target.startswith(("https:", "http:")):
+                continue
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name}: {target}"
             if anchor:
-                slugs = [
-                    h.lower().replace(" ", "-").replace("`", "") for h in re.findall(r"^#+ (.+)$", page, re.M)
-                ]
-                assert anchor in slugs
+                headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+                slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+
+
+def test_the_files_of_the_way_out_are_there() -> None:
+    flow = (ROOT / "docs" / "flow.md").read_text()
+    text = sections(flow, "##")["Out: `engine/egress"].partition("| outcome |")[0]
+    named = re.findall(r"`(\w+)` (?:ask|place|start|count|make|decide|is|carr|say|write)", text)
+    assert len(named) == 10
+    for name in named:
+        assert (ROOT / "engine" / "egress" / f"{name}.py").exists(), name
 
 
 def test_what_is_said_of_a_password_that_changes() -> None:
