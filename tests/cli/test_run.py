@@ -164,6 +164,26 @@ def test_a_wrong_option_starts_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_relay_without_a_listener_says_that_nothing_can_be_submitted(tmp_path: Path) -> None:
+    (tmp_path / "mail.py").write_text(POLICY.partition("    policy.start_esmtp")[0])
+    errors = tmp_path / "stderr.txt"
+    with errors.open("wb") as file:
+        process = subprocess.Popen(
+            [*command(), "run", "mail.py"],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stderr=file,
+        )
+        try:
+            says = "warning init starts no listener: no mail can be submitted"
+            until(lambda: says in errors.read_text(), seconds=60, what=errors.read_text)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(60)
+    assert status == 0
+
+
 def test_it_says_where_it_listens_and_ends_with_status_0_when_told_to(tmp_path: Path) -> None:
     (tmp_path / "mail.py").write_text(POLICY)
     errors = tmp_path / "stderr.txt"
