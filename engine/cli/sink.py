@@ -251,9 +251,10 @@ def sink(
     auth_without_tls
         Offer AUTH without TLS too.
     reply
-        Misbehave: STAGE=CODE TEXT, STAGE=drop, STAGE=hang or STAGE=delay=SECONDS, each with ;every=N,
-        ;first=N or ;delay=SECONDS behind it. STAGE is connect, ehlo, helo, starttls, auth, mail, rcpt,
-        data, dot, rset or quit. May be repeated; of one stage the first rule that applies counts.
+        Misbehave: STAGE=CODE TEXT (a backslash and n in it begin a further line), STAGE=drop, STAGE=hang or
+        STAGE=delay=SECONDS, each with ;every=N, ;first=N or ;delay=SECONDS behind it. STAGE is connect, ehlo,
+        helo, starttls, auth, mail, rcpt, data, dot, rset or quit. May be repeated; of one stage the first
+        rule that applies counts.
     without
         An EHLO keyword not to offer, such as PIPELINING; may be repeated.
     store

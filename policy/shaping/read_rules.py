@@ -97,7 +97,7 @@ def _one(problem: Problem, key: str, value: Any, read: Callable[[Any], T], right
     try:
         return read(value)
     except Wrong as wrong:
-        problem(key, f"{key}: {wrong}" + ("" if wrong.complete else _right(right)))
+        problem(key, f"{key}={value!r}: {wrong}" + ("" if wrong.complete else _right(right)))
         return None
 
 

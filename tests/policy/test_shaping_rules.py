@@ -133,6 +133,7 @@ def kinds(orders: Orders, merged: Table) -> list[str]:
         (rule('code = 421\ntrigger = "10/hr"'), 'right would be "Immediate" or { Threshold = "10/hr" }'),
         (rule('code = 421\ntrigger = { Threshold = "10/h,max_burst=2" }'), "has no burst"),
         (rule('code = 421\ntrigger = { Threshold = "10001/h" }'), "counts to 10000 at most"),
+        (rule("code = 421").replace("10 minutes", "a while"), "duration='a while': is no duration: "),
         (rule('code = 421\nmode = "dry"'), "mode='dry': is none of its values"),
         ('[["default".automation]]\ncode = 421\naction = "Suspend"', "has no duration"),
         ('[["default".automation]]\ncode = 421\nduration = "1h"', "the rule has no action"),
