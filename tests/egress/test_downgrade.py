@@ -62,7 +62,7 @@ async def test_starttls_refused(answer: str, mode: str, bench: Any, clock: MockC
     async with open_peer(replies={"STARTTLS": answer}, capabilities=capabilities) as peer:
         async with bench(to(peer, enable_tls=mode, **AUTH)) as b:
             await b.submit()
-            record = await b.first(20)
+            record = await b.first(100)
             assert record.type == "TransientFailure" and not SPOKEN & set(peer.words())
 
 
