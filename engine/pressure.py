@@ -14,6 +14,7 @@ Either is over when 5 % less than its mark is taken.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -33,7 +34,9 @@ _LOOK = 0.25
 _SOFT = 0.8
 _OVER = 0.95
 _TRIM = 10.0
-"""Seconds between two times that the allocator is asked to give back what it keeps, past the soft mark."""
+"""Seconds between two times that what was freed is given back, past the soft mark; at least."""
+_SHARE = 200.0
+"""Or so many times what it took: all threads wait meanwhile, for half a percent of the time at most."""
 _AGAIN = 60.0
 """Seconds after which it is said once more that mail is refused."""
 _LEAST = 16 << 20
@@ -130,16 +133,18 @@ class Pressure:
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
-        trimmed = float("-inf")
+        next_trim = float("-inf")
         while True:
             try:
                 self.look()
             except Exception:
                 # A barrier: whoever is told, or a /proc that is gone, must not end the relay.
                 logger.exception("looking at the memory taken")
-            if self.level > Level.CALM and trio.current_time() - trimmed >= _TRIM:
+            begun = trio.current_time()
+            if self.level > Level.CALM and begun >= next_trim:
                 await _give_back()
-                trimmed = trio.current_time()
+                now = trio.current_time()
+                next_trim = now + max(_TRIM, _SHARE * (now - begun))
             await trio.sleep(_LOOK)
 
 
@@ -153,6 +158,9 @@ async def _give_back() -> None:
 
 
 def _trim() -> None:
+    # A whole collection empties the interpreter's lists of objects to be used again. A few thousand tuples in
+    # them are enough to keep all the memory in which a million queued messages lay.
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
     if trim is not None:
         trim(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 
 import pytest
 import trio
@@ -10,7 +11,9 @@ from trio.testing import MockClock
 
 from engine import pressure as pressure_module
 from engine.errors import ConfigError
+from engine.model import QueueName
 from engine.pressure import Level, Pressure, resident
+from engine.queues.scheduled import Queued, ScheduledQueue, Timer
 
 MIB = 1 << 20
 LIMIT = 1000 * MIB
@@ -99,6 +102,20 @@ def test_what_was_freed_goes_back_to_the_kernel() -> None:
     trio.run(pressure_module._give_back)
     assert full - resident() > 40 * MIB
     assert pieces
+
+
+def test_what_many_queued_messages_took_goes_back_as_well() -> None:
+    dice = random.Random(1)
+    before = resident()
+    queue = ScheduledQueue(QueueName("example.com"))
+    timer = Timer()
+    for number in range(200_000):
+        timer.add(Queued(dice.randbytes(16), number, queue, 0.0, dice.random(), 1000))
+    full = resident() - before
+    while timer.pop_due(2.0, 1000):
+        pass
+    trio.run(pressure_module._give_back)
+    assert full > 40 * MIB and resident() - before < full / 3
 
 
 def test_a_limit_that_leaves_nothing_for_mail_is_an_error() -> None:
