@@ -114,11 +114,11 @@ class Turn:
 
 
 class _NotNow(msgspec.Struct):
-    """A host that takes no login now. `times`: in a row."""
+    """A host that takes no login now. `times`: when it said so, in the last period of the budget."""
 
     until: float
     text: str
-    times: int
+    times: tuple[float, ...]
 
 
 class Circuits:
@@ -314,9 +314,13 @@ class Circuits:
     def _deferred(self, wanted: Try, error: LoginRefused, now: float) -> None:
         key = _host(wanted)
         found = self._not_now.pop(key, None)
-        longest = max(wanted.pause, wanted.budget.period / wanted.budget.quantity)
-        times = found.times + 1 if found is not None and now - found.until < longest else 1
-        self._not_now[key] = _NotNow(now + grown(wanted.pause, times, longest), error.reason, times)
+        quantity, period = wanted.budget.quantity, wanted.budget.period
+        before = found.times if found is not None else ()
+        times = (*(time for time in before if now - time < period), now)[-quantity:]
+        until = now + grown(wanted.pause, len(times), max(wanted.pause, period / quantity))
+        if len(times) == quantity:  # it may count them all the same
+            until = max(until, times[0] + period)
+        self._not_now[key] = _NotNow(until, error.reason, times)
         if len(self._not_now) > _KEPT:
             self._not_now.popitem(last=False)
 
