@@ -10,6 +10,7 @@ A version that was refused leaves the last failure of a budget to one that was n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -117,7 +118,7 @@ class Circuit:
 class Account:
     """See the module. Times are of `trio.current_time`."""
 
-    __slots__ = ("_budgets", "_locks", "circuits", "failures", "period")
+    __slots__ = ("_budgets", "_locks", "circuits", "failures", "period", "written")
 
     def __init__(self) -> None:
         self._budgets: dict[tuple[int, float], None] = {}
@@ -127,6 +128,8 @@ class Account:
         """Oldest first."""
         self.period = 0.0
         """Seconds until a failure is forgotten: the longest of a budget."""
+        self.written: dict[tuple[str, str], int] = {}
+        """How many failures are on the disk at least, by version and source."""
 
     def obey(self, budget: Throttle) -> None:
         """Another path's budget for the same login counts, too."""
@@ -186,6 +189,15 @@ class Account:
         failure.flying = True
         self.failures.append(failure)
         return failure
+
+    def numbers(self) -> dict[tuple[str, str], int]:
+        """How many failures are remembered, by version and source."""
+        return Counter((one.version, one.source) for one in self.failures)
+
+    def is_written(self, failure: Failure) -> bool:
+        """Whether the disk says as much: a login that was accepted just now was not taken back there yet."""
+        key = (failure.version, failure.source)
+        return self.numbers()[key] <= self.written.get(key, 0)
 
     def take_back(self, failure: Failure) -> None:
         """It was none."""

@@ -188,12 +188,13 @@ class CircuitFile:
         self._urgent, circuits.changed = trio.Event(), trio.Event()
         try:
             # Not to be left alone half-way: the next one would write the same file.
-            now = trio.current_time()
+            now, done = trio.current_time(), circuits.writing()
             in_use = [
                 InUse(hosts, user, one.active, one.newest, now - one.since, one.trying)
                 for hosts, user, one in circuits.behind()
             ]
             await trio.to_thread.run_sync(self.save, [*circuits.opened()], now, in_use)
+            done()
         finally:
             written.set()
 

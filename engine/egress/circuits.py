@@ -249,6 +249,19 @@ class Circuits:
             else:
                 yield from account.shown(tuple(sorted(root.members)), user, now)
 
+    def writing(self) -> Callable[[], None]:
+        """What `opened` gives now is about to be written: from now on the disk says no more than that. Call
+        the result when it says as much."""
+        numbers = {account: account.numbers() for account in self._open}
+        for account, known in numbers.items():
+            account.written = {key: min(one, known.get(key, 0)) for key, one in account.written.items()}
+
+        def done() -> None:
+            for account, known in numbers.items():
+                account.written = known
+
+        return done
+
     def behind(self) -> Iterator[tuple[tuple[str, ...], str, Behind]]:
         """Hosts and user for whom another version than the newest is in use, and which."""
         for rotation, (endpoint, user) in [*self._behind.items()]:
@@ -291,7 +304,7 @@ class Circuits:
             self.check(endpoint, wanted, flying=True)
         failure = account.began(wanted, now)
         self._note(account, endpoint, wanted)
-        if self.commit is not None:
+        if self.commit is not None and not account.is_written(failure):
             try:
                 await self.commit()
             except BaseException:

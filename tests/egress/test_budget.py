@@ -101,6 +101,25 @@ async def test_nothing_counts_before_the_secret_leaves(clock: MockClock) -> None
     assert not [*circuits.opened()]
 
 
+async def test_what_is_being_written_anew_is_not_relied_upon(clock: MockClock) -> None:
+    circuits, commits = Circuits(), 0
+
+    async def commit() -> None:
+        nonlocal commits
+        commits += 1
+        circuits.writing()()
+
+    async def accepted() -> int:
+        async with circuits.turn(at(circuits, HERE), SCOTT) as turn:
+            await turn.begin()
+        return commits
+
+    circuits.commit = commit
+    assert [await accepted(), await accepted()] == [1, 1], "the disk says it already"
+    circuits.writing()
+    assert await accepted() == 2
+
+
 async def test_a_version_that_was_refused_leaves_the_last_try_to_another(clock: MockClock) -> None:
     circuits = Circuits()
     old, new = other(source="file"), other(source="file", version="2")

@@ -224,6 +224,35 @@ async def test_which_version_is_in_use_is_written_down_and_not_believed_after_a_
     await life(spool, second)
 
 
+async def test_a_run_of_logins_waits_for_the_disk_once_and_is_never_ahead_of_it(
+    tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, writings = tmp_path / "spool", 0
+    save = CircuitFile.save
+
+    def counting(self: CircuitFile, *args: Any) -> None:
+        nonlocal writings
+        writings += 1
+        save(self, *args)
+
+    monkeypatch.setattr(CircuitFile, "save", counting)
+
+    async def on_the_disk() -> None:
+        (known,) = CircuitFile.load(directory(spool)).circuits()
+        assert len(known.unheard) == 1
+
+    async def steps(circuits: Circuits) -> None:
+        for _ in range(100):
+            await begin_and(circuits, on_the_disk)
+            await trio.sleep(0.1)
+        assert writings <= 25, "once a second, and once more where that took it back"
+        await trio.sleep(5)
+        assert not CircuitFile.load(directory(spool)).circuits()
+        await begin_and(circuits, on_the_disk)
+
+    await life(spool, steps)
+
+
 async def test_a_disk_that_does_not_answer_is_waited_for_some_seconds(
     tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
