@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from typing import Any, Protocol, Self
 
 import msgspec
 import trio
@@ -78,10 +79,20 @@ def directory(spool: str | os.PathLike[str], *, writes: bool = True) -> StateDir
     return StateDir(f"{os.fspath(spool).rstrip('/')}.logins", logger, writes=writes)
 
 
+class State(Protocol):
+    """Where the files lie: a `StateDir`."""
+
+    path: str
+
+    def read(self, name: str) -> bytes | None: ...
+
+    def write(self, name: str, content: bytes) -> None: ...
+
+
 class CircuitFile:
     """See the module. Made by `load`."""
 
-    def __init__(self, state: StateDir, key: bytes, content: _Content | None) -> None:
+    def __init__(self, state: State, key: bytes, content: _Content | None) -> None:
         self._state = state
         self.key = key
         self._content = content
@@ -91,7 +102,7 @@ class CircuitFile:
         """Set when what `_write` takes next was written."""
 
     @classmethod
-    def load(cls, state: StateDir) -> CircuitFile:
+    def load(cls, state: State) -> Self:
         """What is there; a key is made when there is none. Waits for the disk."""
         key = state.read("key")
         if key is None or len(key) != _KEY:
@@ -193,10 +204,13 @@ class CircuitFile:
                 InUse(hosts, user, one.active, one.newest, now - one.since, one.trying)
                 for hosts, user, one in circuits.behind()
             ]
-            await trio.to_thread.run_sync(self.save, [*circuits.opened()], now, in_use)
+            await self._store([*circuits.opened()], now, in_use)
             done()
         finally:
             written.set()
+
+    async def _store(self, *what: Any) -> None:
+        await trio.to_thread.run_sync(self.save, *what)
 
     async def _commit(self) -> None:
         """See `Circuits.commit`. A disk that does not answer is waited for no longer than `_PATIENCE`: the

@@ -35,12 +35,14 @@ class _Stored(msgspec.Struct):
 
 
 class MemoryStore:
-    """What survives a restart of a `MemorySpool`: messages by number, oldest first."""
+    """What survives a restart of a `MemorySpool`: messages by number, oldest first; and, for who keeps them
+    beside it, the files about logins."""
 
     def __init__(self) -> None:
         self.messages: dict[int, _Stored] = {}
         self.last = 0
         self.names: set[bytes] = set()
+        self.logins: dict[str, bytes] = {}
 
 
 class MemorySpool:

@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 from policy.testing import (
     DROP,
     SERVFAIL,
+    CountsFailedLogins,
     MemoryStore,
     NextHop,
     Secrets,
@@ -334,6 +335,25 @@ async def test_a_restart_finds_the_mail() -> None:
     async with open_relay({}, store=store, hops={"example.com": hop}) as relay:
         await relay.wait_for("Delivery", within="1 day")
     assert len(hop.arrived) == 1
+
+
+@scenario
+async def test_a_restart_does_not_forget_a_login_that_was_refused() -> None:
+    store, hop = MemoryStore(), CountsFailedLogins(limit=3)
+
+    def path(domain: str, egress_source: str, site_name: str) -> policy.EgressPath:
+        login = {"username": "scott", "password": {"key_data": "wrong"}, "failure_budget": "2/h"}
+        return policy.make_egress_path(enable_tls="Required", smtp_auth=login)
+
+    for number in range(6):
+        async with open_relay(
+            {"get_egress_path_config": path}, store=store, hops={"example.com": hop}
+        ) as relay:
+            if not number:
+                await relay.submit()
+            await relay.wait("5 minutes")
+            assert relay.queued == 1
+    assert hop.failed == {"scott": 2} and not hop.locked
 
 
 @scenario
