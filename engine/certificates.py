@@ -13,9 +13,12 @@ from cryptography import x509
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["in_date", "key_info", "leaf_of", "load_pair", "read"]
+__all__ = ["in_date", "key_info", "leaf_of", "load_pair", "read", "subject_of"]
 
 _ENCRYPTED = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: 4,ENCRYPTED", re.MULTILINE)
+
+_PARTS, _PART = 16, 256
+"""Parts of a subject, and characters of one: strangers choose both."""
 
 
 def leaf_of(certificate: bytes) -> x509.Certificate:
@@ -32,6 +35,15 @@ def read(der: bytes) -> x509.Certificate:
         return x509.load_der_x509_certificate(der)
     except x509.InvalidVersion as error:  # the one that is no ValueError
         raise ValueError(str(error)) from None
+
+
+def subject_of(der: bytes) -> tuple[str, ...]:
+    """The parts of a certificate's subject as RFC 4514 writes them, such as ``CN=mx.example``; no more than
+    records can bear, and none of a certificate that cannot be read."""
+    try:
+        return tuple(part.rfc4514_string()[:_PART] for part in list(read(der).subject)[:_PARTS])
+    except (TypeError, ValueError):
+        return ()
 
 
 def key_info(certificate: x509.Certificate) -> bytes:

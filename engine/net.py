@@ -58,7 +58,8 @@ class TlsFacts(msgspec.Struct, frozen=True, gc=False):
     used again, and no certificate was sent. `pin`: ``leaf`` or ``issuer``, whose key was among the pins;
     None: there were none. `asked`: the peer asked for a certificate and got the context's; always False for
     a context without an ear for it (`engine/egress/tls.py`). `expires`: when the first certificate ends by
-    which the peer was verified, as `time.time`.
+    which the peer was verified, as `time.time`. `subject`: whose certificate it is, in parts such as
+    ``CN=mx.example``, checked or not; filled in by whoever looks at certificates.
     """
 
     version: str
@@ -70,6 +71,7 @@ class TlsFacts(msgspec.Struct, frozen=True, gc=False):
     pin: str | None = None
     asked: bool = False
     expires: float = float("inf")
+    subject: tuple[str, ...] = ()
 
 
 class Stream:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from engine.certificates import read
+from engine.certificates import read, subject_of
 from engine.errors import NetworkError, PeerTimeout, RemoteProtocolError, TlsError, TlsRequired
 from engine.smtp import StartTlsReply
 from policy.tlskinds import OBSOLETE
@@ -171,6 +171,8 @@ class Safety:
             facts = msgspec.structs.replace(kept.facts, resumed=True, cipher=facts.cipher)
         else:
             facts = _checked(stream, need, facts, stage)
+            own = stream.peer_chain()[:1]
+            facts = msgspec.structs.replace(facts, subject=subject_of(own[0]) if own else ())
         stream.tls = facts
         connection.tls_why = facts.why
         connection.certificate = terms.certificate

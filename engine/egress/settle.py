@@ -349,6 +349,7 @@ class Settler:
                     record.tls_protocol_version = tls.version
                     record.tls_verified = tls.verified
                     record.tls_peer_name = tls.peer_name
+                    record.tls_peer_subject_name = tls.subject or None
                     record.tls_resumed = tls.resumed or None
                     record.tls_pin = tls.pin
                     if tls.asked and connection.certificate is not None:

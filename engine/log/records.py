@@ -100,6 +100,8 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     tls_cipher: str | None = None
     tls_protocol_version: str | None = None
     tls_peer_name: str | None = None
+    tls_peer_subject_name: tuple[str, ...] | None = None
+    """The subject of the peer's certificate in parts, checked or not."""
     tls_verified: bool | None = None
     tls_why: str | None = None
     """One phrase: why the certificate counts as verified or not, or why there was no TLS."""
@@ -191,6 +193,7 @@ class _Line(msgspec.Struct, omit_defaults=True, gc=False):
     tls_cipher: str | None = None
     tls_protocol_version: str | None = None
     tls_peer_name: str | None = None
+    tls_peer_subject_name: tuple[str, ...] | None = None
     tls_verified: bool | None = None
     tls_why: str | None = None
     tls_resumed: bool | None = None
@@ -318,6 +321,7 @@ class LineEncoder:
             record.tls_cipher,
             record.tls_protocol_version,
             record.tls_peer_name,
+            record.tls_peer_subject_name,
             record.tls_verified,
             record.tls_why,
             record.tls_resumed,

@@ -245,6 +245,8 @@ async def test_the_record_says_so(pki: Pki, bench: Any) -> None:
             assert [record.tls_resumed for record in records] == [None, True]
             assert records[0].tls_verified is records[1].tls_verified is True
             assert records[0].tls_peer_name == records[1].tls_peer_name == NAME
+            assert records[0].tls_peer_subject_name == records[1].tls_peer_subject_name
+            assert records[0].tls_peer_subject_name
             assert records[1].tls_why == "chain and name verified for 127.0.0.1"
 
 

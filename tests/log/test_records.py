@@ -88,6 +88,11 @@ def test_the_documented_shape() -> None:
     }
 
 
+def test_a_subject_is_a_list_of_parts() -> None:
+    assert line(delivery(tls_peer_subject_name=("O=a", "CN=b")))["tls_peer_subject_name"] == ["O=a", "CN=b"]
+    assert "tls_peer_subject_name" not in line(delivery())
+
+
 def test_several_recipients_and_a_source_address() -> None:
     found = line(delivery(recipient=["a@x.example", "b@x.example"], source_address="192.0.2.9"))
     assert found["recipient"] == ["a@x.example", "b@x.example"]
