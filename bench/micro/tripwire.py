@@ -46,12 +46,15 @@ def _row(what: str, ns: float) -> dict[str, Any]:
 
 def _tripwire(secrets: int) -> Tripwire:
     chance = random.Random(1)
-    tripwire = Tripwire()
+    now = 0.0
+    tripwire = Tripwire(lambda: now)
     for number in range(secrets):
         tripwire.watch(number, f"vault:secret/smtp-auth/d{number}.example", Secret(_secret(chance)))
-        if number % 1000 == 999:
+        if tripwire.untidy:
             tripwire.tidy()
-    tripwire.tidy()
+    now += 60.0  # nothing new for a while
+    while tripwire.untidy:
+        tripwire.tidy()
     return tripwire
 
 

@@ -29,13 +29,13 @@ cdef struct Bucket:
     uint32_t high
 
 
-cdef inline uint32_t gram_at(const unsigned char *p) noexcept:
+cdef inline uint32_t gram_at(const unsigned char *p) noexcept nogil:
     cdef uint32_t gram
     memcpy(&gram, p, GRAM)
     return gram
 
 
-cdef inline uint32_t mixed(uint32_t gram) noexcept:
+cdef inline uint32_t mixed(uint32_t gram) noexcept nogil:
     return <uint32_t>(gram * <uint32_t>0x9E3779B1)
 
 
@@ -71,13 +71,15 @@ cdef class PatternSet:
     cdef Py_ssize_t stride
 
     def __cinit__(self, list patterns not None, bytes words not None):
-        cdef Py_ssize_t i, j, size, shortest = 8, total = 0, entries, capacity
+        cdef Py_ssize_t i = 0, size, shortest = 8, total = 0, entries, capacity
         cdef bytes pattern, before = None
-        cdef uint32_t at, hashed
-        cdef const unsigned char *p
         self.count = len(patterns)
         if PyBytes_GET_SIZE(words) != self.count:
             raise ValueError("words has not one octet for each pattern")
+        self.begins = <uint32_t *>PyMem_Calloc(self.count + 1, sizeof(uint32_t))
+        self.shorter = <uint32_t *>PyMem_Calloc(self.count + 1, sizeof(uint32_t))
+        if self.begins == NULL or self.shorter == NULL:
+            raise MemoryError
         for pattern in patterns:
             size = PyBytes_GET_SIZE(pattern)
             if not LEAST <= size <= MOST:
@@ -87,18 +89,18 @@ cdef class PatternSet:
             before = pattern
             shortest = min(shortest, size)
             total += size
-        if total > 1 << 31:
-            raise ValueError("too many patterns")
+            if total > 1 << 31:
+                raise ValueError("too many patterns")
+            i += 1
+            self.begins[i] = <uint32_t>total
         self.blob = b"".join(patterns)
         self.words = words
         self.stride = shortest - GRAM + 1
-        self.begins = <uint32_t *>PyMem_Calloc(self.count + 1, sizeof(uint32_t))
-        self.shorter = <uint32_t *>PyMem_Calloc(self.count + 1, sizeof(uint32_t))
         # One bit in 16 at most is set, up to a table that no longer fits the nearer caches.
         entries = self.count * self.stride * 16
         capacity = 1 << 12
         self.filter_shift = 20
-        while capacity < entries and self.filter_shift > 9:
+        while capacity < entries and self.filter_shift > 8:
             capacity *= 2
             self.filter_shift -= 1
         self.filter = <uint64_t *>PyMem_Calloc(capacity // 64, sizeof(uint64_t))
@@ -108,19 +110,22 @@ cdef class PatternSet:
             capacity *= 2
             self.bucket_shift -= 1
         self.buckets = <Bucket *>PyMem_Calloc(capacity, sizeof(Bucket))
-        if self.begins == NULL or self.shorter == NULL or self.filter == NULL or self.buckets == NULL:
+        if self.filter == NULL or self.buckets == NULL:
             raise MemoryError
-        p = <const unsigned char *>PyBytes_AS_STRING(self.blob)
-        at = 0
-        for i in range(self.count):
-            self.begins[i] = at
-            for j in range(self.stride):
-                hashed = mixed(gram_at(p + at + j)) >> self.filter_shift
-                self.filter[hashed >> 6] |= (<uint64_t>1) << (hashed & 63)
-            at += <uint32_t>PyBytes_GET_SIZE(patterns[i])
-            self.begins[i + 1] = at
-            self.shorter[i] = self.prefix_of(i, p)
-            self.enter(gram_at(p + self.begins[i]), <uint32_t>i, capacity)
+        self.fill(<const unsigned char *>PyBytes_AS_STRING(self.blob), capacity)
+
+    cdef void fill(self, const unsigned char *p, Py_ssize_t capacity) noexcept:
+        # Without the interpreter, which has an event loop to serve: of ten thousand secrets this takes long.
+        cdef Py_ssize_t i, j
+        cdef uint32_t at, hashed
+        with nogil:
+            for i in range(self.count):
+                at = self.begins[i]
+                for j in range(self.stride):
+                    hashed = mixed(gram_at(p + at + j)) >> self.filter_shift
+                    self.filter[hashed >> 6] |= (<uint64_t>1) << (hashed & 63)
+                self.shorter[i] = self.prefix_of(i, p)
+                self.enter(gram_at(p + at), <uint32_t>i, capacity)
 
     def __dealloc__(self):
         PyMem_Free(self.begins)
@@ -128,7 +133,7 @@ cdef class PatternSet:
         PyMem_Free(self.filter)
         PyMem_Free(self.buckets)
 
-    cdef uint32_t prefix_of(self, Py_ssize_t i, const unsigned char *p) noexcept:
+    cdef uint32_t prefix_of(self, Py_ssize_t i, const unsigned char *p) noexcept nogil:
         # The longest earlier pattern that pattern i begins with; `count` when there is none. It is
         # the one before, or one that this one begins with, and so on.
         cdef uint32_t other
@@ -146,7 +151,7 @@ cdef class PatternSet:
             other = self.shorter[other]
         return other
 
-    cdef void enter(self, uint32_t gram, uint32_t i, Py_ssize_t capacity) noexcept:
+    cdef void enter(self, uint32_t gram, uint32_t i, Py_ssize_t capacity) noexcept nogil:
         cdef Py_ssize_t slot = mixed(gram) >> self.bucket_shift
         while self.buckets[slot].high and self.buckets[slot].gram != gram:
             slot = (slot + 1) & (capacity - 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,9 +31,15 @@ def guarded(call: Callable[[], object], *, command: str, tripwire: Tripwire | No
     the surroundings, each told in one line; 130 after Ctrl-C. Nobody reads any more: quietly 141.
     Anything else is a defect and keeps its traceback.
 
-    `tripwire`: of a command that handles secrets. What it says of an error then shows none of them; the
-    traceback of a defect is written here, and the status is 1.
+    `tripwire`: of a command that handles secrets. What it says of an error then shows none of them, nor does
+    what libraries and Python itself have to say; the traceback of a defect is written here, and the status
+    is 1.
     """
+    with nullcontext() if tripwire is None else _searched(tripwire):
+        return _guarded(call, command, tripwire)
+
+
+def _guarded(call: Callable[[], object], command: str, tripwire: Tripwire | None) -> int:
     from engine.errors import ConfigError, HookError, SpoolError
     from policy import PolicyError, Reject
 
@@ -56,6 +64,24 @@ def guarded(call: Callable[[], object], *, command: str, tripwire: Tripwire | No
         _tell(command, found, tripwire)
         return 2
     return 0
+
+
+@contextmanager
+def _searched(tripwire: Tripwire) -> Iterator[None]:
+    """What is logged without diagnostics being open comes to standard error, but not unsearched."""
+    from engine.log.strays import strays_logged
+
+    class LastResort(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sys.stderr.write(tripwire.text(f"{self.format(record)}\n", _PLACE))
+
+    before = logging.lastResort
+    logging.lastResort = LastResort(logging.WARNING)
+    try:
+        with strays_logged():
+            yield
+    finally:
+        logging.lastResort = before
 
 
 def _tell(command: str, what: Iterable[object], tripwire: Tripwire | None = None) -> None:

@@ -223,7 +223,9 @@ class KeyRing:
         if entry is None:
             entry = self._entries[ref] = _Entry()
             if len(self._entries) > self._capacity:
-                self._tripwire.release(self._entries.popitem(last=False)[0])
+                evicted = self._entries.popitem(last=False)[0]
+                self._tripwire.release(evicted)
+                self._tripwire.release(("earlier", evicted))
         else:
             self._entries.move_to_end(ref)
         return entry

@@ -27,10 +27,23 @@ from engine.errors import ConfigError
 from engine.tripwire import Tripwire, private
 from policy.errors import did_you_mean
 
+from .strays import strays_logged
+
 __all__ = ["LEVELS", "ROOMS", "STYLES", "diagnostics", "parse_levels"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
-ROOMS: Final = ("egress", "hooks", "ingress", "keys", "log", "memory", "shaping", "spool", "tripwire")
+ROOMS: Final = (
+    "egress",
+    "hooks",
+    "ingress",
+    "keys",
+    "log",
+    "memory",
+    "python",
+    "shaping",
+    "spool",
+    "tripwire",
+)
 """What logs under a name of its own, below ``posthorn``."""
 STYLES: Final = ("auto", "plain", "json")
 
@@ -112,7 +125,8 @@ def diagnostics(
     logging.raiseExceptions = False
     writer.start()
     try:
-        yield
+        with strays_logged():
+            yield
     finally:
         root.removeHandler(handler)
         for name, value in before.items():

@@ -6,7 +6,9 @@ session it was said in and to nobody else (`keep_private`): clients choose what 
 ``delivered`` must not make that word vanish from everybody's records.
 
 Sets of patterns do not change: a new secret goes into a small one that is made on the spot, `tidy` brings
-all into one in a worker thread, and both are exchanged in one assignment.
+small ones together in a worker thread, and they are exchanged in one assignment. While new ones come, sets
+grow by merging those of like size, so that each secret is moved a few times in its life, however many there
+are. When none has come for a while, most are brought into one: each set costs time in every search.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 
 import msgspec
@@ -34,12 +37,18 @@ MARK = b"********"
 """Stands where a secret was. Of one length, as that of a password is nobody's business either."""
 
 KEPT = 3600.0
-"""Seconds an older version of a secret stays registered."""
+"""Seconds an older version of a secret stays registered, at least while there are few of them."""
 
 _REPORT = 60.0
 """Seconds between two alarms about one secret in one place."""
-_YOUNG = 32
+_YOUNG = 8
 """Secrets up to which a new one is added on the spot: a third of a millisecond of the event loop."""
+_GROWN = 8192
+"""Secrets of a set at most: 30 MB, made in a second, some 30 ms of it with nothing else running."""
+_CALM = 10.0
+"""Seconds without a new secret after which sets are merged though they differ more in size."""
+_MOST = 50_000
+"""Secrets from which on older versions are forgotten before their time; and owners that are remembered."""
 _REMEMBERED = 10_000
 """Places and names that alarms are counted for."""
 
@@ -53,15 +62,28 @@ class TripwireStatistics(msgspec.Struct, frozen=True):
 
 
 class _Watched:
-    """One secret. `until`: monotonic time at which it is forgotten."""
+    """One secret. `until`: monotonic time at which it is `gone`."""
 
-    __slots__ = ("name", "owners", "patterns", "until")
+    __slots__ = ("_forms", "gone", "name", "owners", "until")
 
     def __init__(self, name: str, secret: Secret) -> None:
         self.name = name
         self.owners: set[Hashable] = set()
-        self.patterns = list(forms(secret.reveal()).items())
+        # In one piece, as small objects cost more than what is in them: size, word or not, octets.
+        self._forms = b"".join(
+            len(form).to_bytes(2, "big") + bytes((word,)) + form
+            for form, word in forms(secret.reveal()).items()
+        )
         self.until = math.inf
+        self.gone = False
+
+    def patterns(self) -> Iterator[tuple[bytes, bool]]:
+        """The forms, and whether each counts only where it stands alone."""
+        packed, at = self._forms, 0
+        while at < len(packed):
+            begin = at + 3
+            at = begin + int.from_bytes(packed[at : at + 2], "big")
+            yield packed[begin:at], packed[begin - 1] != 0
 
 
 class _Layer:
@@ -71,15 +93,48 @@ class _Layer:
 
     def __init__(self, secrets: Iterable[_Watched]) -> None:
         self.secrets = tuple(secrets)
-        known: dict[bytes, tuple[bool, str]] = {}
-        for watched in self.secrets:
-            for pattern, word in watched.patterns:
+        # Pattern -> twice the number of its secret, and one more if it is a word. Numbers, since tuples would
+        # call the garbage collector, which holds up the event loop.
+        known: dict[bytes, int] = {}
+        sorting: dict[int, list[bytes]] = {}
+        for number, watched in enumerate(self.secrets):
+            for pattern, word in watched.patterns():
                 before = known.get(pattern)
-                if before is None or (before[0] and not word):
-                    known[pattern] = (word, watched.name)
-        found = sorted(known)
-        self.names = [known[pattern][1] for pattern in found]
-        self.patterns = PatternSet(found, bytes(known[pattern][0] for pattern in found))
+                if before is None:
+                    sorting.setdefault(int.from_bytes(pattern[:2], "big"), []).append(pattern)
+                if before is None or (before & 1 and not word):
+                    known[pattern] = number * 2 + word
+        # By first octets, since nothing else runs while Python sorts a list.
+        found = [pattern for first in sorted(sorting) for pattern in sorted(sorting[first])]
+        self.names = [self.secrets[known[pattern] >> 1].name for pattern in found]
+        self.patterns = PatternSet(found, bytes(known[pattern] & 1 for pattern in found))
+
+
+def _to_merge(layers: Sequence[_Layer], *, calm: bool) -> range:
+    """Which neighbours of `layers` should be one; an empty range when there is nothing to do. `calm`: no new
+    secrets come. While they do the last one grows, and is left out.
+
+    The first one is not much larger than those behind it together, so each secret is moved seldom.
+    """
+    end, times, few = (len(layers), 8, 2) if calm else (max(0, len(layers) - 1), 2, 3)
+    found, total = end, 0
+    for at in range(end - 1, -1, -1):
+        size = len(layers[at].secrets)
+        if total + size > _GROWN:
+            break
+        if size < times * total and end - at >= few:
+            found = at
+        total += size
+    return range(found, end)
+
+
+def _living(secrets: Sequence[_Watched], layer: _Layer | None = None) -> list[_Layer]:
+    """One set of those that are not gone, or none. `layer`: the set of all of them, which will do while most
+    are left."""
+    left = [watched for watched in secrets if not watched.gone]
+    if layer is not None and len(left) * 2 > len(secrets):
+        return [layer]
+    return [_Layer(left)] if left else []
 
 
 _SAID = 8
@@ -132,10 +187,11 @@ class Tripwire:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._current: dict[Hashable, Secret] = {}
+        self._current: OrderedDict[Hashable, Secret] = OrderedDict()
         self._watched: dict[Secret, _Watched] = {}
         self._layers: tuple[_Layer, ...] = ()
         self._tidying = False
+        self._newest = -math.inf
         self._hits: dict[tuple[str, str], int] = {}
         self._told: dict[tuple[str, str], tuple[float, int]] = {}
 
@@ -155,6 +211,8 @@ class Tripwire:
                 return
             self._release(owner)
             self._current[owner] = secret
+            if len(self._current) > _MOST:
+                self._release(next(iter(self._current)))
             watched = self._watched.get(secret)
             if watched is None:
                 watched = self._watched[secret] = _Watched(name, secret)
@@ -177,6 +235,7 @@ class Tripwire:
 
     def _add(self, watched: _Watched) -> None:
         layers = self._layers
+        self._newest = self._clock()
         if layers and len(layers[-1].secrets) < _YOUNG:
             self._layers = (*layers[:-1], _Layer((*layers[-1].secrets, watched)))
         else:
@@ -185,39 +244,45 @@ class Tripwire:
     @property
     def untidy(self) -> bool:
         """Whether `tidy` has something to do: call it then, in a worker thread."""
-        return len(self._layers) > 2 and not self._tidying
+        layers = self._layers
+        return not self._tidying and len(layers) > 1 and len(_to_merge(layers, calm=self._calm())) > 0
+
+    def _calm(self) -> bool:
+        return self._clock() - self._newest >= _CALM
 
     def tidy(self) -> None:
-        """Make one set of many, without older versions whose time is over. Milliseconds for thousands of
-        secrets, and the lock is held for none of them."""
+        """Merge sets, and forget older versions whose time is over. A second or two for ten thousand secrets,
+        and the lock is held for little of it."""
         with self._lock:
             if self._tidying:
                 return
             self._tidying = True
-            now = self._clock()
-            for secret in [secret for secret, watched in self._watched.items() if watched.until < now]:
-                del self._watched[secret]
-            taken = len(self._layers)
-            secrets = list(self._watched.values())
-        layer = None
+            self._forget()
+            layers = self._layers
+        tidied: list[_Layer] | None = None
         try:
-            layer = _Layer(secrets)
+            which = _to_merge(layers, calm=self._calm())
+            merged = [watched for at in which for watched in layers[at].secrets]
+            tidied = [each for layer in layers[: which.start] for each in _living(layer.secrets, layer)]
+            tidied += _living(tuple(dict.fromkeys(merged)))
         finally:
             with self._lock:
                 self._tidying = False
-                if layer is not None:
-                    self._settle(layer, taken)
+                if tidied is not None:
+                    behind = which.stop
+                    if behind and self._layers[behind - 1] is not layers[behind - 1]:
+                        behind -= 1  # the last one has grown meanwhile
+                    rest = [each for layer in self._layers[behind:] for each in _living(layer.secrets, layer)]
+                    self._layers = (*tidied, *rest)
 
-    def _settle(self, layer: _Layer, taken: int) -> None:
-        # The last layer taken may have grown meanwhile: its newcomers are in no other.
-        known = {id(watched) for watched in layer.secrets}
-        late = [
-            watched
-            for each in self._layers[taken - 1 :]
-            for watched in each.secrets
-            if id(watched) not in known and watched.until >= self._clock()
-        ]
-        self._layers = (layer, _Layer(late)) if late else (layer,)
+    def _forget(self) -> None:
+        now = self._clock()
+        excess = len(self._watched) - _MOST
+        for secret, watched in list(self._watched.items()):
+            if watched.until < now or (excess > 0 and not watched.owners):
+                watched.gone = True
+                del self._watched[secret]
+                excess -= 1
 
     def statistics(self) -> TripwireStatistics:
         with self._lock:

@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import re
+import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ import pytest
 from engine.errors import ConfigError
 from engine.log import diagnostics as module
 from engine.log.diagnostics import ROOMS, diagnostics, parse_levels
+from engine.tripwire import Tripwire
+from policy.secret import Secret
 
 logger = logging.getLogger("posthorn.egress")
 
@@ -176,3 +180,36 @@ def test_a_library_that_warns_is_heard() -> None:
     with diagnostics(stream=out):
         logging.getLogger("some.library").warning("careful")
     assert "some.library: careful" in out.getvalue()
+
+
+def test_what_python_says_itself_becomes_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    """Warnings, exceptions of threads and of what is collected, which nobody would search."""
+    out = io.StringIO()
+    tripwire = Tripwire()
+    tripwire.watch("a", "file:pass", Secret("tell+nobody/1"))
+
+    class Careless:
+        def __del__(self) -> None:
+            raise ValueError("in __del__ tell+nobody/1")
+
+    def crash() -> None:
+        raise ValueError("in a thread tell+nobody/1")
+
+    hooks = sys.unraisablehook, threading.excepthook, warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with diagnostics(stream=out, tripwire=tripwire):
+            warnings.warn("of a library tell+nobody/1", RuntimeWarning, stacklevel=1)
+            careless = Careless()
+            del careless
+            thread = threading.Thread(target=crash, name="worker 7")
+            thread.start()
+            thread.join()
+    assert (sys.unraisablehook, threading.excepthook) == hooks[:2]
+    text = out.getvalue()
+    assert "RuntimeWarning: of a library ********" in text
+    assert "Careless.__del__" in text or "builtins.function: ValueError" in text
+    assert "ValueError: in __del__ ********" in text
+    assert "exception in thread worker 7: ValueError" in text and "in a thread ********" in text
+    assert "tell+nobody" not in text
+    assert capfd.readouterr().err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,22 @@ def test_last_words(error: Exception, status: int, capfd: pytest.CaptureFixture[
     err = capfd.readouterr().err
     assert "********" in err and CANARY not in err
     assert ("Traceback" in err) == (status == 1)
+
+
+def test_what_is_logged_by_a_command_is_searched(capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither `check` nor `explain` opens the diagnostics: a library's warning goes to standard error."""
+    tripwire = Tripwire()
+    tripwire.watch("a", "file:pass", Secret(CANARY))
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    root.handlers.clear()  # those of pytest
+    try:
+        guarded(
+            lambda: logging.getLogger("some.library").warning("refused: %s", CANARY),
+            command="x",
+            tripwire=tripwire,
+        )
+    finally:
+        root.handlers[:] = handlers
+    alarm = "LEAK: the secret of file:pass was about to be shown in standard error; it was masked"
+    assert capfd.readouterr().err.splitlines() == [alarm, "refused: ********"]

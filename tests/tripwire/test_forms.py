@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import random
 import re
+import unicodedata
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,14 @@ from tests.support.certificates import Authority
 
 def lower(coded: str) -> str:
     return re.sub("%..", lambda found: found[0].lower(), coded)
+
+
+def by_number(marks: str, text: str) -> str:
+    return "".join(f"\\u{ord(each):04x}" if each in marks else each for each in text)
+
+
+def capitals(text: str) -> str:
+    return re.sub(r"\\u....", lambda found: "\\u" + found[0][2:].upper(), text)
 
 
 WRITTEN: dict[str, Callable[[bytes], bytes]] = {
@@ -48,6 +58,30 @@ WRITTEN: dict[str, Callable[[bytes], bytes]] = {
     "JSON of msgspec": lambda s: msgspec.json.encode(s.decode("utf-8", "replace")),
     "repr of text": lambda s: repr(s.decode("utf-8", "replace")).encode(),
     "repr of octets": lambda s: repr(s).encode(),
+    "repr beside both quotation marks": lambda s: repr("\"'" + s.decode("utf-8", "replace")).encode(),
+    "repr of octets beside both": lambda s: repr(b"\"'" + s).encode(),
+    "OAuth 2, Basic": lambda s: base64.b64encode(b"id:" + urllib.parse.quote_plus(s).encode()),
+    "encodeURIComponent": lambda s: urllib.parse.quote(s, safe="!'()*").encode(),
+    "encodeURI": lambda s: urllib.parse.quote(s, safe="!#$&'()*+,/:;=?@").encode(),
+    "requests": lambda s: urllib.parse.quote(s, safe="!#$%&'()*+,/:;=?@[]").encode(),
+    "JSON, capitals": lambda s: capitals(json.dumps(s.decode("utf-8", "replace"))).encode(),
+    "JSON of Go": lambda s: by_number(
+        "<>&", json.dumps(s.decode("utf-8", "replace"), ensure_ascii=False)
+    ).encode(),
+    "JSON of .NET": lambda s: capitals(
+        by_number("<>&'\"`+", json.dumps(s.decode("utf-8", "replace"))[1:-1].replace('\\"', '"'))
+    ).encode(),
+    "JSON of PHP": lambda s: json.dumps(s.decode("utf-8", "replace")).replace("/", "\\/").encode(),
+    "JSON, quotation mark by number": lambda s: (
+        json.dumps(s.decode("utf-8", "replace")).replace('\\"', "\\u0022").encode()
+    ),
+    "HTML": lambda s: html.escape(s.decode("utf-8", "replace")).encode(),
+    "composed": lambda s: unicodedata.normalize("NFC", s.decode("utf-8", "replace")).encode(),
+    "decomposed": lambda s: unicodedata.normalize("NFD", s.decode("utf-8", "replace")).encode(),
+    "compatible, as SASL has it": lambda s: unicodedata.normalize(
+        "NFKC", s.decode("utf-8", "replace")
+    ).encode(),
+    "UTF-8 taken for Latin-1": lambda s: s.decode("latin-1").encode(),
 }
 SECRETS = [
     b"correct horse battery",
@@ -57,6 +91,8 @@ SECRETS = [
     b"\xfb\xff\xfe?>binary-octets",
     b"sesame123",
     b"x7!Q%2z",
+    b'<it\'s> & (all)!* [in] "one"?',
+    "\uff21\uff22c \ufb01 1\u0327 wide".encode(),
 ]
 
 
@@ -131,6 +167,14 @@ def test_a_long_secret_is_found_in_parts() -> None:
     blob = base64.b64encode(b"user=u\x01auth=Bearer " + token)
     spans = search(token, blob)
     assert spans is not None and sum(end - begin for begin, end, _ in spans) > 0.95 * len(token) * 8 / 6
+
+
+def test_lines_and_ends_of_a_secret() -> None:
+    """A traceback indents each line of a text; what is printed may lose the blanks at its ends."""
+    secret = b" first line 123\nanother line 456\nshort\n"
+    assert search(secret, b"first line 123") and search(secret, b"another line 456")
+    assert search(secret, b"short") is None
+    assert search(b"  blanks+around ", b"535 no: blanks+around")
 
 
 def test_a_huge_secret_costs_no_more_than_a_large_one() -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -130,13 +131,60 @@ def test_no_secret_is_ever_unknown_between_sets(clock: Clock) -> None:
     assert tripwire.text(" ".join(secrets), "x") == " ".join(["********"] * 1000)
 
 
-def test_many_secrets_are_brought_together(clock: Clock) -> None:
+def test_many_secrets_are_brought_together(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In few sets, none of them too large to be made in one go, and each secret is moved a few times only."""
+    moved: list[int] = []
+    make = wire._Layer.__init__
+
+    def counting(self: wire._Layer, secrets: Iterable[wire._Watched]) -> None:
+        make(self, secrets)
+        moved.append(len(self.secrets))
+
+    monkeypatch.setattr(wire, "forms", lambda secret: {secret: False})
+    monkeypatch.setattr(wire._Layer, "__init__", counting)
     tripwire = Tripwire(clock)
-    for number in range(3 * wire._YOUNG):
+    monkeypatch.setattr(wire, "_GROWN", 256)
+    number = 20 * wire._GROWN
+    for each in range(number):
+        tripwire.watch(each, "n", Secret(f"password {each:06}!"))
+        while tripwire.untidy:
+            tripwire.tidy()
+    assert sum(moved) < number * (wire._YOUNG / 2 + 1 + 10)
+    sizes = [len(layer.secrets) for layer in tripwire._layers]
+    assert sum(sizes) == number and max(sizes) <= wire._GROWN and len(sizes) < 45, sizes
+
+
+def test_older_versions_leave_every_set(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are not merged any more."""
+    monkeypatch.setattr(wire, "_GROWN", 4 * wire._YOUNG)
+    tripwire = Tripwire(clock)
+
+    def rotate(version: int) -> None:
+        for owner in range(3 * wire._YOUNG):
+            tripwire.watch(owner, "n", Secret(f"password {owner} {version}!"))
+        while tripwire.untidy:
+            tripwire.tidy()
+
+    for version in range(10):
+        rotate(version)
+        clock.now += KEPT / 2
+    assert tripwire.statistics().watched <= 4 * 3 * wire._YOUNG
+    assert sum(len(layer.secrets) for layer in tripwire._layers) <= 8 * 3 * wire._YOUNG
+    assert tripwire.text("password 1 9!", "x") == "********"
+
+
+def test_what_is_remembered_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook may make a secret for each message."""
+    monkeypatch.setattr(wire, "_MOST", 50)
+    tripwire = Tripwire(clock)
+    for number in range(1000):
         tripwire.watch(number, "n", Secret(f"password {number:04}!"))
-    assert tripwire.untidy
-    tripwire.tidy()
-    assert not tripwire.untidy and len(tripwire._layers) == 1
+        while tripwire.untidy:
+            tripwire.tidy()
+    assert len(tripwire._current) == 50
+    assert tripwire.statistics().watched < 50 + 10 * wire._YOUNG
+    assert sum(len(layer.secrets) for layer in tripwire._layers) < 300
+    assert tripwire.text("password 0999!", "x") == "********"
 
 
 def test_it_shows_nothing_itself(tripwire: Tripwire) -> None:
