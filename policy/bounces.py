@@ -19,6 +19,7 @@ from typing import Any
 from .errors import PolicyError, PolicyErrors, Wrong, a_type, caller
 from .files import open_regular
 from .hooks import registering
+from .shaping.lines import json_lines, line_of, toml_lines
 from .shaping.patterns import LONGEST, Pattern, Patterns
 
 __all__ = ["BOUNCES", "UNCATEGORIZED", "BounceClasses", "configure_bounce_classifier"]
@@ -38,7 +39,7 @@ _KEPT = 1024
 class BounceClasses:
     """The expressions of all files, in order; the first that is found in a reply gives its class.
 
-    `rules`: class and expression, each good for `Pattern`. Thread-safe.
+    `rules`: class and expression, each good for `Pattern`. Thread-safe. Raises: Wrong, as `Patterns`.
     """
 
     def __init__(self, rules: Sequence[tuple[str, str]]) -> None:
@@ -103,20 +104,30 @@ def configure_bounce_classifier(files: Sequence[str | Path]) -> None:
             rules += _read(directory / entry, str(entry), problems)
     if problems:
         raise PolicyErrors(problems, where)
-    table.bounces = BounceClasses(rules)
+    try:
+        table.bounces = BounceClasses(rules)
+    except Wrong as wrong:
+        raise PolicyError(f"configure_bounce_classifier: {wrong}", where) from None
 
 
 def _read(path: Path, name: str, problems: list[PolicyError]) -> Iterator[tuple[str, str]]:
     """What is right in a file; of the rest, `problems` are told."""
+
+    def wrong(text: str, *path: str) -> None:
+        # Scanned again for each mistake, of which there are few; in most files none.
+        lines = json_lines(content) if as_json else toml_lines(content)
+        problems.append(PolicyError(text, f"{name}:{line_of(lines, path)}"))
+
+    as_json = path.suffix == ".json"
     try:
         with open_regular(path) as file:
             content = file.read().decode()
-        data: Any = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
+        data: Any = json.loads(content) if as_json else tomllib.loads(content)
     except OSError as error:
         problems.append(PolicyError(f"cannot be read: {error.strerror or error}", name))
         return
     except (ValueError, RecursionError) as error:
-        problems.append(PolicyError(f"is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}", name))
+        problems.append(PolicyError(f"is no {'JSON' if as_json else 'TOML'}: {error}", name))
         return
     rules = data.get("rules") if isinstance(data, dict) and data.keys() == {"rules"} else None
     if not isinstance(rules, dict):
@@ -124,19 +135,20 @@ def _read(path: Path, name: str, problems: list[PolicyError]) -> Iterator[tuple[
             'has one table, "rules", with lists of regular expressions by class; right would be '
             '[rules] and QuotaIssues = ["mailbox full"]'
         )
-        problems.append(PolicyError(text, name))
+        other = next((key for key in data if key != "rules"), "rules") if isinstance(data, dict) else ""
+        wrong(text, other)
         return
     for kind, patterns in rules.items():
         if not kind or not kind.isprintable():
-            problems.append(PolicyError(f"rules: {kind!r} is no name of a class", name))
+            wrong(f"rules: {kind!r} is no name of a class", "rules", kind)
         if not isinstance(patterns, list):
             text = f"rules.{kind}: is no list of regular expressions but {a_type(patterns)}"
-            problems.append(PolicyError(text, name))
+            wrong(text, "rules", kind)
             continue
-        for number, text in enumerate(patterns, 1):
+        for number, text in enumerate(patterns):
             try:
                 Pattern(text)
-            except Wrong as wrong:
-                problems.append(PolicyError(f"rules.{kind}, expression {number}: {wrong}", name))
+            except Wrong as why:
+                wrong(f"rules.{kind}, expression {number + 1}: {why}", "rules", kind, str(number))
             else:
                 yield kind, text

@@ -1,8 +1,8 @@
 """Where in a file a table or a key stands: line numbers, which the parsers of TOML and JSON do not give.
 
 Both scanners take text that its parser has accepted already, so they need not judge it; on other text they
-may name a wrong line or raise ValueError, but they end. What stands inside an inline value is not looked
-into: `line_of` then gives the line of the nearest key around it.
+may name a wrong line or raise ValueError, but they end. What stands in arrays is numbered: ``("a", "0")``.
+Into inline tables of TOML nobody looks: `line_of` then gives the line of the nearest key around.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from typing import TypeAlias
 
 __all__ = ["Lines", "json_lines", "line_of", "toml_lines"]
@@ -22,7 +23,7 @@ _BLANK = re.compile(r"[ \t]*")
 _KEY = re.compile(r"""[ \t]*("(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[A-Za-z0-9_-]+)[ \t]*(\.?)""")
 _LONG = re.compile(r'"{3}(?:[^\\]|\\[\s\S])*?"{3,5}|' + r"'{3}[\s\S]*?'{3,5}")
 _SHORT = re.compile(r"""[ \t]*(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|[^\n"'\[\]{}#]*)""")
-_PIECE = re.compile(r"""[^"'\[\]{}#\n]+""")
+_PIECE = re.compile(r"""[^"'\[\]{}#\n,]+""")
 _PLAIN_STRING = re.compile(r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
 
 
@@ -51,7 +52,7 @@ class _Counter:
 
 
 def toml_lines(text: str) -> Lines:
-    """Tables and keys of a TOML document. The tables of an array are numbered: ``("a", "0")``."""
+    """Tables, keys and members of arrays of a TOML document."""
     lines: Lines = {}
     arrays: dict[tuple[str, ...], int] = {}
     counter = _Counter(text)
@@ -74,7 +75,11 @@ def toml_lines(text: str) -> Lines:
         else:
             key, at = _path(text, at)
             _note(lines, table, key, line)
-            at = _value(text, at + 1)  # behind the "="
+            at = _skip(_BLANK, text, at + 1)  # behind the "="
+            if text.startswith("[", at):
+                for number, member in enumerate(_members(text, at + 1)):
+                    lines.setdefault((*table, *key, str(number)), counter.line(member))
+            at = _value(text, at)
             continue
         _note(lines, (), table, line)
 
@@ -115,16 +120,27 @@ def _unquoted(key: str) -> str:
     return key
 
 
-def _value(text: str, at: int) -> int:
-    """The offset behind a value: at the end of its last line."""
+def _members(text: str, at: int) -> Iterator[int]:
+    """Where the members of an array begin."""
+    while (at := _skip(_SPACE, text, at)) < len(text) and text[at] != "]":
+        yield at
+        at = _value(text, at, ",]")
+        if text.startswith(",", at):
+            at += 1
+
+
+def _value(text: str, at: int, behind: str = "\n") -> int:
+    """The offset behind a value: at the end of its last line, or in an array at what stands `behind` it."""
     depth, end = 0, len(text)
-    if not text.startswith(('"""', "'''"), _skip(_BLANK, text, at)):
+    if behind == "\n" and not text.startswith(('"""', "'''"), _skip(_BLANK, text, at)):
         # Nearly every value: one string, number or word, and then the end of the line.
         plain = _skip(_SHORT, text, at)
         if plain >= end or text[plain] == "\n":
             return plain
     while at < end:
         sign = text[at]
+        if depth <= 0 and sign in behind:
+            return at
         if sign in "\"'":
             found = _LONG.match(text, at) if text.startswith(sign * 3, at) else _PLAIN_STRING.match(text, at)
             at = found.end() if found is not None else at + 1
@@ -134,9 +150,7 @@ def _value(text: str, at: int) -> int:
             depth, at = depth - 1, at + 1
         elif sign == "#":
             at = _end_of_line(text, at)
-        elif sign == "\n":
-            if depth <= 0:
-                return at
+        elif sign in "\n,":
             at += 1
         else:
             at = _skip(_PIECE, text, at)

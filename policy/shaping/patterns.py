@@ -67,7 +67,7 @@ class Pattern:
 
 
 class Patterns:
-    """Many expressions, each good for `Pattern`, that are looked for at once."""
+    """Many expressions, each good for `Pattern`, that are looked for at once. Raises: Wrong."""
 
     __slots__ = ("_match",)
 
@@ -81,7 +81,14 @@ class Patterns:
         made = re2.Set.SearchSet(options)
         for text in texts:
             made.Add(text.encode())
-        made.Compile()
+        try:
+            made.Compile()
+        except re2.error:
+            raise Wrong(
+                f"{len(texts)} expressions together are too large to be searched for at once "
+                f"({_MEMORY_OF_MANY >> 20} MiB); right would be fewer, or none with repetitions like {{500}}",
+                complete=True,
+            ) from None
         self._match = made.Match
 
     def first(self, line: bytes) -> int | None:

@@ -432,7 +432,8 @@ def test_mail_without_a_tenant_that_has_a_way_is_looked_at(said: Said) -> None:
 def test_all_mistakes_of_bounce_files_named_in_init(said: Said, tmp_path: Path) -> None:
     Path("bounces.toml").write_text("[rules]\nA = ['(', ')']\nB = 1")
     text = said(INIT + "    policy.configure_bounce_classifier(['bounces.toml'])\n")
-    assert text.count("posthorn check: bounces.toml: rules.") == 3
+    assert text.count("posthorn check: bounces.toml:2: rules.A") == 2
+    assert text.count("posthorn check: bounces.toml:3: rules.B") == 1
 
 
 def test_a_log_directory_that_is_a_file(said: Said) -> None:

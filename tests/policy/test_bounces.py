@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,13 +131,19 @@ def test_junk_does_not_push_out_what_is_known_and_neither_grows(table: HookTable
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("[rules", "is no TOML"),
-        ("rules = 1", 'has one table, "rules"'),
-        ("[rules]\nA = ['x']\n[more]\n", 'has one table, "rules"'),
-        ("[rules]\nA = 'x'", "rules.A: is no list of regular expressions but a str"),
-        ("[rules]\nA = ['ok', '(?=x)']", "rules.A, expression 2: .*look-ahead"),
+        ("[rules", "wrong.toml: is no TOML"),
+        ("\nrules = 1", 'wrong.toml:2: has one table, "rules"'),
+        ("[rules]\nA = ['x']\n[more]\n", 'wrong.toml:3: has one table, "rules"'),
+        ("", 'wrong.toml:1: has one table, "rules"'),
+        ("[rules]\nA = 'x'", "wrong.toml:2: rules.A: is no list of regular expressions but a str"),
+        ("[rules]\nA = ['ok', '(?=x)']", "wrong.toml:2: rules.A, expression 2: .*look-ahead"),
+        (
+            "[rules]\nA = [\n  'o,k', # (]\n\n  '(?=x)',\n]",
+            "wrong.toml:5: rules.A, expression 2: .*look-ahead",
+        ),
         ("[rules]\nA = ['x*']", "rules.A, expression 1: .*fits every text"),
-        ("[rules]\nA = [1]", "rules.A, expression 1: is no regular expression"),
+        ("rules.B = ['x']\nrules.A = [1]", "wrong.toml:2: rules.A, expression 1: is no regular expression"),
+        ("[rules]\n'' = ['x']", "wrong.toml:2: rules: '' is no name of a class"),
     ],
 )
 def test_a_file_that_is_wrong_says_where(table: HookTable, tmp_path: Path, content: str, text: str) -> None:
@@ -154,13 +161,27 @@ def test_all_mistakes_of_all_files_are_said(table: HookTable, tmp_path: Path) ->
     with pytest.raises(PolicyErrors, match=r"^\S*test_bounces\.py:\d+: .*3 more mistakes") as caught:
         configure_bounce_classifier([tmp_path / "one.toml", tmp_path / "two.toml"])
     texts = [str(problem) for problem in caught.value.problems]
-    assert [text.partition(".toml: ")[2][:20] for text in texts] == [
+    assert [text.partition(".toml:")[2].partition(" ")[2][:20] for text in texts] == [
         "rules.A, expression ",
         "rules.A, expression ",
         "rules.B: is no list ",
         "cannot be read: it i",
     ]
     assert table.bounces is None
+
+
+def test_a_line_in_json(table: HookTable, tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text('{"rules": {\n"A": ["ok",\n"("]}}')
+    with pytest.raises(PolicyError, match=r"one\.json:3: rules\.A, expression 2"):
+        configure_bounce_classifier([tmp_path / "one.json"])
+
+
+def test_expressions_that_are_too_large_together(table: HookTable, tmp_path: Path) -> None:
+    """Each of them is fine."""
+    each = [f"[a-z]{{200}}x{{500}}word{number}.{{800}}" for number in range(400)]
+    (tmp_path / "large.json").write_text(json.dumps({"rules": {"A": each}}))
+    with pytest.raises(PolicyError, match=r"test_bounces\.py:\d+: .*400 expressions together are too large"):
+        configure_bounce_classifier([tmp_path / "large.json"])
 
 
 def test_a_policy_that_names_a_missing_file_says_which(tmp_path: Path) -> None:

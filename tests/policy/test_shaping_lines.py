@@ -56,6 +56,9 @@ MXSuffix = ".b"
         (("192.168.1.10", "text"), 7),
         (("192.168.1.10", "raw"), 12),
         (("192.168.1.10", "list"), 15),
+        (("192.168.1.10", "list", "0"), 16),
+        (("192.168.1.10", "list", "1"), 17),
+        (("192.168.1.10", "list", "2"), 15),
         (("192.168.1.10", "after"), 19),
         (("a.example",), 21),
         (("a.example", "sources", "ip-1", "connection_limit"), 22),
@@ -139,6 +142,8 @@ def test_every_key_of_a_toml_document_is_found_on_its_line(
             before = len(lines)
             lines += f"{quoted(key)} = {text(value)}".split("\n")
             where[block, key] = before + 1
+            if isinstance(value, list):
+                where |= {(block, key, str(number)): before + 2 + number for number in range(len(value))}
     whole = "\n".join(lines)
     tomllib.loads(whole)
     assert toml_lines(whole) == where
