@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,16 @@ import trio
 from cyclopts import Parameter
 
 from engine.cli.report import guarded
+from engine.errors import ConfigError
 from engine.process import keep_to_itself
 
 if TYPE_CHECKING:
     from engine.tripwire import Tripwire
 
 __all__ = ["check"]
+
+_SCREEN = 20
+"""Mistakes that need not be counted."""
 
 
 def check(
@@ -80,14 +85,21 @@ async def _check(
     except PolicyLoadError as error:
         # What hooks say now may come of an init that was not done.
         last = (*error.__cause__.problems,) if isinstance(error.__cause__, PolicyErrors) else (error,)
-        raise ExceptionGroup("the policy has mistakes", [*mistakes, *last]) from None
+        raise _all_of([*mistakes, *last]) from None
     found = Inspection(loaded, declared, [str(mistake) for mistake in mistakes])
     await found.run(asked, tenants or (), offline=offline)
     if secrets:
         await found.fetch_secrets(tripwire)
     if found.problems:
-        raise ExceptionGroup("the policy has mistakes", [HookError(problem) for problem in found.problems])
+        raise _all_of([HookError(problem) for problem in found.problems])
     lines = [f"{loaded.path}: ok"]
     for name, text in [*found.facts, *(("note", note) for note in found.notes)]:
         lines.append(f"  {name:<10} {text}")
     print(tripwire.text("\n".join(lines), "standard output"))
+
+
+def _all_of(mistakes: Sequence[Exception]) -> ExceptionGroup[Exception]:
+    """All of them; where they fill a screen, with their number behind them."""
+    if len(mistakes) <= _SCREEN:
+        return ExceptionGroup("the policy has mistakes", mistakes)
+    return ExceptionGroup("the policy has mistakes", [*mistakes, ConfigError(f"{len(mistakes):,} mistakes")])

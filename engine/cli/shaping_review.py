@@ -298,9 +298,10 @@ async def _dns(
             for _ in range(min(_ASKERS, len(waiting))):
                 nursery.start_soon(ask)
     hostless = [
-        f'{table.rollups[key].origin.where}: "{key}" has no hosts to roll up: {why}; the block holds for its '
-        "own name alone, and with mx_rollup = false for a host of that name"
-        for key, why in failed.items()
+        f'{block.origin.where}: "{key}" has no hosts to roll up: {failed[key]}; the block holds for its own '
+        "name alone, and with mx_rollup = false for a host of that name"
+        for key, block in table.rollups.items()
+        if key in failed
     ]
     unsaid = [
         f'{block.origin.where}: DNS did not say in time which hosts stand behind "{key}"'

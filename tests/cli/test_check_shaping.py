@@ -89,6 +89,14 @@ def test_mistakes_come_by_file_and_line_whatever_finds_them(said: Said) -> None:
     ]
 
 
+def test_mistakes_that_fill_a_screen_are_counted(said: Said) -> None:
+    lines = said('["a.example"]\nsmtp_prt = 1\n' + "".join(f"x{n} = 1\n" for n in range(19)), good=False)
+    assert len(lines.splitlines()) == 20
+    lines = said("".join(f'["d{n}.example"]\nsmtp_prt = 1\n' for n in range(1200)), good=False)
+    assert len(lines.splitlines()) == 1201
+    assert lines.endswith('did you mean "smtp_port"?\nposthorn check: 1,200 mistakes\n')
+
+
 def test_what_would_be_right_is_written_as_the_file_is(said: Said) -> None:
     text = said('["a.example"]\nenable_dane = "yes"\nuse_lmtp = true\n', good=False)
     assert 'enable_dane="yes": is no bool but a str; right would be true or false\n' in text
@@ -367,7 +375,8 @@ def test_a_name_server_that_knows_nothing_does_not_bury_the_rest(
     with run_dns({}) as address:
         monkeypatch.setenv("POSTHORN_DNS_SERVERS", address)
         out = said("".join(f'["d{number}.example"]\n' for number in range(200)), offline=False)
-    assert out.count("has no hosts to roll up") == 10
+    told = [f'shaping.toml:{number + 1}: "d{number}.example" has no hosts to roll up' for number in range(10)]
+    assert re.findall(r"shaping.toml:\d+: \S+ has no hosts to roll up", out) == told
     assert "and 190 more blocks have no hosts to roll up" in out
 
 
