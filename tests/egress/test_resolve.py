@@ -506,6 +506,17 @@ async def test_our_own_listener_ends_the_list() -> None:
     assert plan.refused and (plan.refused.code, plan.refused.enhanced) == (550, "5.4.6")
 
 
+async def test_who_can_lead_mail_back_to_our_own_listener() -> None:
+    """DNS can, for a domain that policy named, too (N8). An `mx_list` is an operator's word: a listener of
+    this relay may be meant, as the next station of the same mail."""
+    own = OwnHosts(listeners=frozenset({("198.51.100.1", 25), ("198.51.100.2", 25)}))
+    found = resolver(own=own)
+    looping = await found.plan(await site(found, "example.com", route=True))
+    assert looping.refused and (looping.refused.code, looping.refused.enhanced) == (451, "4.4.6")
+    listed = await found.plan(smart("[198.51.100.1]:25"))
+    assert addresses(listed.candidates) == ["198.51.100.1"]
+
+
 async def test_limits_of_one_plan() -> None:
     zones: Zones = {
         "wide.example": {"MX": [f"10 h{i}.wide.example." for i in range(60)]},

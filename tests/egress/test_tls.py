@@ -10,21 +10,14 @@ import ssl
 import threading
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from trio.testing import MockClock
 
-from engine.certificates import subject_of
 from engine.egress import secure, tls
 from engine.egress.dial import NoHostReached
 from engine.egress.resolve import Candidate
@@ -573,16 +566,6 @@ async def test_whose_certificate_it_was_is_known_checked_or_not(mode: str, autho
         connection = await dial(path(mode, authorities.root), candidate(peer, NAME))
         assert connection.stream.tls is not None
         assert connection.stream.tls.subject == ("CN=a\\, server",)
-
-
-def test_a_subject_is_what_can_be_read_of_it_and_no_longer_than_records_can_bear() -> None:
-    assert subject_of(b"no certificate") == () == subject_of(b"")
-    key = ec.generate_private_key(ec.SECP256R1())
-    begin = datetime(2026, 1, 1, tzinfo=UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "é" * 60)] * 40)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, begin, begin + timedelta(days=1))
-    parts = subject_of(builder.sign(key, SHA256()).public_bytes(Encoding.DER))
-    assert parts == ("OU=" + "é" * 60,) * 16
 
 
 async def test_hosts_whose_handshake_failed_are_bounded(

@@ -338,6 +338,11 @@ def test_obstacles() -> None:
     reply = session.obstacle(tx("grün@d.example"))
     assert reply is not None and reply.enhanced == "5.6.7"
     assert session.obstacle(tx()) is None
+    session = greeted("8BITMIME")
+    assert session.obstacle(tx(body_8bit=True)) is None
+    assert session.obstacle(tx(smtputf8=True)) is None, "all of it is ASCII after all"
+    reply = session.obstacle(tx(smtputf8=True, body_8bit=True))
+    assert reply is not None and reply.enhanced == "5.6.7", "the header may be UTF-8"
 
 
 def test_a_refusal_while_content_is_being_sent() -> None:
