@@ -193,6 +193,14 @@ def test_1yz_and_3yz_are_no_answers_where_none_is_due(kind: str, code: int) -> N
         events(session, b"%d what\r\n" % code)
 
 
+def test_without_pipelining_nothing_follows_a_refused_sender() -> None:
+    session, one = greeted(), tx("c@d.example", "e@d.example")
+    session.mail(one)
+    assert sent(session) == b"MAIL FROM:<a@b.example>\r\n"
+    (done,) = events(session, b"550 5.7.1 not you\r\n")
+    assert isinstance(done, Finished) and sent(session) == b"" and one.rcpt_replies == [None, None]
+
+
 def test_a_reply_nobody_asked_for() -> None:
     (event,) = events(greeted(), b"250 delivered\r\n")
     assert isinstance(event, Unsolicited)

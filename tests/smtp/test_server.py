@@ -137,6 +137,10 @@ CONVERSATIONS: dict[str, tuple[bytes, list[int]]] = {
         EHLO + b"MAIL FROM:<>\r\nRCPT TO:<a@b.example>\r\nDATA x\r\nRSET x\r\nQUIT x\r\nDATA\r\n.\r\n",
         [220, 250, 250, 250, 501, 501, 501, 354, 250],
     ),
+    "only a postmaster does without a domain": (
+        EHLO + b"MAIL FROM:<postmaster>\r\nMAIL FROM:<>\r\nRCPT TO:<somebody>\r\nRCPT TO:<PostMaster>\r\n",
+        [220, 250, 501, 250, 501, 250],
+    ),
     "the null path is for MAIL alone": (
         EHLO + b"MAIL FROM:<>\r\nRCPT TO:<>\r\nDATA\r\n",
         [220, 250, 250, 501, 503],
