@@ -17,6 +17,7 @@ import ctypes
 import gc
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -36,7 +37,7 @@ _OVER = 0.95
 _TRIM = 10.0
 """Seconds between two times that what was freed is given back, past the soft mark; at least."""
 _SHARE = 200.0
-"""Or so many times what it took: all threads wait meanwhile, for half a percent of the time at most."""
+"""Or so many times the CPU it took: all threads wait meanwhile, for half a percent of the time at most."""
 _AGAIN = 60.0
 """Seconds after which it is said once more that mail is refused."""
 _LEAST = 16 << 20
@@ -140,11 +141,9 @@ class Pressure:
             except Exception:
                 # A barrier: whoever is told, or a /proc that is gone, must not end the relay.
                 logger.exception("looking at the memory taken")
-            begun = trio.current_time()
-            if self.level > Level.CALM and begun >= next_trim:
-                await _give_back()
-                now = trio.current_time()
-                next_trim = now + max(_TRIM, _SHARE * (now - begun))
+            if self.level > Level.CALM and trio.current_time() >= next_trim:
+                spent = await _give_back()
+                next_trim = trio.current_time() + max(_TRIM, _SHARE * spent)
             await trio.sleep(_LOOK)
 
 
@@ -152,15 +151,18 @@ def _mib(octets: int) -> str:
     return f"{octets / (1 << 20):,.0f} MiB"
 
 
-async def _give_back() -> None:
-    """Free memory goes back to the kernel: else what was taken once would count for ever."""
-    await trio.to_thread.run_sync(_trim)
+async def _give_back() -> float:
+    """Free memory goes back to the kernel: else what was taken once would count for ever. The seconds of CPU
+    that it took."""
+    return await trio.to_thread.run_sync(_trim)
 
 
-def _trim() -> None:
+def _trim() -> float:
+    begun = time.thread_time()
     # A whole collection empties the interpreter's lists of objects to be used again. A few thousand tuples in
     # them are enough to keep all the memory in which a million queued messages lay.
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
     if trim is not None:
         trim(0)
+    return time.thread_time() - begun

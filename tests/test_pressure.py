@@ -74,8 +74,9 @@ async def test_it_is_looked_at_all_the_time_and_said_again(
 ) -> None:
     given_back: list[float] = []
 
-    async def give_back() -> None:
+    async def give_back() -> float:
         given_back.append(trio.current_time())
+        return 0.05
 
     monkeypatch.setattr(pressure_module, "_give_back", give_back)
     taken = Taken(2000)
