@@ -104,17 +104,21 @@ class TlsContexts:
         return context
 
     async def _look(self) -> None:
-        """Forget what was made of a system store that is not there any more."""
+        """Forget what was made of a system store that is not there any more.
+
+        Nothing is made meanwhile: else it were forgotten, too, or were of a store that was never seen.
+        """
         now = trio.current_time()
         if now - self._looked < _LOOK:
             return
         self._looked = now
-        store = await trio.to_thread.run_sync(_store)
-        if store != self._store:
-            self._store = store
-            for setting in list(self._living):
-                if setting.verify and setting.ca_pem is None:
-                    self._forget(setting)
+        async with self._making:
+            store = await trio.to_thread.run_sync(_store)
+            if store != self._store:
+                self._store = store
+                for setting in list(self._living):
+                    if setting.verify and setting.ca_pem is None:
+                        self._forget(setting)
 
     def _forget(self, setting: TlsSetting) -> None:
         """It is not found any more, whoever has it."""

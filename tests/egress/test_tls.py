@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -384,7 +385,12 @@ async def test_a_context_is_made_once_and_not_in_the_event_loop(monkeypatch: pyt
         made.append(threading.current_thread() is threading.main_thread())
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
+    def look() -> tuple[tuple[int, ...], ...]:
+        time.sleep(0.05)  # in a thread
+        return ((1,),)
+
     monkeypatch.setattr(tls, "_make", make)
+    monkeypatch.setattr(tls, "_store", look)
     contexts = TlsContexts()
     async with trio.open_nursery() as nursery:
         for _ in range(20):

@@ -14,6 +14,7 @@ from engine.errors import ConnectionLost
 from engine.ingress.guesses import Guesses
 from engine.ingress.service import Service
 from engine.ingress.smtp import InboundSession
+from engine.ingress.strangers import Strangers
 from engine.memory import Memory
 from engine.tripwire import Tripwire
 from policy.ingress import LISTENER
@@ -64,6 +65,7 @@ def _session(stream: Any, hooks: dict[str, Callable[..., Any]], options: dict[st
         keys=NoKeys(),  # type: ignore[arg-type]
         guesses=Guesses(),
         memory=Memory(1 << 30),
+        strangers=Strangers(),
         tripwire=Tripwire(),
     )
     return InboundSession(stream, service)
