@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-import threading
-import time
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -375,27 +373,6 @@ async def test_the_system_s_authorities_of_today_count(
     assert await contexts.get(private) is before[1]
     await trio.sleep(1000)
     assert await contexts.get(system) is after, "nothing changed"
-
-
-async def test_a_context_is_made_once_and_not_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading the system's roots takes a twentieth of a second and more."""
-    made: list[bool] = []
-
-    def make(setting: TlsSetting) -> ssl.SSLContext:
-        made.append(threading.current_thread() is threading.main_thread())
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-    def look() -> tuple[tuple[int, ...], ...]:
-        time.sleep(0.05)  # in a thread
-        return ((1,),)
-
-    monkeypatch.setattr(tls, "_make", make)
-    monkeypatch.setattr(tls, "_store", look)
-    contexts = TlsContexts()
-    async with trio.open_nursery() as nursery:
-        for _ in range(20):
-            nursery.start_soon(contexts.get, TlsSetting(True))
-    assert made == [False]
 
 
 async def test_an_empty_bundle_trusts_nobody_and_says_so() -> None:
