@@ -6,6 +6,7 @@ report results; all of them meet here, in the loop's thread.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -285,6 +286,7 @@ class Shelf:
         files = self.files
         header = segment_header(segment.number, segment.nonce, segment.created)
         journal = files.open(segment.journal_path, CREATE)
+        made = [segment.journal_path, *([spare] if spare else [])]
         fd = -1
         try:
             write_at(files, journal, journal_header(segment.number, segment.nonce), 0)
@@ -294,12 +296,16 @@ class Shelf:
                     fd = files.open(spare, READ_WRITE)
             if fd < 0:
                 fd = files.open(segment.path, CREATE)
+                made.append(segment.path)
                 write_at(files, fd, header, 0)
                 sync_file(files, fd)
             else:
                 write_at(files, fd, header, 0)
                 sync_file(files, fd)
+                if os.path.lexists(segment.path):  # somebody put it there; a rename would not ask
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), segment.path)
                 files.rename(spare or "", segment.path)
+                made.append(segment.path)
             sync_file(files, journal)
             files.fsync_directory(self.directory)
             if prove:
@@ -308,7 +314,7 @@ class Shelf:
             if fd >= 0:
                 files.close(fd)
             files.close(journal)
-            self.discard_blocking(segment.path, segment.journal_path, *([spare] if spare else []))
+            self.discard_blocking(*made)
             raise
         return fd, journal
 

@@ -16,6 +16,7 @@ from typing import cast
 from zlib import crc32
 
 import pytest
+import trio
 
 from engine.errors import MessageUnreadable, SpoolError, SpoolLocked
 from engine.model import Message
@@ -287,6 +288,31 @@ async def test_strange_files_are_left_alone(tmp_path: Path, caplog: pytest.LogCa
     for name in ("00000777.seg", "notes.txt", "00000005.seg"):
         assert name in caplog.text
     assert before <= {path.name for path in segments.iterdir()}
+
+
+@pytest.mark.parametrize("spares", [0, 2])
+async def test_a_segment_somebody_puts_back_meanwhile_is_neither_used_nor_removed(
+    spares: int, tmp_path: Path
+) -> None:
+    """D14, D16. It has the number that comes next: that number is passed over, and the file is safe."""
+    async with open_spool(tmp_path, segment_size=8 << 10, spare_segments=spares) as spool:
+        for _ in range(4):  # so that there is something to be used again
+            (handle,) = await spool.commit([b"x" * 6000], [message()])
+            spool.finish(handle, 1)
+        with trio.fail_after(10):
+            while spool.statistics().spares < spares or spool.statistics().segments > 1:
+                await trio.sleep(0.01)
+        (last,) = (tmp_path / "segments").glob("*.seg")
+        put_back = last.with_name(f"{int(last.stem) + 1:08d}.seg")
+        put_back.write_bytes(b"mail")
+        with pytest.raises(SpoolError, match="exist"):
+            await spool.commit([b"x" * 6000], [message()])
+        assert put_back.read_bytes() == b"mail"
+        with trio.fail_after(10):
+            while spool.trouble is not None:
+                await trio.sleep(0.01)
+        await spool.commit([b"x" * 6000], [message()])
+        assert put_back.read_bytes() == b"mail"
 
 
 async def test_leftovers_are_cleared_away(tmp_path: Path) -> None:
