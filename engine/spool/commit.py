@@ -99,11 +99,12 @@ class _Waiting:
         self.slot = 0
         self.taken = False
         self.abandoned = False
+        """Nobody waits for it any more: the caller left, or was answered."""
         self.task = trio.lowlevel.current_task()
 
     def abort(self, _: Any) -> trio.lowlevel.Abort:
         """The caller is cancelled. It never has to wait for a disk that hangs, unless it asked to."""
-        if self.deadline is not None:
+        if self.deadline is not None or self.abandoned:  # it was answered before it came to rest
             return trio.lowlevel.Abort.FAILED
         self.abandoned = True
         if not self.taken:
@@ -386,8 +387,15 @@ class Committer(trio.abc.Instrument):
         finally:
             trio.lowlevel.remove_instrument(self)
             self._closing = True
-            self._refuse(SpoolError("the spool is closed"))
+            error = SpoolError("the spool is closed")
+            # Whatever ended the task, nobody else would wake those who cannot be cancelled.
+            if self._group is not None:
+                for waiting in self._group.members:
+                    self._fail(waiting, error)
+            self._refuse(error)
             if not self._shelf.abandoned:
+                self._group = None  # no thread works on it
+                self._settled.unpark_all()
                 os.close(self._done)
 
     def _patience(self) -> float:
@@ -405,11 +413,9 @@ class Committer(trio.abc.Instrument):
         now = trio.current_time()
         for waiting in [*self._group.members, *self._line]:
             if waiting.deadline is not None and waiting.deadline <= now and not waiting.abandoned:
-                waiting.abandoned = True
                 if not waiting.taken:
                     self.leave(waiting)
-                error = SpoolError("the disk did not answer in time")
-                trio.lowlevel.reschedule(waiting.task, outcome.Error(error))
+                self._wake(waiting, outcome.Error(SpoolError("the disk did not answer in time")))
 
     async def _turn(self) -> None:
         if self._group is not None:
@@ -433,7 +439,6 @@ class Committer(trio.abc.Instrument):
             os.eventfd_write(self._done, 1)
 
     def _land(self, group: _Group) -> None:
-        self._group = None
         shelf, segment = self._shelf, group.segment
         for opened in group.files:
             shelf.descriptors.unpin(opened)
@@ -446,6 +451,7 @@ class Committer(trio.abc.Instrument):
             self._failed(group, group.error)
         else:
             self._landed(group, segment)
+        self._group = None  # not before: a fault of our own on the way leaves its members to the end of `run`
         if self._settled:
             self._settled.unpark_all()
         if self._line and not self._closing:
@@ -468,7 +474,7 @@ class Committer(trio.abc.Instrument):
                 for handle in handles:
                     shelf.finish(handle, handle.left)
             else:
-                trio.lowlevel.reschedule(waiting.task, outcome.Value(handles))
+                self._wake(waiting, outcome.Value(handles))
         try:
             # Only a hint for the next start, so it needs no sync and may come after.
             shelf.mark_blocking(segment, shelf.descriptors.get(segment.journal_path).fd, group.end, False)
@@ -490,4 +496,8 @@ class Committer(trio.abc.Instrument):
     def _fail(self, waiting: _Waiting, error: SpoolError) -> None:
         self._unlearn(waiting)
         if not waiting.abandoned:
-            trio.lowlevel.reschedule(waiting.task, outcome.Error(type(error)(*error.args)))
+            self._wake(waiting, outcome.Error(type(error)(*error.args)))
+
+    def _wake(self, waiting: _Waiting, answer: outcome.Outcome[list[Handle]]) -> None:
+        waiting.abandoned = True
+        trio.lowlevel.reschedule(waiting.task, answer)

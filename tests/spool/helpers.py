@@ -1,4 +1,4 @@
-"""Disks that fail on purpose, and a disk that can lose its power."""
+"""Disks that fail on purpose, one that hangs, and one that can lose its power."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+import trio
+
 from engine.spool import Files
 from engine.spool.format import JOURNAL_START
 
-__all__ = ["BadDisk", "PowerDisk", "failing"]
+__all__ = ["BadDisk", "PowerDisk", "SlowDisk", "failing", "until"]
 
 Plan = Callable[[str, str], OSError | int | None]
 
@@ -80,6 +82,36 @@ class BadDisk(Files):
     def rename(self, old: str, new: str) -> None:
         self._ask("rename", old)
         super().rename(old, new)
+
+
+class SlowDisk(Files):
+    """Syncs of segments wait for `go`; counts them and remembers what was written before each."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.hold = False
+        self.written = 0
+        self.synced: list[int] = []
+
+    def pwritev(self, fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
+        count = super().pwritev(fd, parts, offset)
+        self.written = offset + count
+        return count
+
+    def fdatasync(self, fd: int) -> None:
+        covered = self.written
+        if self.hold:
+            self.go.wait(10)
+        super().fdatasync(fd)
+        self.synced.append(covered)
+
+
+async def until(condition: object) -> None:
+    """Wait for something a thread does."""
+    assert callable(condition)
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.001)
 
 
 def failing(number: int, *calls: str, suffix: str = "") -> Plan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,40 +14,10 @@ import trio.testing
 from engine.errors import SpoolError, SpoolFull
 from engine.model import Message
 from engine.signals import LAST_RESORT
-from engine.spool import DurableSpool, Files, durable, open_spool, upkeep
+from engine.spool import DurableSpool, durable, open_spool, upkeep
 from engine.spool.durable import CLOSE_TIMEOUT
 from tests.contract.spool import found, message
-from tests.spool.helpers import BadDisk, failing
-
-
-class SlowDisk(Files):
-    """Syncs of segments wait for `go`; counts them and remembers what was written before each."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.hold = False
-        self.written = 0
-        self.synced: list[int] = []
-
-    def pwritev(self, fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
-        count = super().pwritev(fd, parts, offset)
-        self.written = offset + count
-        return count
-
-    def fdatasync(self, fd: int) -> None:
-        covered = self.written
-        if self.hold:
-            self.go.wait(10)
-        super().fdatasync(fd)
-        self.synced.append(covered)
-
-
-async def until(condition: object) -> None:
-    """Wait for something a thread does."""
-    assert callable(condition)
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.001)
+from tests.spool.helpers import BadDisk, SlowDisk, failing, until
 
 
 async def test_the_next_group_gathers_while_a_sync_runs(tmp_path: Path) -> None:
@@ -118,45 +87,6 @@ async def test_a_hanging_disk_hurts_nobody_else(tmp_path: Path) -> None:
         assert spool.statistics().messages == 2
     async with open_spool(tmp_path) as spool:
         assert set(await found(spool)) == {one.id, three.id}, "the one whose caller left is gone"
-
-
-async def test_who_asked_not_to_be_cancelled_waits_for_a_hanging_disk_until_its_deadline(
-    tmp_path: Path,
-) -> None:
-    disk = SlowDisk()
-    first = message()
-    ends: dict[str, float] = {}
-    async with open_spool(tmp_path, files=disk) as spool:
-        await spool.commit([b"x"], [first])
-        disk.hold = True
-        begun = trio.current_time()
-
-        async def session(name: str, patience: float) -> None:
-            with trio.CancelScope() as scope:
-                scope.cancel()
-                with pytest.raises(SpoolError, match="did not answer in time"):
-                    await spool.commit([b"x"], [message()], trio.current_time() + patience)
-                ends[name] = trio.current_time() - begun
-
-        with trio.fail_after(5):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(session, "written", 0.3)
-                await until(lambda: spool.statistics().waiting == 1 and disk.written)
-                nursery.start_soon(session, "in the line", 0.6)
-                nursery.start_soon(session, "in the line, soon", 0.1)
-            await trio.sleep(0.05)  # nobody waits now; who comes later is woken all the same
-            await session("last", 0.1)
-        assert list(ends) == ["in the line, soon", "written", "in the line", "last"]
-        assert ends["in the line"] >= 0.6
-        disk.go.set()
-        await until(lambda: spool.statistics().waiting == 0)
-        assert spool.statistics().messages == 1
-        assert spool.statistics().abandoned == 1
-        await spool.commit([b"x"], [message()], trio.current_time() + 60)
-    async with open_spool(tmp_path) as spool:
-        assert first.id in await found(spool)
-        assert len(await found(spool)) == 0, "asked once"
-        assert spool.statistics().messages == 2, "nothing is left of those who were told no"
 
 
 async def test_cancelling_at_any_moment(tmp_path: Path) -> None:
