@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from engine.cli.report import guarded
+from engine.cli.report import flush_output, guarded
 from engine.errors import ConfigError
 
 __all__ = ["log"]
@@ -88,7 +88,7 @@ def _print(where: Path, types: list[str]) -> None:
             lines = "a line that is" if broken == 1 else f"{broken} lines that are"
             wrong.append(ConfigError(f"{segment}: damaged, {lines} no record left out"))
     if wrong:
-        sys.stdout.flush()
+        flush_output()
         raise ExceptionGroup("unreadable segments", wrong)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.tripwire import Tripwire
 
-__all__ = ["INTERRUPTED", "guarded"]
+__all__ = ["INTERRUPTED", "flush_output", "guarded"]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the signal's number, as shells have it."""
@@ -46,7 +46,7 @@ def _guarded(call: Callable[[], object], command: str, tripwire: Tripwire | None
     expected = (ConfigError, HookError, OSError, PolicyError, Reject, SpoolError)
     try:
         call()
-        sys.stdout.flush()
+        flush_output()
     except BaseException as error:
         found = _leaves(error)
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
@@ -62,8 +62,24 @@ def _guarded(call: Callable[[], object], command: str, tripwire: Tripwire | None
             sys.stderr.write(tripwire.text(traceback.format_exc(), _PLACE))
             return 1
         _tell(command, found, tripwire)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _forget_output()
         return 2
     return 0
+
+
+def flush_output() -> None:
+    """Raises: ConfigError when standard output does not take what is said; BrokenPipeError."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from engine.errors import ConfigError
+
+        raise ConfigError(f"standard output: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -91,7 +107,7 @@ def _tell(command: str, what: Iterable[object], tripwire: Tripwire | None = None
 
 
 def _forget_output() -> None:
-    """What is still buffered has no reader: without this Python would complain of it at its end."""
+    """What is still buffered cannot go out: without this Python would complain of it at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -118,10 +118,16 @@ def test_a_file_that_is_no_segment(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err == f"posthorn log: {file}: {says}\n"
 
 
-def test_a_standard_output_that_takes_nothing_is_not_the_segment_s_fault(directory: Path) -> None:
+@pytest.mark.parametrize("buffered", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_standard_output_that_takes_nothing_is_not_the_segment_s_fault(
+    directory: Path, buffered: dict[str, str]
+) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [*command(), "log", str(directory)], stdout=full, stderr=subprocess.PIPE, env=environment()
+            [*command(), "log", str(directory)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(buffered),
         )
     assert done.returncode == 2
     assert done.stderr == b"posthorn log: standard output: No space left on device\n"

@@ -51,7 +51,8 @@ def command() -> list[str]:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """A child's environment: ours, without what would change the relay's behaviour."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VAULT_", "BAO_"))}
+    strange = ("VAULT_", "BAO_", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
     path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path, "NO_COLOR": "1", **(extra or {})}
 
