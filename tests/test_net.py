@@ -116,7 +116,7 @@ async def test_the_end_of_tls_is_said_where_everything_was(version: ssl.TLSVersi
             if goodbye:
                 assert tls.recv(100) == b""
             else:
-                with pytest.raises(ssl.SSLError, match="(?i)eof"):
+                with pytest.raises(ssl.SSLError, match=r"(?i)eof"):
                     tls.recv(100)
 
 
