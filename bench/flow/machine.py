@@ -37,7 +37,11 @@ def facts(directory: Path) -> dict[str, Any]:
     """Machine, versions and commit."""
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
-    versions = {"python": platform.python_version(), "openssl": _openssl()}
+    # The build, too: the same version can be a tenth slower without profile-guided optimisation.
+    python = (
+        f"{platform.python_version()} ({' '.join(platform.python_build())}, {platform.python_compiler()})"
+    )
+    versions = {"python": python, "openssl": _openssl()}
     for package in _PACKAGES:
         try:
             versions[package.lower()] = metadata.version(package)
