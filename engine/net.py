@@ -257,6 +257,7 @@ class Stream:
                 session=session,
             )
         except (OSError, ValueError) as error:
+            self.close()  # it may still be a plain socket, and nothing more may go out in clear
             raise TlsError(f"cannot start TLS: {_reason(error)}", stage=stage) from None
         self._sock = sock
         while True:

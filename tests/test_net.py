@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from engine.errors import ConnectionLost
+from engine.errors import ConnectionLost, TlsError
 from engine.net import Stream
 from tests.support.certificates import Authority
 
@@ -145,3 +145,21 @@ async def test_a_stream_that_is_closed_meanwhile_wakes_who_waits() -> None:
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         stream.close()
+
+
+@pytest.mark.parametrize("detached", [False, True], ids=["before the socket is touched", "after"])
+async def test_nothing_goes_out_in_clear_where_tls_could_not_begin(detached: bool) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname = not detached
+    async with pair() as (stream, far):
+        with pytest.raises(TlsError, match="cannot start TLS"):
+            await stream.start_tls(context, server_hostname="" if detached else None)
+        with pytest.raises(ConnectionLost):
+            await stream.send_all(b"AUTH PLAIN secret\r\n")
+        with pytest.raises(ConnectionLost):
+            await stream.send_parts([b"AUTH PLAIN ", b"secret\r\n"])
+        with pytest.raises(ConnectionLost):
+            await stream.receive_some()
+        far.setblocking(True)
+        far.settimeout(5)
+        assert far.recv(100) == b""
