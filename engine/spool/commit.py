@@ -137,7 +137,7 @@ class _Group:
         self.segment = segment
         self.spare = spare
         self.new = False
-        self.files: tuple[OpenFile, ...] = ()
+        self.files: list[OpenFile] = []
         self.fd = self.journal = -1
         self.end = segment.end
         self.slots_end = segment.slots_end
@@ -238,8 +238,10 @@ class Committer(trio.abc.Instrument):
         if self._shelf.fault is not None:
             raise self._shelf.fault.as_error()
         line = self._line
-        waiting = self._prepare(bodies, messages, deadline)
         now = trio.current_time()
+        if deadline is not None and deadline <= now:
+            raise SpoolError("the disk did not answer in time")
+        waiting = self._prepare(bodies, messages, deadline)
         line.append(waiting)
         if len(line) == 1:
             self._since = now
@@ -331,11 +333,10 @@ class Committer(trio.abc.Instrument):
             group.new = True
         else:
             try:
-                group.files = (
-                    shelf.descriptors.pin(segment.path),
-                    shelf.descriptors.pin(segment.journal_path),
-                )
+                for path in (segment.path, segment.journal_path):
+                    group.files.append(shelf.descriptors.pin(path))
             except OSError as error:
+                self._let_go(group)
                 self._failed(group, error)
                 return
             group.fd, group.journal = (opened.fd for opened in group.files)
@@ -440,8 +441,7 @@ class Committer(trio.abc.Instrument):
 
     def _land(self, group: _Group) -> None:
         shelf, segment = self._shelf, group.segment
-        for opened in group.files:
-            shelf.descriptors.unpin(opened)
+        self._let_go(group)
         if group.new and group.fd >= 0:
             shelf.put_up(segment, group.fd, group.journal)
             shelf.active = segment
@@ -458,6 +458,11 @@ class Committer(trio.abc.Instrument):
             waited = trio.current_time() - self._since
             if waited >= _GATHER or len(self._line) >= _ENOUGH or shelf.fault is not None:
                 self._launch()
+
+    def _let_go(self, group: _Group) -> None:
+        for opened in group.files:
+            self._shelf.descriptors.unpin(opened)
+        group.files.clear()
 
     def _landed(self, group: _Group, segment: Segment) -> None:
         shelf = self._shelf

@@ -260,6 +260,16 @@ async def check_a_commit_with_a_deadline_is_not_cancelled(reopen: Reopen) -> Non
         assert one.id in await found(spool)
 
 
+async def check_a_commit_past_its_deadline_is_refused_unwritten(reopen: Reopen) -> None:
+    async with reopen() as spool:
+        with pytest.raises(SpoolError, match="in time"):
+            await spool.commit([BODY], [message()], trio.current_time())
+        statistics = spool.statistics()
+        assert statistics.committed == statistics.batches == statistics.abandoned == 0
+    async with reopen() as spool:
+        assert not await found(spool)
+
+
 async def check_a_closed_spool_refuses(reopen: Reopen) -> None:
     async with reopen() as spool:
         (handle,) = await spool.commit([BODY], [message()])

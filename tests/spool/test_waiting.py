@@ -98,6 +98,21 @@ async def test_a_fault_of_our_own_leaves_nobody_waiting(tmp_path: Path) -> None:
                 await trio.sleep_forever()
 
 
+async def test_a_group_that_is_not_handed_over_keeps_no_file(tmp_path: Path) -> None:
+    """Descriptors that nobody gives back are missed most when there are none left."""
+    disk = BadDisk()
+    async with open_spool(tmp_path, files=disk) as spool:
+        (handle,) = await spool.commit([b"x"], [message()])
+        descriptors = spool._shelf.descriptors
+        descriptors.close_all()
+        disk.plan = failing(errno.EMFILE, "open", suffix=".jnl")
+        with pytest.raises(SpoolError, match="Too many open files"):
+            await spool.commit([b"x"], [message()])
+        assert descriptors.get(handle.place.path).pins == 0
+        disk.plan = lambda call, path: None
+        await until(lambda: spool.trouble is None)
+
+
 async def test_who_hands_its_group_over_and_is_refused_may_be_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
