@@ -25,10 +25,11 @@ from . import machine, parts
 RELAYS = {
     "posthorn": parts.posthorn,
     "posthorn-shaped": parts.posthorn_shaped,
+    "posthorn-unwatched": parts.posthorn_unwatched,
     "postfix": parts.postfix,
     "haraka": parts.haraka,
 }
-OURS = ("posthorn", "posthorn-shaped")
+OURS = ("posthorn", "posthorn-shaped", "posthorn-unwatched")
 LIMIT = 900.0
 """Seconds a run may take."""
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ __all__ = [
     "posthorn",
     "posthorn_shaped",
     "posthorn_sink",
+    "posthorn_unwatched",
     "running",
     "smart_host",
     "smtp_sink",
@@ -245,12 +246,17 @@ def tls_path(where: Path, tls: bool) -> str:
 
 
 @contextmanager
-def posthorn(where: Path, port: int, sink: int, *, tls: bool) -> Iterator[int]:
+def posthorn(where: Path, port: int, sink: int, *, tls: bool, module: str = "engine") -> Iterator[int]:
     """``posthorn run``; the process id."""
     policy = write_policy(where, port, queue=smart_host(sink), path=tls_path(where, tls))
-    command = [sys.executable, "-m", "engine", "run", str(policy)]
+    command = [sys.executable, "-m", module, "run", str(policy)]
     with running(command, where / "relay.txt", port) as child:
         yield child.pid
+
+
+def posthorn_unwatched(where: Path, port: int, sink: int, *, tls: bool) -> AbstractContextManager[int]:
+    """The same without the search for live secrets."""
+    return posthorn(where, port, sink, tls=tls, module="bench.flow.unwatched")
 
 
 @contextmanager
