@@ -15,7 +15,7 @@ from __future__ import annotations
 from os import environ
 from typing import TYPE_CHECKING
 
-_PURE = environ.get("POSTHORN_PURE") == "1"
+_PURE = environ.get("POSTHORN_PURE", "") not in ("", "0")
 
 if TYPE_CHECKING or not _PURE:
     try:

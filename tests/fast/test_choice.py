@@ -32,9 +32,15 @@ def test_compiled_is_active() -> None:
     assert run.stdout.split() == ["compiled", "engine._fast.bodies"], run.stderr
 
 
-def test_reference_when_asked_for() -> None:
-    run = python("from engine import _fast; print(_fast.ACTIVE, _fast.scan.__module__)", POSTHORN_PURE="1")
+@pytest.mark.parametrize("value", ["1", "yes"])
+def test_reference_when_asked_for(value: str) -> None:
+    run = python("from engine import _fast; print(_fast.ACTIVE, _fast.scan.__module__)", POSTHORN_PURE=value)
     assert run.stdout.split() == ["reference", "engine._fast._reference"], run.stderr
+
+
+@pytest.mark.parametrize("value", ["0", ""])
+def test_not_when_it_is_not_asked_for(value: str) -> None:
+    assert python("from engine import _fast; print(_fast.ACTIVE)", POSTHORN_PURE=value).stdout == "compiled\n"
 
 
 def test_no_silent_fall_back() -> None:
