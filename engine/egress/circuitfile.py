@@ -96,6 +96,7 @@ class CircuitFile:
         self._state = state
         self.key = key
         self._content = content
+        self._limiter = trio.CapacityLimiter(1)  # its own: a login waits for this thread
         self._urgent = trio.Event()
         """Somebody waits for the next writing."""
         self._written = trio.Event()
@@ -210,7 +211,7 @@ class CircuitFile:
             written.set()
 
     async def _store(self, *what: Any) -> None:
-        await trio.to_thread.run_sync(self.save, *what)
+        await trio.to_thread.run_sync(self.save, *what, limiter=self._limiter)
 
     async def _commit(self) -> None:
         """See `Circuits.commit`. A disk that does not answer is waited for no longer than `_PATIENCE`: the

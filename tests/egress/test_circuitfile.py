@@ -33,7 +33,7 @@ HERE = [Candidate("mx.example", "192.0.2.1", 587, "mx.example")]
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a thread works nobody seems to, and the clock would jump."""
 
-    async def in_place(function: Any, *args: Any) -> Any:
+    async def in_place(function: Any, *args: Any, limiter: trio.CapacityLimiter) -> Any:
         return function(*args)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", in_place)
