@@ -4,7 +4,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-FAST   := $(wildcard engine/_fast/*.pyx engine/_fast/*.pxd)
+# What is compiled: engine/_fast, and every module of the engine that has a .pxd beside it
+TYPED  := $(shell find engine -name '*.pxd' -not -path 'engine/_fast/*')
+FAST   := $(wildcard engine/_fast/*.pyx engine/_fast/*.pxd) $(TYPED) $(wildcard $(TYPED:.pxd=.py))
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # pip and the compiler are heard only when they fail: quiet(what to run)
 quiet   = log=$$(mktemp) && { $(1) >"$$log" 2>&1 || { cat "$$log" >&2; rm -f "$$log"; exit 1; }; rm -f "$$log"; }
@@ -43,7 +45,7 @@ test: $(VENV)/.made-dev
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 test-pure: $(VENV)/.made-dev
-	@POSTHORN_PURE=1 $(BIN)/python -m pytest -n $(JOBS) tests/fast tests/smtp tests/mail $(ARGS)
+	@POSTHORN_PURE=1 $(BIN)/python -m pytest -n $(JOBS) tests/fast tests/smtp tests/mail tests/spool tests/queues tests/ingress tests/egress $(ARGS)
 
 test-slow: $(VENV)/.made-dev
 	@$(BIN)/python -m pytest -m slow -n $(JOBS) $(ARGS)
@@ -88,7 +90,8 @@ bench-micro: $(VENV)/.made-run
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info var/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f engine/_fast/*.so engine/_fast/*.c
+	find engine -name '*.so' -delete
+	rm -f engine/_fast/*.c
 	find bench engine policy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up. Each stamp is made once and again when what it depends on is newer.
@@ -111,7 +114,7 @@ $(VENV)/.made-run: $(VENV)/.made-venv pyproject.toml setup.py Makefile engine/__
 	  { echo "There is no C compiler ($${CC:-gcc}). On Debian: apt-get install gcc" >&2; exit 1; }
 	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
 	  { echo "Python.h of $$($(BIN)/python --version) is missing. On Debian: apt-get install python3-dev" >&2; exit 1; }
-	@echo "== installing Posthorn and what it needs, compiling engine/_fast"
+	@echo "== installing Posthorn and what it needs, compiling engine"
 	@$(call quiet,$(PIP) install --group build)
 	@$(call quiet,$(PIP) install --no-build-isolation --config-settings editable_mode=compat --editable .)
 	@touch $@

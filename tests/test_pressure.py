@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import random
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -11,9 +12,7 @@ from trio.testing import MockClock
 
 from engine import pressure as pressure_module
 from engine.errors import ConfigError
-from engine.model import QueueName
 from engine.pressure import Level, Pressure, resident
-from engine.queues.scheduled import Queued, ScheduledQueue, Timer
 
 MIB = 1 << 20
 LIMIT = 1000 * MIB
@@ -105,18 +104,30 @@ def test_what_was_freed_goes_back_to_the_kernel() -> None:
     assert pieces
 
 
+_QUEUED = """
+import random, trio
+from engine import pressure
+from engine.model import QueueName
+from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+dice = random.Random(1)
+before = pressure.resident()
+queue = ScheduledQueue(QueueName("example.com"))
+timer = Timer()
+for number in range(200_000):
+    timer.add(Queued(dice.randbytes(16), number, queue, 0.0, dice.random(), 1000))
+full = pressure.resident() - before
+while timer.pop_due(2.0, 1000):
+    pass
+trio.run(pressure._give_back)
+print(full, pressure.resident() - before)
+"""
+
+
 def test_what_many_queued_messages_took_goes_back_as_well() -> None:
-    dice = random.Random(1)
-    before = resident()
-    queue = ScheduledQueue(QueueName("example.com"))
-    timer = Timer()
-    for number in range(200_000):
-        timer.add(Queued(dice.randbytes(16), number, queue, 0.0, dice.random(), 1000))
-    full = resident() - before
-    while timer.pop_due(2.0, 1000):
-        pass
-    trio.run(pressure_module._give_back)
-    assert full > 40 * MIB and resident() - before < full / 3
+    """In a process of its own: what others have freed before would be used first."""
+    run = subprocess.run([sys.executable, "-c", _QUEUED], capture_output=True, text=True, check=True)
+    full, rest = map(int, run.stdout.split())
+    assert full > 25 * MIB and rest < full / 3
 
 
 def test_a_limit_that_leaves_nothing_for_mail_is_an_error() -> None:

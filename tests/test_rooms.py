@@ -48,6 +48,7 @@ ROWS = {
     "engine.smtp": 2,
     "engine._fast": 1,
     "engine.errors": 0,
+    "engine.compiled": -1,  # what the package itself stands on
     "policy": 0,
     "engine": 0,  # the package itself: its version
 }
@@ -73,7 +74,7 @@ PURE = {
     "policy.load": {"os"},  # reads the policy file
     "policy.tlskinds": {"ssl"},  # asks it which ciphers there are
     "engine.smtp": set[str](),
-    "engine._fast": {"os"},  # one variable of the environment, once: which twin; what a descriptor has now
+    "engine._fast": {"os"},  # what a descriptor has now
     "engine.mail": set[str](),
     "engine.model": {"os", "time"},  # message ids
     "engine.errors": set[str](),

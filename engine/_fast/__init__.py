@@ -12,12 +12,11 @@ makes no Python object per line or byte. Line ends are CR LF and nothing else.
 
 from __future__ import annotations
 
-from os import environ
 from typing import TYPE_CHECKING
 
-_PURE = environ.get("POSTHORN_PURE", "") not in ("", "0")
+from engine.compiled import PURE
 
-if TYPE_CHECKING or not _PURE:
+if TYPE_CHECKING or not PURE:
     try:
         from engine._fast.bodies import (
             BARE_CR,
@@ -103,5 +102,5 @@ __all__ = [
     "stuff",
 ]
 
-ACTIVE = "reference" if _PURE else "compiled"
+ACTIVE = "reference" if PURE else "compiled"
 """``"compiled"`` or ``"reference"``: which twin this process uses."""
