@@ -32,10 +32,12 @@ cdef class CommandReader:
     def __dealloc__(self):
         buffer_free(&self.buffer)
 
-    def feed(self, bytes data not None):
+    cpdef feed(self, bytes data):
+        if data is None:
+            raise TypeError("data must be bytes")
         buffer_append(&self.buffer, <const unsigned char *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
-    def next_line(self):
+    cpdef next_line(self):
         # `searched` counts from the first live octet: there is no CR LF that begins before it.
         cdef unsigned char *line = self.buffer.data + self.buffer.begin
         cdef Py_ssize_t live = self.buffer.end - self.buffer.begin
@@ -74,12 +76,12 @@ cdef class CommandReader:
         buffer_consume(&self.buffer, length + 2)
         return result
 
-    def pending(self):
+    cpdef Py_ssize_t pending(self) noexcept:
         return self.buffer.end - self.buffer.begin
 
-    def take(self):
+    cpdef bytes take(self):
         cdef Py_ssize_t live = self.buffer.end - self.buffer.begin
-        data = b""
+        cdef bytes data = b""
         if live:
             data = PyBytes_FromStringAndSize(<char *>self.buffer.data + self.buffer.begin, live)
             buffer_consume(&self.buffer, live)

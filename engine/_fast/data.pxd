@@ -20,6 +20,8 @@ cdef class DataReader:
     cdef readonly Py_ssize_t size, longest_line, header_end, header_fields
     cdef readonly bint done, over, bare_cr, bare_lf, nul, eight_bit
 
+    cpdef feed(self, bytes data, Py_ssize_t start=*)
+    cpdef take(self)
     cdef bint is_long(self) noexcept
     cdef int drop(self) except -1
     cdef int add(self, const unsigned char *data, Py_ssize_t count) except -1

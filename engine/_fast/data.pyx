@@ -48,7 +48,9 @@ cdef class DataReader:
     def long_line(self):
         return self.is_long()
 
-    def feed(self, bytes data not None, Py_ssize_t start=0):
+    cpdef feed(self, bytes data, Py_ssize_t start=0):
+        if data is None:
+            raise TypeError("data must be bytes")
         cdef const unsigned char *p = <const unsigned char *>PyBytes_AS_STRING(data)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
         cdef Py_ssize_t i = start
@@ -120,7 +122,7 @@ cdef class DataReader:
             self.drop()
         return i - start
 
-    def take(self):
+    cpdef take(self):
         cdef PyObject *store
         if not self.done:
             raise ValueError("the end of data has not arrived")

@@ -1,14 +1,18 @@
+from engine._fast.commands cimport CommandReader
+from engine._fast.data cimport DataReader
+
+
 cdef class ServerSession:
     cdef public object _abandoned
     cdef public object _awaiting
     cdef public object _config
-    cdef public object _content
+    cdef public DataReader _content
     cdef public Py_ssize_t _errors
     cdef public object _exchange
     cdef public bytes _line
     cdef public Py_ssize_t _noops
     cdef public list _out
-    cdef public object _reader
+    cdef public CommandReader _reader
     cdef public object _ready
     cdef public list _refusals
     cdef public str _state
@@ -18,7 +22,7 @@ cdef class ServerSession:
     cdef public str ehlo_domain
     cdef public bint esmtp
     cdef public list forward_paths
-    cdef public object identity
+    cdef public str identity
     cdef public object reverse_path
     cdef public bint smtputf8
     cdef public bint tls
@@ -32,3 +36,11 @@ cdef class ServerSession:
     cdef _command(self, bytes line)
     cdef _mail(self, bytes rest)
     cdef _rcpt(self, bytes rest)
+    cdef _seldom(self, bytes verb, bytes rest)
+    cdef _end_of_data(self, DataReader content)
+    cpdef accept(self, reply=*, extensions=*)
+    cdef _accept_hello(self, event, extensions)
+    cpdef list take_refusals(self)
+    cdef _count_error(self)
+    cdef _error(self, reply)
+    cdef _idle(self)

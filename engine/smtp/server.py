@@ -387,7 +387,7 @@ class ServerSession:
         self._refuse(reply, cause=cause)
         self.closing = True
 
-    def accept(self, reply: Reply | None = None, *, extensions: Sequence[str] | None = None) -> None:
+    def accept(self, reply: Reply | None = None, extensions: Sequence[str] | None = None) -> None:
         """A positive answer to the event at hand; without `reply` the usual words.
 
         `extensions`: what EHLO advertises instead of the usual list.
