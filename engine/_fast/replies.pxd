@@ -8,5 +8,8 @@ cdef class ReplyReader:
     cdef bint cut
     cdef int code, enhanced
     cdef str broken
+    cpdef feed(self, bytes data)
+    cpdef next_reply(self)
+    cpdef Py_ssize_t pending(self)
     cdef int take_line(self, const unsigned char *line, Py_ssize_t size, Py_ssize_t octets) except -1
     cdef object fail(self, str reason)

@@ -53,10 +53,12 @@ cdef class ReplyReader:
         buffer_free(&self.buffer)
         buffer_free(&self.text)
 
-    def feed(self, bytes data not None):
+    cpdef feed(self, bytes data):
+        if data is None:
+            raise TypeError("octets are needed")
         buffer_append(&self.buffer, <const unsigned char *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
-    def next_reply(self):
+    cpdef next_reply(self):
         # The live octets begin with the current line; its kept part only, when it was `cut`.
         cdef unsigned char *line
         cdef const unsigned char *found
@@ -104,7 +106,7 @@ cdef class ReplyReader:
         self.code = self.enhanced = 0
         return reply
 
-    def pending(self):
+    cpdef Py_ssize_t pending(self):
         return self.octets + self.buffer.end - self.buffer.begin
 
     cdef int take_line(self, const unsigned char *line, Py_ssize_t size, Py_ssize_t octets) except -1:

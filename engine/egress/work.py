@@ -167,12 +167,12 @@ def make_work(
         parts.append(b"\r\n")
     recipients = message.recipients
     tx = Transaction(
-        sender=message.sender,
-        recipients=[recipients[i] for i in indices] if len(indices) != len(recipients) else recipients,
-        body_8bit=bool(flags & _fast.EIGHT_BIT) or message.eight_bit or not prefix.isascii(),
-        smtputf8=message.smtputf8,
-        size=message.size,
-        rset=rset,
+        message.sender,
+        [recipients[i] for i in indices] if len(indices) != len(recipients) else recipients,
+        bool(flags & _fast.EIGHT_BIT) or message.eight_bit or not prefix.isascii(),
+        message.smtputf8,
+        message.size,
+        rset,
     )
     return Work(entry, indices, parts, tx, trio.current_time(), more)
 

@@ -12,8 +12,6 @@ from .events import (
     BodyReceived,
     ClientEvent,
     Data,
-    Finished,
-    GoAhead,
     Greeting,
     Hello,
     HelloDone,
@@ -25,7 +23,6 @@ from .events import (
     ServerEvent,
     StartTls,
     StartTlsReply,
-    Transaction,
     Unsolicited,
 )
 from .masking import Masker
@@ -34,6 +31,7 @@ from .sasl import Binding, ClientMechanism, Context, Credentials, Known, Lookup,
 from .scram import password_fits
 from .server import ServerSession
 from .serverconfig import ServerConfig
+from .transaction import Finished, GoAhead, Transaction
 
 __all__ = [
     "MECHANISMS",

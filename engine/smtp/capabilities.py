@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import msgspec
-
 __all__ = ["NONE", "Capabilities", "capabilities_from"]
 
 
-class Capabilities(msgspec.Struct, frozen=True, gc=False):
+class Capabilities:
     """What the peer's latest EHLO reply offers. `size` None: SIZE not offered; 0: no stated limit."""
 
-    pipelining: bool = False
-    size: int | None = None
-    eight_bit_mime: bool = False
-    smtputf8: bool = False
-    starttls: bool = False
-    enhanced: bool = False
-    auth: frozenset[str] = frozenset()
-    names: frozenset[str] = frozenset()
+    __slots__ = ("auth", "eight_bit_mime", "enhanced", "names", "pipelining", "size", "smtputf8", "starttls")
+
+    def __init__(self, names: frozenset[str], auth: frozenset[str], size: int | None) -> None:
+        self.names = names
+        self.auth = auth
+        self.size = size
+        self.pipelining = "PIPELINING" in names
+        self.eight_bit_mime = "8BITMIME" in names
+        self.smtputf8 = "SMTPUTF8" in names
+        self.starttls = "STARTTLS" in names
+        self.enhanced = "ENHANCEDSTATUSCODES" in names
 
 
-NONE = Capabilities()
+NONE = Capabilities(frozenset(), frozenset(), None)
+"""Nothing, as before EHLO and after HELO."""
 
 
 def capabilities_from(text: str) -> Capabilities:
@@ -40,13 +42,4 @@ def capabilities_from(text: str) -> Capabilities:
             digits = rest.strip()
             size = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else 0
         names.add(name)
-    return Capabilities(
-        pipelining="PIPELINING" in names,
-        size=size,
-        eight_bit_mime="8BITMIME" in names,
-        smtputf8="SMTPUTF8" in names,
-        starttls="STARTTLS" in names,
-        enhanced="ENHANCEDSTATUSCODES" in names,
-        auth=frozenset(auth),
-        names=frozenset(names),
-    )
+    return Capabilities(frozenset(names), frozenset(auth), size)

@@ -12,33 +12,30 @@ Every violation by the peer raises RemoteProtocolError; the session is then unus
 from __future__ import annotations
 
 import base64
-from collections import deque
 from collections.abc import Sequence
 
 from engine import _fast
 from engine.errors import LocalProtocolError, RemoteProtocolError
 
-from . import compose
 from .auth import decode_base64
 from .capabilities import NONE, capabilities_from
+from .compose import argument, commands, mail_line, obstacle, rcpt_line
 from .events import (
     AuthChallenge,
     AuthDone,
     ClientEvent,
-    Finished,
-    GoAhead,
     Greeting,
     HelloDone,
     QuitDone,
     Rsetted,
     StartTlsReply,
-    Transaction,
     Unsolicited,
 )
 from .masking import Masker
 from .reply import Reply, enhanced_text
 from .sasl import ClientMechanism, SaslError
 from .state import CLIENT
+from .transaction import Finished, GoAhead, Transaction
 
 __all__ = ["ClientSession"]
 
@@ -59,6 +56,7 @@ class ClientSession:
     """See the module. One object per connection; `ehlo_domain` is what EHLO says."""
 
     __slots__ = (
+        "_due",
         "_ehlo",
         "_expected",
         "_initial",
@@ -78,14 +76,16 @@ class ClientSession:
     )
 
     def __init__(self, ehlo_domain: str, *, pipelining: bool = True) -> None:
-        self._ehlo = compose.argument(ehlo_domain)
+        self._ehlo = argument(ehlo_domain)
         if b" " in self._ehlo or not self._ehlo:
             raise LocalProtocolError("the EHLO domain must be one word")
         self._reader = _fast.ReplyReader()
-        self._expected: deque[tuple[str, Transaction | None, int]] = deque([("greeting", None, 0)])
+        self._expected: list[tuple[str, Transaction | None, int]] = [("greeting", None, 0)]
+        self._due = 0
+        """Where in `_expected` the reply stands that comes next; both begin anew when all are there."""
         self._out: list[bytes] = []
-        self._waiting: deque[ClientEvent] = deque()
-        self._left: deque[tuple[str, Transaction, int]] | None = None
+        self._waiting: list[ClientEvent] = []
+        self._left: list[tuple[str, Transaction, int]] | None = None
         self._mechanism: ClientMechanism | None = None
         self._initial: bytes | None = None
         """An initial response that has not been sent yet."""
@@ -117,7 +117,7 @@ class ClientSession:
     @property
     def stage(self) -> str:
         """What is waited for: the name of the command whose answer is due."""
-        return self._expected[0][0] if self._expected else "idle"
+        return self._expected[self._due][0] if self._expected else "idle"
 
     @property
     def unasked(self) -> bool:
@@ -181,9 +181,9 @@ class ClientSession:
         """QUIT."""
         self._say("QUIT", b"QUIT\r\n")
 
-    def obstacle(self, tx: Transaction, *, check_8bit: bool = True) -> Reply | None:
+    def obstacle(self, tx: Transaction, check_8bit: bool = True) -> Reply | None:
         """Why the peer cannot take this message at all, or None. Ask before `mail`."""
-        return compose.obstacle(tx, self.capabilities, check_8bit=check_8bit)
+        return obstacle(tx, self.capabilities, check_8bit)
 
     def mail(self, tx: Transaction) -> None:
         """Begin a transaction: [RSET] MAIL RCPT... DATA, as one group where that is allowed."""
@@ -191,16 +191,16 @@ class ClientSession:
             raise LocalProtocolError(f"MAIL while {self.stage} is unanswered")
         if self._reader.pending():
             raise RemoteProtocolError("octets nobody asked for before MAIL")
-        tx.rcpt_replies = [None] * len(tx.recipients)
         if self.pipelining and self.capabilities.pipelining:
-            self._out.append(compose.commands(tx, self.capabilities))
+            self._out.append(commands(tx, self.capabilities))
             self._expect_group(tx)
             return
-        steps: deque[tuple[str, Transaction, int]] = deque()
+        steps: list[tuple[str, Transaction, int]] = []
         if tx.rset:
             steps.append(("RSET", tx, -1))
         steps.append(("MAIL FROM", tx, 0))
-        steps.extend(("RCPT TO", tx, i) for i in range(len(tx.recipients)))
+        for i in range(len(tx.recipients)):
+            steps.append(("RCPT TO", tx, i))
         steps.append(("DATA", tx, 0))
         self._left = steps
         self._next_step()
@@ -216,8 +216,7 @@ class ClientSession:
             return
         if not (self.pipelining and self.capabilities.pipelining):
             raise LocalProtocolError("pipelining across messages without PIPELINING")
-        then.rcpt_replies = [None] * len(then.recipients)
-        out.append(b".\r\n" + compose.commands(then, self.capabilities))
+        out.append(b".\r\n" + commands(then, self.capabilities))
         self._expect_group(then)
 
     def _expect_group(self, tx: Transaction) -> None:
@@ -235,7 +234,7 @@ class ClientSession:
         if not steps:
             self._left = None
             return
-        kind, tx, index = steps.popleft()
+        kind, tx, index = steps.pop(0)
         refused = kind in ("RCPT TO", "DATA") and tx.mail_reply is not None and not tx.mail_reply.is_positive
         if refused or (kind == "DATA" and not tx.accepted):
             self._left = None
@@ -247,9 +246,9 @@ class ClientSession:
             self._waiting.append(Finished(tx))
             return
         if kind == "MAIL FROM":
-            line = compose.mail_line(tx, self.capabilities)
+            line = mail_line(tx, self.capabilities)
         elif kind == "RCPT TO":
-            line = compose.rcpt_line(tx.recipients[index])
+            line = rcpt_line(tx.recipients[index])
         else:
             line = kind.encode() + b"\r\n"  # RSET, DATA
         self._out.append(line)
@@ -264,12 +263,11 @@ class ClientSession:
         """
         waiting = self._waiting
         if waiting:
-            return waiting.popleft()
-        next_reply = self._reader.next_reply
+            return waiting.pop(0)
         expected = self._expected
         while True:
             try:
-                found = next_reply()
+                found = self._reader.next_reply()
             except ValueError as error:
                 raise RemoteProtocolError(f"{error} ({self.stage})") from None
             if found is None:
@@ -278,12 +276,17 @@ class ClientSession:
                 reply = self._reply(found)
                 self.closing = True
                 return Unsolicited(reply)
-            kind, tx, index = expected.popleft()
+            kind, tx, index = expected[self._due]
+            self._due += 1
+            if self._due == len(expected):
+                expected.clear()
+                self._due = 0
             self.answered += 1
             code = found[0]
-            if code // 100 not in CLIENT[kind]:
+            # 4yz and 5yz answer everything, 2yz all but DATA.
+            if (code < 400 and (code >= 300 or kind == "DATA")) and code // 100 not in CLIENT[kind]:
                 raise RemoteProtocolError(f"{code} is no answer to {kind}")
-            if code // 100 == 3 and kind == "AUTH":
+            if code < 400 and code >= 300 and kind == "AUTH":
                 challenge = self._challenge(code, found[2])
                 if challenge is not None:
                     return challenge
@@ -294,11 +297,11 @@ class ClientSession:
             event = self._answer(kind, tx, index, reply)
             if self.closing and tx is not None:
                 self._end_all(tx)
-                return waiting.popleft() if waiting else None
+                return waiting.pop(0) if waiting else None
             if event is not None:
                 return event
             if waiting:
-                return waiting.popleft()
+                return waiting.pop(0)
 
     def _reply(self, found: tuple[int, int, bytes]) -> Reply:
         """A Reply object; a peer says the same few things again and again."""
@@ -329,7 +332,7 @@ class ClientSession:
             if 200 <= reply.code <= 299:
                 tx.accepted += 1
             elif reply.code in (452, 552) and tx.accepted:
-                tx.surplus = [*tx.surplus, index]
+                tx.surplus = (*tx.surplus, index)
         elif kind == "DATA":
             return self._data_answer(tx, reply)
         elif kind == "lone dot":
@@ -371,12 +374,13 @@ class ClientSession:
         """421: everything that is still expected will not come. Each transaction ends with what it
         has, in order."""
         ended: list[Transaction] = []
-        for one in (tx, *(other for _, other, _ in self._expected)):
-            if one is not None and not any(one is known for known in ended):
+        for one in (tx, *[other for _, other, _ in self._expected[self._due :]]):
+            if one is not None and one not in ended:
                 ended.append(one)
         self._expected.clear()
+        self._due = 0
         self._left = None
-        self._waiting.extend(Finished(one) for one in ended)
+        self._waiting.extend([Finished(one) for one in ended])
 
     def _session_answer(self, kind: str, reply: Reply) -> ClientEvent | None:
         if kind == "greeting":
@@ -470,7 +474,7 @@ class ClientSession:
         reply = self._reply(found)
         if not self._expected or reply.code < 400:
             raise RemoteProtocolError(f"{reply.code} before the message was complete")
-        tx = self._expected[0][1]
+        tx = self._expected[self._due][1]
         assert tx is not None
         tx.dot_reply = reply
         self.closing = True

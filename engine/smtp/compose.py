@@ -10,7 +10,7 @@ from .reply import Reply
 
 if TYPE_CHECKING:
     from .capabilities import Capabilities
-    from .events import Transaction
+    from .transaction import Transaction
 
 __all__ = ["argument", "commands", "mail_line", "obstacle", "rcpt_line"]
 
@@ -21,48 +21,63 @@ _NOT_UTF8 = Reply(554, "5.6.7", "An address is not ASCII and the next hop does n
 
 def argument(text: str) -> bytes:
     """A command argument; control characters never reach the wire (reliability C32)."""
+    return _clean(text).encode()
+
+
+def _clean(text: str) -> str:
     if _controls(text):
         raise LocalProtocolError("a command argument holds control characters")
-    return text.encode()
+    return text
 
 
 def _controls(text: str) -> bool:
-    return not text.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)
+    for character in text:  # noqa: SIM110  (a generator for each address costs more than looking at it)
+        if character < " " or "\x7f" <= character < "\xa0":
+            return True
+    return False
 
 
 def commands(tx: Transaction, offered: Capabilities) -> bytes:
     """[RSET] MAIL RCPT... DATA, as one group."""
-    lines = [b"RSET\r\n"] if tx.rset else []
-    lines.append(mail_line(tx, offered))
-    lines.extend(map(rcpt_line, tx.recipients))
-    lines.append(b"DATA\r\n")
-    return b"".join(lines)
+    lines = ["RSET\r\n"] if tx.rset else []
+    lines.append(_mail(tx, offered))
+    for recipient in tx.recipients:
+        lines.append(_rcpt(recipient))
+    lines.append("DATA\r\n")
+    return "".join(lines).encode()
 
 
 def mail_line(tx: Transaction, offered: Capabilities) -> bytes:
     """MAIL FROM with the parameters that the message needs and the peer takes."""
-    line = b"MAIL FROM:<" + argument(tx.sender) + b">"
-    if offered.size is not None and tx.size:
-        line += b" SIZE=%d" % tx.size
-    if tx.body_8bit and offered.eight_bit_mime:
-        line += b" BODY=8BITMIME"
-    if offered.smtputf8 and _needs_utf8(tx):
-        line += b" SMTPUTF8"
-    return line + b"\r\n"
+    return _mail(tx, offered).encode()
 
 
 def rcpt_line(recipient: str) -> bytes:
     """RCPT TO."""
-    return b"RCPT TO:<" + argument(recipient) + b">\r\n"
+    return _rcpt(recipient).encode()
 
 
-def obstacle(tx: Transaction, offered: Capabilities, *, check_8bit: bool = True) -> Reply | None:
+def _mail(tx: Transaction, offered: Capabilities) -> str:
+    size = f" SIZE={tx.size}" if tx.size and offered.size is not None else ""
+    body = " BODY=8BITMIME" if tx.body_8bit and offered.eight_bit_mime else ""
+    utf8 = " SMTPUTF8" if offered.smtputf8 and _needs_utf8(tx) else ""
+    return f"MAIL FROM:<{_clean(tx.sender)}>{size}{body}{utf8}\r\n"
+
+
+def _rcpt(recipient: str) -> str:
+    return f"RCPT TO:<{_clean(recipient)}>\r\n"
+
+
+def obstacle(tx: Transaction, offered: Capabilities, check_8bit: bool = True) -> Reply | None:
     """Why a peer that offers this cannot take this message at all, or None."""
     if offered.size and tx.size > offered.size:
         text = f"The message has {tx.size} octets, the next hop takes {offered.size}"
         return Reply(552, "5.3.4", text)
-    if _controls(tx.sender) or any(map(_controls, tx.recipients)):
+    if _controls(tx.sender):
         return _NOT_SENT
+    for recipient in tx.recipients:
+        if _controls(recipient):
+            return _NOT_SENT
     if check_8bit:
         if tx.body_8bit and not offered.eight_bit_mime:
             return _NOT_MIME
@@ -72,6 +87,9 @@ def obstacle(tx: Transaction, offered: Capabilities, *, check_8bit: bool = True)
 
 
 def _needs_utf8(tx: Transaction) -> bool:
-    if not tx.sender.isascii() or not all(map(str.isascii, tx.recipients)):
+    if not tx.sender.isascii():
         return True
+    for recipient in tx.recipients:
+        if not recipient.isascii():
+            return True
     return tx.smtputf8 and tx.body_8bit

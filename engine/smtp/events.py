@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from policy.secret import Secret
 
 from .address import Address
 from .reply import Reply
+from .transaction import Finished, GoAhead
 
 __all__ = [
     "Auth",
@@ -19,8 +18,6 @@ __all__ = [
     "BodyReceived",
     "ClientEvent",
     "Data",
-    "Finished",
-    "GoAhead",
     "Greeting",
     "Hello",
     "HelloDone",
@@ -32,7 +29,6 @@ __all__ = [
     "ServerEvent",
     "StartTls",
     "StartTlsReply",
-    "Transaction",
     "Unsolicited",
 ]
 
@@ -113,28 +109,6 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     cause: str | None = None
 
 
-class Transaction(msgspec.Struct, gc=False):
-    """One transaction of a client session: what to send, and what was answered.
-
-    `surplus`: indices of recipients answered "too many" after others had been accepted; they
-    belong in another transaction (RFC 5321 4.5.3.1.10). `context` is the driver's.
-    """
-
-    sender: str
-    recipients: list[str]
-    body_8bit: bool = False
-    smtputf8: bool = False
-    size: int = 0
-    rset: bool = False
-    mail_reply: Reply | None = None
-    rcpt_replies: list[Reply | None] = []
-    data_reply: Reply | None = None
-    dot_reply: Reply | None = None
-    surplus: list[int] = []
-    accepted: int = 0
-    context: Any = None
-
-
 class Greeting(msgspec.Struct, frozen=True, gc=False):
     """The server's first words."""
 
@@ -169,18 +143,6 @@ class AuthChallenge(msgspec.Struct, frozen=True, gc=False):
     `auth_response`."""
 
     challenge: bytes
-
-
-class GoAhead(msgspec.Struct, frozen=True, gc=False):
-    """DATA was answered 354 and at least one recipient is accepted: give the body."""
-
-    tx: Transaction
-
-
-class Finished(msgspec.Struct, frozen=True, gc=False):
-    """Nothing more will be answered for this transaction."""
-
-    tx: Transaction
 
 
 class Rsetted(msgspec.Struct, frozen=True, gc=False):

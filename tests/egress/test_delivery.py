@@ -386,10 +386,10 @@ async def test_a_defect_met_by_one_message_ends_one_session(
 
     real = work.Transaction
 
-    def broken(**arguments: Any) -> Any:
-        if arguments["sender"] == "bad@sender.example":
+    def broken(sender: str, *arguments: Any) -> Any:
+        if sender == "bad@sender.example":
             raise RuntimeError("a defect of ours")
-        return real(**arguments)
+        return real(sender, *arguments)
 
     monkeypatch.setattr(work, "Transaction", broken)
     async with open_peer() as peer, bench(to(peer, queue={"retry_interval": 60})) as b:

@@ -117,7 +117,7 @@ def test_too_many_recipients_is_surplus_only_after_an_accepted_one() -> None:
     one = tx("a@x.example", "b@x.example", "c@x.example")
     session.mail(one)
     events(session, b"250 ok\r\n452 4.5.3 full\r\n250 ok\r\n452 4.5.3 too many\r\n354 go\r\n")
-    assert one.surplus == [2]
+    assert one.surplus == (2,)
 
 
 def test_421_ends_everything_in_order() -> None:

@@ -1,0 +1,41 @@
+cimport cython
+
+from engine._fast.replies cimport ReplyReader
+from engine.smtp.capabilities cimport Capabilities
+from engine.smtp.compose cimport commands, mail_line, obstacle, rcpt_line
+from engine.smtp.transaction cimport Finished, GoAhead, Transaction
+
+
+cdef class ClientSession:
+    cdef public Py_ssize_t _due
+    cdef public bytes _ehlo
+    cdef public list _expected
+    cdef public bytes _initial
+    cdef public list _left
+    cdef public object _mechanism
+    cdef public list _out
+    cdef public ReplyReader _reader
+    cdef public dict _replies
+    cdef public Py_ssize_t _rounds
+    cdef public list _waiting
+    cdef public Py_ssize_t answered
+    cdef public Capabilities capabilities
+    cdef public bint closing
+    cdef public object mask
+    cdef public bint pipelining
+    cdef public bint tls
+
+    cpdef receive_data(self, bytes data)
+    cpdef list data_to_send(self)
+    cpdef obstacle(self, Transaction tx, bint check_8bit=*)
+    cpdef mail(self, Transaction tx)
+    cpdef body(self, Transaction tx, parts, Transaction then=*)
+    cdef _expect_group(self, Transaction tx)
+    cdef _next_step(self)
+    @cython.locals(kind=str, tx=Transaction, index=Py_ssize_t, code=Py_ssize_t, found=tuple, expected=list, waiting=list)
+    cpdef next_event(self)
+    @cython.locals(cache=dict, text=bytes)
+    cdef _reply(self, tuple found)
+    cdef _answer(self, str kind, Transaction tx, Py_ssize_t index, reply)
+    @cython.locals(code=Py_ssize_t)
+    cdef _data_answer(self, Transaction tx, reply)
