@@ -108,7 +108,8 @@ _QUEUED = """
 import random, trio
 from engine import pressure
 from engine.model import QueueName
-from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+from engine.queues.queued import Queued
+from engine.queues.scheduled import ScheduledQueue, Timer
 dice = random.Random(1)
 before = pressure.resident()
 queue = ScheduledQueue(QueueName("example.com"))

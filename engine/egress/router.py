@@ -24,8 +24,9 @@ import trio
 from engine.errors import HookError, ResolveError
 from engine.net import Connect, connect
 from engine.queues.limits import Limits
+from engine.queues.queued import Queued
 from engine.queues.ready import ReadyQueue
-from engine.queues.scheduled import Queued, ScheduledQueue
+from engine.queues.scheduled import ScheduledQueue
 
 from . import outcome
 from .crew import Crew

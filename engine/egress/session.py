@@ -23,8 +23,8 @@ from engine.errors import (
     ResolveError,
     TurnLost,
 )
+from engine.queues.queued import Queued
 from engine.queues.ready import ReadyQueue
-from engine.queues.scheduled import Queued
 from engine.smtp import QuitDone
 
 from . import outcome

@@ -18,9 +18,9 @@ import trio
 
 from engine.errors import HeldError, MessageUnreadable, SpoolError
 from engine.log import Log, Record
+from engine.queues.queued import Queued
 from engine.queues.ready import ReadyQueue
 from engine.queues.retry import next_attempt
-from engine.queues.scheduled import Queued
 from policy.egress import QueueConfig
 
 from . import outcome

@@ -14,7 +14,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from engine.queues.scheduled import Queued
+    from engine.queues.queued import Queued
 
     from .router import Router
     from .routes import RouteFinder

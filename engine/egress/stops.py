@@ -27,8 +27,9 @@ from .site import asked_for
 
 if TYPE_CHECKING:
     from engine.model import QueueName
+    from engine.queues.queued import Queued
     from engine.queues.ready import ReadyQueue
-    from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+    from engine.queues.scheduled import ScheduledQueue, Timer
     from engine.shaping import Automation
 
     from .router import Router

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 import trio
 
+from engine.queues.queued import Queued
 from engine.queues.ready import ReadyQueue
-from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+from engine.queues.scheduled import ScheduledQueue, Timer
 
 __all__ = ["Timetable"]
 

@@ -32,8 +32,8 @@ from . import outcome
 from .work import Services, Work, make_work, message_rate, patience
 
 if TYPE_CHECKING:
+    from engine.queues.queued import Queued
     from engine.queues.ready import ReadyQueue
-    from engine.queues.scheduled import Queued
     from engine.smtp import Reply
 
     from .connection import Connection

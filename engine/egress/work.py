@@ -11,7 +11,7 @@ import trio
 
 from engine import _fast
 from engine.queues.limits import Rate, take_all
-from engine.queues.scheduled import Queued
+from engine.queues.queued import Queued
 from engine.smtp import Transaction
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .limits import Limits
-from .scheduled import Queued, ScheduledQueue
+from .queued import Queued
+from .scheduled import ScheduledQueue
 
 if TYPE_CHECKING:
     from policy.egress import EgressPath, EgressSource
@@ -77,6 +78,8 @@ class ReadyQueue:
     """One ready queue. Made and owned by the router; sessions take from it."""
 
     __slots__ = (
+        "_connection_limit",
+        "_max_ready",
         "_wakers",
         "back_off",
         "entries",
@@ -113,6 +116,8 @@ class ReadyQueue:
         self.source = source
         self.site = site
         self.path = path
+        self._connection_limit = path.connection_limit
+        self._max_ready = path.max_ready
         self.name = f"{source.name}->{site.name}@smtp_client"
         where = f"{source.name}->{site.name}"
         self.lease = lease = limits.lease(f"connections:{where}")
@@ -187,11 +192,11 @@ class ReadyQueue:
 
     def room(self) -> int:
         """How many more messages fit (`max_ready`)."""
-        return self.path.max_ready - len(self.entries)
+        return self._max_ready - len(self.entries)
 
     def put(self, entry: Queued) -> bool:
         """Add at the end; False when full. Waking a session is the router's next step."""
-        if len(self.entries) >= self.path.max_ready:
+        if len(self.entries) >= self._max_ready:
             return False
         self.entries.append(entry)
         return True
@@ -213,7 +218,7 @@ class ReadyQueue:
     def call_back(self) -> None:
         """Call waiting messages in if half of the room is free. `take` does; so must whoever removes
         entries otherwise."""
-        if self.hungry and self.refill is not None and len(self.entries) * 2 <= self.path.max_ready:
+        if self.hungry and self.refill is not None and len(self.entries) * 2 <= self._max_ready:
             self.refill(self)
 
     def take_out(self, queue: ScheduledQueue) -> list[Queued]:
@@ -285,9 +290,9 @@ class ReadyQueue:
             return self.sessions == 0
         if not self.warm:
             some = _COLD if self.met else 1
-            return self.sessions < min(some, self.path.connection_limit)
+            return self.sessions < min(some, self._connection_limit)
         queued = len(self.entries) + self.sessions - self.starting
-        return self.sessions < wanted_sessions(queued, self.path.connection_limit)
+        return self.sessions < wanted_sessions(queued, self._connection_limit)
 
     def hold(self, cause: str, text: str, until: float) -> None:
         """Try nothing before `until`, then let one session probe."""

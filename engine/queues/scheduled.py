@@ -19,40 +19,14 @@ import heapq
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from engine.model import Message, QueueName
+from .queued import Queued
 
 if TYPE_CHECKING:
+    from engine.model import QueueName
     from policy.egress import QueueConfig
     from policy.shaping import Stop
 
-__all__ = ["Queued", "ScheduledQueue", "Timer"]
-
-
-class Queued(msgspec.Struct, gc=False):
-    """One queued message. About half a kilobyte with its spool handle; a million must fit in 1 GiB.
-
-    `gc=False`: there can be a million of these, and walking them in every full collection would
-    stop the loop; they are freed by reference count when they leave their place.
-
-    `created` is Unix time, `due` is on the monotonic clock (`trio.current_time`), so a step of the
-    wall clock moves no retry. `done` has one bit per recipient that has a final result. `noted` is the
-    timer's.
-    `message` and `body` are present only while the message is worked on.
-    """
-
-    id: bytes
-    handle: Any
-    queue: ScheduledQueue
-    created: float
-    due: float
-    size: int
-    attempts: int = 0
-    done: int = 0
-    noted: int = 0
-    message: Message | None = None
-    body: bytes | None = None
+__all__ = ["ScheduledQueue", "Timer"]
 
 
 class ScheduledQueue:

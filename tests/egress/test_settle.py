@@ -18,8 +18,9 @@ from engine.errors import HeldError, LoginRefused, MessageUnreadable, SpoolError
 from engine.log import Log, Record
 from engine.model import Message, QueueName, new_message_id
 from engine.queues.limits import LocalLimits
+from engine.queues.queued import Queued
 from engine.queues.ready import ReadyQueue
-from engine.queues.scheduled import Queued, ScheduledQueue
+from engine.queues.scheduled import ScheduledQueue
 from engine.smtp import Reply
 from engine.spool import Handle, MemorySpool
 from policy.egress import EgressSource, make_egress_path, make_queue_config

@@ -9,8 +9,9 @@ import pytest
 
 from engine.model import QueueName, new_message_id
 from engine.queues.limits import LocalLimits
+from engine.queues.queued import Queued
 from engine.queues.ready import ReadyQueue, wanted_sessions
-from engine.queues.scheduled import Queued, ScheduledQueue
+from engine.queues.scheduled import ScheduledQueue
 from policy.egress import EgressPath
 from policy.units import Limit
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import sys
 
+import engine
 from engine.model import QueueName, new_message_id
-from engine.queues.scheduled import Queued, ScheduledQueue, Timer
+from engine.queues.queued import Queued
+from engine.queues.scheduled import ScheduledQueue, Timer
 
 
 def entry(due: float, queue: ScheduledQueue | None = None) -> Queued:
@@ -53,7 +55,7 @@ def test_a_queued_message_is_small_and_not_walked_by_the_collector() -> None:
 
     one = entry(1.5)
     assert sys.getsizeof(one) <= 128
-    assert not gc.is_tracked(one)
+    assert engine.PURE or not gc.is_tracked(one)
 
 
 def test_the_text_of_a_queue_name() -> None:
