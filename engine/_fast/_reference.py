@@ -165,7 +165,7 @@ class ReplyReader:
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
-    def next_reply(self) -> tuple[int, int, bytes] | None:
+    def next_reply(self, before: tuple[int, int, bytes] | None = None) -> tuple[int, int, bytes] | None:
         if self._broken:
             raise ValueError(self._broken)
         buffer, limit = self._buffer, self._line_limit
@@ -192,7 +192,7 @@ class ReplyReader:
                 reply = self._code, self._enhanced, b"\n".join(self._text)
                 self._text = []
                 self._octets = self._code = self._enhanced = 0
-                return reply
+                return before if reply == before else reply
 
     def pending(self) -> int:
         return self._octets + len(self._buffer)

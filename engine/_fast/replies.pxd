@@ -9,7 +9,8 @@ cdef class ReplyReader:
     cdef int code, enhanced
     cdef str broken
     cpdef feed(self, bytes data)
-    cpdef next_reply(self)
+    cpdef tuple next_reply(self, tuple before=*)
     cpdef Py_ssize_t pending(self)
+    cdef bint repeats(self, tuple before, Py_ssize_t size) except -1
     cdef int take_line(self, const unsigned char *line, Py_ssize_t size, Py_ssize_t octets) except -1
     cdef object fail(self, str reason)

@@ -18,7 +18,7 @@ class ReplyReader:
     def feed(self, data: bytes) -> None:
         """Add octets from the wire. Drain `next_reply` before feeding again."""
 
-    def next_reply(self) -> tuple[int, int, bytes] | None:
+    def next_reply(self, before: tuple[int, int, bytes] | None = None) -> tuple[int, int, bytes] | None:
         """The next whole reply as (code, enhanced, text), or None when it has not arrived yet.
 
         code: 200 to 599.
@@ -26,6 +26,7 @@ class ReplyReader:
         whose class fits the reply code, else 0 (RFC 2034, RFC 3463).
         text: the lines joined by LF, without reply codes and without that enhanced code where it
         is repeated. It is the peer's: not cleaned, any octet but LF.
+        before: an earlier reply; when this one says the same, that very object is returned.
 
         Raises: ValueError with the reason for a line that is no reply (reliability C1), a code
         that changes within a reply (C2), or too much (C3). The stream cannot be trusted

@@ -6,8 +6,9 @@ from cpython.bytes cimport (
     PyBytes_FromStringAndSize,
     PyBytes_GET_SIZE,
 )
+from libc.string cimport memcmp
 
-from engine._fast.scanning cimport buffer_append, buffer_consume, buffer_free, find
+from engine._fast.scanning cimport buffer_append, buffer_consume, buffer_free, count_work, find
 
 
 cdef inline bint is_digit(unsigned char octet) noexcept:
@@ -58,12 +59,13 @@ cdef class ReplyReader:
             raise TypeError("octets are needed")
         buffer_append(&self.buffer, <const unsigned char *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
-    cpdef next_reply(self):
+    cpdef tuple next_reply(self, tuple before=None):
         # The live octets begin with the current line; its kept part only, when it was `cut`.
         cdef unsigned char *line
         cdef const unsigned char *found
         cdef Py_ssize_t live, end, size, text_size
         cdef bint last
+        cdef tuple reply
         if self.broken is not None:
             raise ValueError(self.broken)
         while True:
@@ -96,15 +98,27 @@ cdef class ReplyReader:
             buffer_consume(&self.buffer, end + 1)
             if last:
                 break
-        text = b""
         text_size = self.text.end - self.text.begin
-        if text_size:
-            text = PyBytes_FromStringAndSize(<char *>self.text.data + self.text.begin, text_size)
-        reply = (self.code, self.enhanced, text)
+        if before is not None and self.repeats(before, text_size):
+            reply = before
+        else:
+            text = b""
+            if text_size:
+                text = PyBytes_FromStringAndSize(<char *>self.text.data + self.text.begin, text_size)
+            reply = (self.code, self.enhanced, text)
         buffer_consume(&self.text, text_size)
         self.octets = self.lines = 0
         self.code = self.enhanced = 0
         return reply
+
+    cdef bint repeats(self, tuple before, Py_ssize_t size) except -1:
+        # Whether the reply that is complete now, with a text of `size` octets, is this one again.
+        cdef int code = before[0], enhanced = before[1]
+        cdef bytes text = before[2]
+        if code != self.code or enhanced != self.enhanced or PyBytes_GET_SIZE(text) != size:
+            return False
+        count_work(size)
+        return size == 0 or memcmp(PyBytes_AS_STRING(text), self.text.data + self.text.begin, size) == 0
 
     cpdef Py_ssize_t pending(self):
         return self.octets + self.buffer.end - self.buffer.begin

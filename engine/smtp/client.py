@@ -32,7 +32,7 @@ from .events import (
     Unsolicited,
 )
 from .masking import Masker
-from .reply import Reply, enhanced_text
+from .reply import Reply
 from .sasl import ClientMechanism, SaslError
 from .state import CLIENT
 from .transaction import Finished, GoAhead, Transaction
@@ -46,7 +46,24 @@ _LINE = 510
 """Octets of a command line without its CR LF. An initial response must not make AUTH longer; it then waits
 for an empty challenge (RFC 4954 4, RFC 5321 4.5.3.1.4)."""
 
-_CACHED_REPLIES = 64
+_SHORT = 200
+"""Octets of text from which on a reply is not kept to be compared with the next."""
+
+# Kinds of reply as numbers, which compare faster than their names, in the order of `CLIENT`.
+_NAMES = tuple(CLIENT)
+_DIGITS = tuple(CLIENT.values())
+_GREETING = _NAMES.index("greeting")
+_EHLO = _NAMES.index("EHLO")
+_HELO = _NAMES.index("HELO")
+_STARTTLS = _NAMES.index("STARTTLS")
+_AUTH = _NAMES.index("AUTH")
+_RSET = _NAMES.index("RSET")
+_MAIL = _NAMES.index("MAIL FROM")
+_RCPT = _NAMES.index("RCPT TO")
+_DATA = _NAMES.index("DATA")
+_DOT = _NAMES.index("final dot")
+_LONE_DOT = _NAMES.index("lone dot")
+_QUIT = _NAMES.index("QUIT")
 
 _CLOSING = -2
 """Marks a RSET that ends a transaction of which nothing was accepted."""
@@ -59,12 +76,13 @@ class ClientSession:
         "_due",
         "_ehlo",
         "_expected",
+        "_found",
+        "_heard",
         "_initial",
         "_left",
         "_mechanism",
         "_out",
         "_reader",
-        "_replies",
         "_rounds",
         "_waiting",
         "answered",
@@ -80,17 +98,20 @@ class ClientSession:
         if b" " in self._ehlo or not self._ehlo:
             raise LocalProtocolError("the EHLO domain must be one word")
         self._reader = _fast.ReplyReader()
-        self._expected: list[tuple[str, Transaction | None, int]] = [("greeting", None, 0)]
+        self._expected: list[tuple[int, Transaction | None, int]] = [(_GREETING, None, 0)]
         self._due = 0
         """Where in `_expected` the reply stands that comes next; both begin anew when all are there."""
         self._out: list[bytes] = []
         self._waiting: list[ClientEvent] = []
-        self._left: list[tuple[str, Transaction, int]] | None = None
+        self._left: list[tuple[int, Transaction, int]] | None = None
         self._mechanism: ClientMechanism | None = None
         self._initial: bytes | None = None
         """An initial response that has not been sent yet."""
         self._rounds = 0
-        self._replies: dict[tuple[int, int, bytes], Reply] | None = None
+        self._found: list[tuple[int, int, bytes] | None] = [None] * len(_NAMES)
+        self._heard: list[Reply | None] = [None] * len(_NAMES)
+        """The latest short reply of each kind in a transaction, as it was read and as it is told: a peer
+        says the same few things again and again."""
         self.capabilities = NONE
         self.pipelining = pipelining
         self.answered = 0
@@ -117,7 +138,7 @@ class ClientSession:
     @property
     def stage(self) -> str:
         """What is waited for: the name of the command whose answer is due."""
-        return self._expected[self._due][0] if self._expected else "idle"
+        return _NAMES[self._expected[self._due][0]] if self._expected else "idle"
 
     @property
     def unasked(self) -> bool:
@@ -126,7 +147,7 @@ class ClientSession:
 
     # -- what we say -----------------------------------------------------------------------------
 
-    def _say(self, kind: str, line: bytes) -> None:
+    def _say(self, kind: int, line: bytes) -> None:
         self._out.append(line)
         self._expected.append((kind, None, 0))
 
@@ -141,12 +162,12 @@ class ClientSession:
         """EHLO; HELO follows by itself when a server does not know it."""
         self._alone("EHLO")
         self.capabilities = NONE
-        self._say("EHLO", b"EHLO " + self._ehlo + b"\r\n")
+        self._say(_EHLO, b"EHLO " + self._ehlo + b"\r\n")
 
     def starttls(self) -> None:
         """STARTTLS."""
         self._alone("STARTTLS")
-        self._say("STARTTLS", b"STARTTLS\r\n")
+        self._say(_STARTTLS, b"STARTTLS\r\n")
 
     def tls_established(self) -> None:
         """The handshake is done: nothing learned before counts (RFC 3207 4.2)."""
@@ -170,16 +191,16 @@ class ClientSession:
                 line += argument
             else:
                 self._initial = initial
-        self._say("AUTH", line + b"\r\n")
+        self._say(_AUTH, line + b"\r\n")
 
     def rset(self) -> None:
         """RSET on its own."""
         self._alone("RSET")
-        self._say("RSET", b"RSET\r\n")
+        self._say(_RSET, b"RSET\r\n")
 
     def quit(self) -> None:
         """QUIT."""
-        self._say("QUIT", b"QUIT\r\n")
+        self._say(_QUIT, b"QUIT\r\n")
 
     def obstacle(self, tx: Transaction, check_8bit: bool = True) -> Reply | None:
         """Why the peer cannot take this message at all, or None. Ask before `mail`."""
@@ -195,13 +216,13 @@ class ClientSession:
             self._out.append(commands(tx, self.capabilities))
             self._expect_group(tx)
             return
-        steps: list[tuple[str, Transaction, int]] = []
+        steps: list[tuple[int, Transaction, int]] = []
         if tx.rset:
-            steps.append(("RSET", tx, -1))
-        steps.append(("MAIL FROM", tx, 0))
+            steps.append((_RSET, tx, -1))
+        steps.append((_MAIL, tx, 0))
         for i in range(len(tx.recipients)):
-            steps.append(("RCPT TO", tx, i))
-        steps.append(("DATA", tx, 0))
+            steps.append((_RCPT, tx, i))
+        steps.append((_DATA, tx, 0))
         self._left = steps
         self._next_step()
 
@@ -210,23 +231,23 @@ class ClientSession:
         whose commands travel in the same write."""
         out = self._out
         out.extend(parts)
-        self._expected.append(("final dot", tx, 0))
+        self._expected.append((_DOT, tx, 0))
         if then is None:
             out.append(b".\r\n")
             return
         if not (self.pipelining and self.capabilities.pipelining):
             raise LocalProtocolError("pipelining across messages without PIPELINING")
-        out.append(b".\r\n" + commands(then, self.capabilities))
+        out.append(commands(then, self.capabilities, True))
         self._expect_group(then)
 
     def _expect_group(self, tx: Transaction) -> None:
         expected = self._expected
         if tx.rset:
-            expected.append(("RSET", tx, -1))
-        expected.append(("MAIL FROM", tx, 0))
+            expected.append((_RSET, tx, -1))
+        expected.append((_MAIL, tx, 0))
         for i in range(len(tx.recipients)):
-            expected.append(("RCPT TO", tx, i))
-        expected.append(("DATA", tx, 0))
+            expected.append((_RCPT, tx, i))
+        expected.append((_DATA, tx, 0))
 
     def _next_step(self) -> None:
         """Without pipelining: the next command of the transaction, if it still makes sense."""
@@ -235,22 +256,22 @@ class ClientSession:
             self._left = None
             return
         kind, tx, index = steps.pop(0)
-        refused = kind in ("RCPT TO", "DATA") and tx.mail_reply is not None and not tx.mail_reply.is_positive
-        if refused or (kind == "DATA" and not tx.accepted):
+        refused = kind in (_RCPT, _DATA) and tx.mail_reply is not None and not tx.mail_reply.is_positive
+        if refused or (kind == _DATA and not tx.accepted):
             self._left = None
             if tx.mail_reply is not None and tx.mail_reply.is_positive:
                 # The transaction is open at the peer; the next one must find it closed.
                 self._out.append(b"RSET\r\n")
-                self._expected.append(("RSET", tx, _CLOSING))
+                self._expected.append((_RSET, tx, _CLOSING))
                 return
             self._waiting.append(Finished(tx))
             return
-        if kind == "MAIL FROM":
+        if kind == _MAIL:
             line = mail_line(tx, self.capabilities)
-        elif kind == "RCPT TO":
+        elif kind == _RCPT:
             line = rcpt_line(tx.recipients[index])
         else:
-            line = kind.encode() + b"\r\n"  # RSET, DATA
+            line = b"DATA\r\n" if kind == _DATA else b"RSET\r\n"
         self._out.append(line)
         self._expected.append((kind, tx, index))
 
@@ -265,18 +286,21 @@ class ClientSession:
         if waiting:
             return waiting.pop(0)
         expected = self._expected
+        tx: Transaction | None = None
+        kind, index = _GREETING, 0
         while True:
+            if expected:
+                kind, tx, index = expected[self._due]
+            before = self._found[kind]
             try:
-                found = self._reader.next_reply()
+                found = self._reader.next_reply(before)
             except ValueError as error:
                 raise RemoteProtocolError(f"{error} ({self.stage})") from None
             if found is None:
                 return None
             if not expected:
-                reply = self._reply(found)
                 self.closing = True
-                return Unsolicited(reply)
-            kind, tx, index = expected[self._due]
+                return Unsolicited(self._reply(found))
             self._due += 1
             if self._due == len(expected):
                 expected.clear()
@@ -284,17 +308,21 @@ class ClientSession:
             self.answered += 1
             code = found[0]
             # 4yz and 5yz answer everything, 2yz all but DATA.
-            if (code < 400 and (code >= 300 or kind == "DATA")) and code // 100 not in CLIENT[kind]:
-                raise RemoteProtocolError(f"{code} is no answer to {kind}")
-            if code < 400 and code >= 300 and kind == "AUTH":
+            if (code < 400 and (code >= 300 or kind == _DATA)) and code // 100 not in _DIGITS[kind]:
+                raise RemoteProtocolError(f"{code} is no answer to {_NAMES[kind]}")
+            if code < 400 and code >= 300 and kind == _AUTH:
                 challenge = self._challenge(code, found[2])
                 if challenge is not None:
                     return challenge
                 continue
-            reply = self._reply(found)
+            reply = self._heard[kind]
+            if reply is None or found is not before:
+                reply = self._reply(found)
+                if tx is not None and len(found[2]) < _SHORT:
+                    self._found[kind], self._heard[kind] = found, reply
             if code == 421:
                 self.closing = True
-            event = self._answer(kind, tx, index, reply)
+            event = self._answer(kind, tx, index, reply, code)
             if self.closing and tx is not None:
                 self._end_all(tx)
                 return waiting.pop(0) if waiting else None
@@ -304,40 +332,34 @@ class ClientSession:
                 return waiting.pop(0)
 
     def _reply(self, found: tuple[int, int, bytes]) -> Reply:
-        """A Reply object; a peer says the same few things again and again."""
-        cache = self._replies
-        if cache is None:
-            cache = self._replies = {}
-        reply = cache.get(found)
-        if reply is None:
-            code, enhanced, text = found
-            shown = text.decode("utf-8", "replace")
-            if self.mask is not None:
-                shown = self.mask(shown)
-            reply = Reply(code, enhanced_text(enhanced), shown)
-            if len(cache) < _CACHED_REPLIES and len(text) < 200:
-                cache[found] = reply
-        return reply
+        """What was read, as it is told."""
+        code, enhanced, text = found
+        shown = text.decode("utf-8", "replace")
+        if self.mask is not None:
+            shown = self.mask(shown)
+        return Reply(code, _enhanced_text(enhanced), shown)
 
-    def _answer(self, kind: str, tx: Transaction | None, index: int, reply: Reply) -> ClientEvent | None:
+    def _answer(
+        self, kind: int, tx: Transaction | None, index: int, reply: Reply, code: int
+    ) -> ClientEvent | None:
         if tx is None:
             return self._session_answer(kind, reply)
-        if kind == "final dot":
+        if kind == _DOT:
             tx.dot_reply = reply
             return Finished(tx)
-        if kind == "MAIL FROM":
+        if kind == _MAIL:
             tx.mail_reply = reply
-        elif kind == "RCPT TO":
+        elif kind == _RCPT:
             tx.rcpt_replies[index] = reply
-            if 200 <= reply.code <= 299:
+            if code <= 299:
                 tx.accepted += 1
-            elif reply.code in (452, 552) and tx.accepted:
+            elif code in (452, 552) and tx.accepted:
                 tx.surplus = (*tx.surplus, index)
-        elif kind == "DATA":
-            return self._data_answer(tx, reply)
-        elif kind == "lone dot":
+        elif kind == _DATA:
+            return self._data_answer(tx, reply, code)
+        elif kind == _LONE_DOT:
             return Finished(tx)
-        elif not reply.is_positive and reply.code != 421:
+        elif code > 299 and code != 421:
             # RSET, and a transaction may still be open at the peer: what comes now would join it.
             raise RemoteProtocolError(f"RSET refused: {reply.line}")
         elif index == _CLOSING:
@@ -346,12 +368,12 @@ class ClientSession:
             self._next_step()
         return None
 
-    def _data_answer(self, tx: Transaction, reply: Reply) -> ClientEvent | None:
-        if reply.code // 100 == 3 and reply.code != 354:
-            raise RemoteProtocolError(f"{reply.code} is no answer to DATA")
+    def _data_answer(self, tx: Transaction, reply: Reply, code: int) -> ClientEvent | None:
+        if code < 400 and code != 354:
+            raise RemoteProtocolError(f"{code} is no answer to DATA")
         mail = tx.mail_reply
-        wanted = tx.accepted and mail is not None and mail.is_positive
-        if reply.code != 354:
+        wanted = tx.accepted > 0 and mail is not None and 200 <= mail.code <= 299
+        if code != 354:
             if wanted:
                 tx.data_reply = reply
             return Finished(tx)
@@ -367,7 +389,7 @@ class ClientSession:
         # 354 although nobody was accepted: end the empty message; whatever is said to it, nothing
         # was delivered (reliability C11).
         self._out.append(b".\r\n")
-        self._expected.append(("lone dot", tx, 0))
+        self._expected.append((_LONE_DOT, tx, 0))
         return None
 
     def _end_all(self, tx: Transaction) -> None:
@@ -382,26 +404,26 @@ class ClientSession:
         self._left = None
         self._waiting.extend([Finished(one) for one in ended])
 
-    def _session_answer(self, kind: str, reply: Reply) -> ClientEvent | None:
-        if kind == "greeting":
+    def _session_answer(self, kind: int, reply: Reply) -> ClientEvent | None:
+        if kind == _GREETING:
             return Greeting(reply)
-        if kind in ("EHLO", "HELO"):
+        if kind in (_EHLO, _HELO):
             return self._hello_answer(kind, reply)
-        if kind == "STARTTLS":
+        if kind == _STARTTLS:
             if reply.code == 220 and self._reader.pending():
                 raise RemoteProtocolError("octets behind the answer to STARTTLS")
             return StartTlsReply(reply)
-        if kind == "AUTH":
+        if kind == _AUTH:
             return self._auth_answer(reply)
-        return QuitDone(reply) if kind == "QUIT" else Rsetted(reply)
+        return QuitDone(reply) if kind == _QUIT else Rsetted(reply)
 
-    def _hello_answer(self, kind: str, reply: Reply) -> HelloDone | None:
+    def _hello_answer(self, kind: int, reply: Reply) -> HelloDone | None:
         if reply.is_positive:
-            if kind == "EHLO":
+            if kind == _EHLO:
                 self.capabilities = capabilities_from(reply.text)
             return HelloDone(reply, True)
-        if kind == "EHLO" and reply.code in (500, 501, 502, 504, 550, 554):
-            self._say("HELO", b"HELO " + self._ehlo + b"\r\n")
+        if kind == _EHLO and reply.code in (500, 501, 502, 504, 550, 554):
+            self._say(_HELO, b"HELO " + self._ehlo + b"\r\n")
             return None
         return HelloDone(reply, False)
 
@@ -435,11 +457,11 @@ class ClientSession:
         """The mechanism's answer to an AuthChallenge; None gives up."""
         if response is None:
             self._rounds = SASL_ROUNDS  # one cancellation; whatever is no refusal then ends it
-            self._say("AUTH", b"*\r\n")
+            self._say(_AUTH, b"*\r\n")
         else:
             self._hide(response)
             # "=" stands for nothing in an initial response only (RFC 4954 4).
-            self._say("AUTH", base64.b64encode(response) + b"\r\n")
+            self._say(_AUTH, base64.b64encode(response) + b"\r\n")
 
     def _hide(self, response: bytes) -> None:
         """A peer that repeats a secret, or the proof of one, must not get it into a record."""
@@ -479,3 +501,10 @@ class ClientSession:
         tx.dot_reply = reply
         self.closing = True
         self._end_all(tx)
+
+
+def _enhanced_text(packed: int) -> str:
+    """The text of an enhanced code packed as class * 1,000,000 + subject * 1,000 + detail."""
+    if not packed:
+        return ""
+    return f"{packed // 1_000_000}.{packed // 1000 % 1000}.{packed % 1000}"

@@ -21,13 +21,13 @@ _NOT_UTF8 = Reply(554, "5.6.7", "An address is not ASCII and the next hop does n
 
 def argument(text: str) -> bytes:
     """A command argument; control characters never reach the wire (reliability C32)."""
-    return _clean(text).encode()
+    _check(text)
+    return text.encode()
 
 
-def _clean(text: str) -> str:
+def _check(text: str) -> None:
     if _controls(text):
         raise LocalProtocolError("a command argument holds control characters")
-    return text
 
 
 def _controls(text: str) -> bool:
@@ -37,14 +37,15 @@ def _controls(text: str) -> bool:
     return False
 
 
-def commands(tx: Transaction, offered: Capabilities) -> bytes:
-    """[RSET] MAIL RCPT... DATA, as one group."""
-    lines = ["RSET\r\n"] if tx.rset else []
-    lines.append(_mail(tx, offered))
+def commands(tx: Transaction, offered: Capabilities, dot: bool = False) -> bytes:
+    """[RSET] MAIL RCPT... DATA, as one group; `dot`: behind the final dot of the message before."""
+    start = ".\r\n" if dot else ""
+    if tx.rset:
+        start += "RSET\r\n"
     for recipient in tx.recipients:
-        lines.append(_rcpt(recipient))
-    lines.append("DATA\r\n")
-    return "".join(lines).encode()
+        _check(recipient)
+    recipients = ">\r\nRCPT TO:<".join(tx.recipients)
+    return f"{start}{_mail(tx, offered)}RCPT TO:<{recipients}>\r\nDATA\r\n".encode()
 
 
 def mail_line(tx: Transaction, offered: Capabilities) -> bytes:
@@ -54,18 +55,17 @@ def mail_line(tx: Transaction, offered: Capabilities) -> bytes:
 
 def rcpt_line(recipient: str) -> bytes:
     """RCPT TO."""
-    return _rcpt(recipient).encode()
+    _check(recipient)
+    return f"RCPT TO:<{recipient}>\r\n".encode()
 
 
 def _mail(tx: Transaction, offered: Capabilities) -> str:
+    sender = tx.sender
+    _check(sender)
     size = f" SIZE={tx.size}" if tx.size and offered.size is not None else ""
     body = " BODY=8BITMIME" if tx.body_8bit and offered.eight_bit_mime else ""
     utf8 = " SMTPUTF8" if offered.smtputf8 and _needs_utf8(tx) else ""
-    return f"MAIL FROM:<{_clean(tx.sender)}>{size}{body}{utf8}\r\n"
-
-
-def _rcpt(recipient: str) -> str:
-    return f"RCPT TO:<{_clean(recipient)}>\r\n"
+    return f"MAIL FROM:<{sender}>{size}{body}{utf8}\r\n"
 
 
 def obstacle(tx: Transaction, offered: Capabilities, check_8bit: bool = True) -> Reply | None:

@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-__all__ = ["Reply", "enhanced_text"]
+__all__ = ["Reply"]
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _LINE = 480
@@ -80,10 +80,3 @@ def _folded(line: str) -> list[str]:
         line = line[cut:].lstrip(" ")
     pieces.append(line)
     return pieces
-
-
-def enhanced_text(packed: int) -> str:
-    """The text of an enhanced code packed as class * 1,000,000 + subject * 1,000 + detail."""
-    if not packed:
-        return ""
-    return f"{packed // 1_000_000}.{packed // 1000 % 1000}.{packed % 1000}"

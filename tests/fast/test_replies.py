@@ -158,6 +158,28 @@ def test_limits_that_make_no_sense(twin: Any, limits: tuple[int, int, int]) -> N
         twin.ReplyReader(*limits)
 
 
+@twins
+@pytest.mark.parametrize("octets", [b"250 2.0.0 ok\r\n", b"250\r\n", b"550-a\r\n550 b\r\n"])
+def test_a_reply_that_says_the_same_again_is_the_same_object(twin: Any, octets: bytes) -> None:
+    reader = twin.ReplyReader()
+    reader.feed(octets)
+    first = reader.next_reply()
+    reader.feed(octets + octets)
+    assert reader.next_reply(first) is first
+    assert reader.next_reply() == first
+    for other in (
+        b"250 2.0.0 no\r\n",
+        b"250 2.0.1 ok\r\n",
+        b"251 2.0.0 ok\r\n",
+        b"250 2.0.0 ok \r\n",
+        b"251\r\n",
+    ):
+        reader.feed(other + other)
+        told = reader.next_reply(first)
+        assert told == reader.next_reply() and told != first
+    assert reader.pending() == 0
+
+
 @MANY
 @given(
     wire(),

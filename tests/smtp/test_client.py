@@ -151,6 +151,20 @@ def test_only_354_or_a_refusal_answers_data(code: int) -> None:
         events(session, b"250 ok\r\n250 ok\r\n%d ok\r\n" % code)
 
 
+def test_each_transaction_is_told_what_was_said_to_it() -> None:
+    """Replies that repeat the last one of their kind are told from what they do not repeat."""
+    session = greeted("PIPELINING")
+    for said in ("2.1.0 ok", "2.1.0 ok", "2.1.0 other", "2.1.5 ok", "ok", "x" * 300, "x" * 300, "2.1.0 ok"):
+        one = tx()
+        session.mail(one)
+        events(session, b"250 %s\r\n250 ok\r\n354 go\r\n" % said.encode())
+        session.body(one, [])
+        events(session, b"250 done\r\n")
+        assert one.mail_reply is not None
+        assert f"{one.mail_reply.enhanced} {one.mail_reply.text}".strip() == said
+        assert one.dot_reply is not None and one.dot_reply.text == "done"
+
+
 def _before(kind: str) -> ClientSession:
     """A session that waits for the answer to this."""
     if kind == "greeting":
