@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import outcome
@@ -54,7 +54,7 @@ _ENOUGH = 64
 _GROUP = 16 << 20
 """Octets in one group; beyond it the next one takes over, so no caller waits for a huge sync. A guess."""
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class _Waiting:
@@ -168,7 +168,7 @@ class _Group:
         parts: list[bytes | memoryview] = []
         for waiting in self.members:
             head, tail = pack_record(
-                nonce, offset, slot, waiting.envelopes, waiting.recipients, waiting.bodies
+                nonce, offset, slot, waiting.envelopes, waiting.recipients, waiting.bodies, waiting.length
             )
             parts.append(head)
             parts.extend(waiting.bodies)
@@ -202,8 +202,8 @@ class _Group:
         return True
 
 
-class Committer(trio.abc.Instrument):
-    """Owns the active segment. `run` is its task."""
+class Committer:
+    """Owns the active segment. `run` is its task. To Trio it is an `Instrument`."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
@@ -269,7 +269,7 @@ class Committer(trio.abc.Instrument):
             if not count or not 0 <= message.body_index < len(bodies):
                 raise SpoolError("a message needs a recipient and a body")
             try:
-                envelope = _encoder.encode(message)
+                envelope = _encode(message)
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 # The text of the error may quote the value; only its kind is told (K7).
                 raise SpoolError(f"a message cannot be written down ({type(error).__name__})") from None
@@ -278,7 +278,9 @@ class Committer(trio.abc.Instrument):
             size += len(envelope)
             room += slot_size(count)
             ids.append(message.id)
-        total = sum(map(len, bodies))
+        total = 0
+        for body in bodies:
+            total += len(body)
         length = record_length(size, len(envelopes), len(bodies), total)
         if not envelopes or length > MAX_RECORD:
             raise SpoolError("a transaction has at least one message and at most 4 GiB")
@@ -376,7 +378,8 @@ class Committer(trio.abc.Instrument):
 
     async def run(self) -> None:
         """Wake the callers of each group that is written, until closed."""
-        trio.lowlevel.add_instrument(self)
+        instrument = cast(trio.abc.Instrument, self)
+        trio.lowlevel.add_instrument(instrument)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shelf.in_thread, self._limiter, self._thread_blocking)
@@ -386,7 +389,7 @@ class Committer(trio.abc.Instrument):
                 finally:
                     self._work.put(None)
         finally:
-            trio.lowlevel.remove_instrument(self)
+            trio.lowlevel.remove_instrument(instrument)
             self._closing = True
             error = SpoolError("the spool is closed")
             # Whatever ended the task, nobody else would wake those who cannot be cancelled.

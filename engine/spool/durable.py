@@ -67,13 +67,16 @@ class DurableSpool:
                 "the clock was set back by about %.0f s; attempts that are due move with it", behind
             )
         self._reader = Reader(shelf)
-        self.finish = shelf.finish
 
     def commit(
         self, bodies: Sequence[bytes], messages: Sequence[Message], deadline: float | None = None
     ) -> Coroutine[Any, Any, list[Handle]]:
         """See `Spool.commit`."""
         return self._committer.commit(bodies, messages, deadline)
+
+    def finish(self, handle: Handle, recipients: int) -> None:
+        """See `Spool.finish`."""
+        self._shelf.finish(handle, recipients)
 
     def postpone(self, handle: Handle, attempts: int, due: float) -> None:
         """See `Spool.postpone`."""
@@ -144,13 +147,16 @@ class DurableSpool:
     @property
     def trouble(self) -> str | None:
         """See `Spool.trouble`."""
-        fault = self._shelf.fault
-        if fault is not None:
-            return fault.text
-        if self._shelf.closed:
+        return self._trouble()
+
+    def _trouble(self) -> str | None:
+        shelf, upkeep = self._shelf, self._upkeep
+        if shelf.fault is not None:
+            return shelf.fault.text
+        if shelf.closed:
             return "the spool is closed"
-        self._upkeep.look()
-        return self._upkeep.short
+        upkeep.look()
+        return upkeep.short
 
     @property
     def halted(self) -> str | None:
@@ -169,7 +175,7 @@ class DurableSpool:
     def room_for(self, size: int) -> bool:
         """See `Spool.room_for`."""
         free = self._upkeep.free_bytes
-        return self.trouble is None and (free < 0 or free * 2 >= size * 3)
+        return self._trouble() is None and (free < 0 or free * 2 >= size * 3)
 
     def statistics(self) -> SpoolStatistics:
         """See `Spool.statistics`."""

@@ -148,15 +148,19 @@ def write_at(files: Files, fd: int, data: bytes, offset: int) -> None:
         rest = rest[count:]
 
 
-def write_parts(files: Files, fd: int, parts: Sequence[bytes | memoryview], offset: int) -> None:
+def write_parts(files: Files, fd: int, parts: list[bytes | memoryview], offset: int) -> None:
     """Write the parts back to back without joining them. Raises: OSError."""
+    if len(parts) <= _IOV_MAX:
+        _write_chunk(files, fd, parts, offset)
+        return
     for first in range(0, len(parts), _IOV_MAX):
         offset = _write_chunk(files, fd, parts[first : first + _IOV_MAX], offset)
 
 
-def _write_chunk(files: Files, fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
-    wanted = sum(map(len, parts))
-    interrupted = 0
+def _write_chunk(files: Files, fd: int, parts: list[bytes | memoryview], offset: int) -> int:
+    wanted = interrupted = 0
+    for part in parts:
+        wanted += len(part)
     while True:
         try:
             count = files.pwritev(fd, parts, offset)
@@ -174,7 +178,7 @@ def _write_chunk(files: Files, fd: int, parts: Sequence[bytes | memoryview], off
         parts = _behind(parts, count)
 
 
-def _behind(parts: Sequence[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+def _behind(parts: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
     """What is left of `parts` after the first `count` octets."""
     for index, part in enumerate(parts):
         if count < len(part):

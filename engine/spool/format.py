@@ -94,7 +94,6 @@ _TRAILER = struct.Struct("<I4s")
 _MARK = struct.Struct("<QIII")
 _CELL = struct.Struct("<IId")
 _NARROW = struct.Struct("<IIdI")
-_NARROW_CELL = struct.Struct("<IIdII")
 
 RECORD_HEADER = _RECORD.size + _CRC.size
 TRAILER = _TRAILER.size
@@ -154,37 +153,37 @@ class RecordHeader(msgspec.Struct, gc=False):
         return self.bodies * _BODY_ROW.size + self.messages * _MESSAGE_ROW.size + self.envelopes
 
 
-def _header(
+def _ends(
     nonce: bytes, offset: int, length: int, slots: int, bodies: int, messages: int, envelopes: int, crc: int
-) -> bytes:
+) -> tuple[bytes, bytes]:
+    """Header and end of a record."""
     head = _RECORD.pack(
         _RECORD_MAGIC, VERSION, 0, nonce, offset, length, slots, bodies, messages, envelopes, crc
     )
-    return head + _CRC.pack(crc32(head))
+    check = _CRC.pack(crc32(head))
+    return head + check, check + _END_MARK
 
 
 def pack_record(
     nonce: bytes,
     offset: int,
     slots: int,
-    envelopes: Sequence[bytes],
-    recipients: Sequence[int],
+    envelopes: list[bytes],
+    recipients: list[int],
     bodies: Sequence[bytes],
+    length: int,
 ) -> tuple[bytes, bytes]:
-    """What goes before and behind the bodies of a transaction."""
-    rows = []
-    size = 0
-    for body in bodies:
-        rows.append(_BODY_ROW.pack(len(body), crc32(body)))
-        size += len(body)
-    for envelope, count in zip(envelopes, recipients, strict=True):
-        rows.append(_MESSAGE_ROW.pack(count, len(envelope)))
-    text = b"".join(envelopes)
-    rows.append(text)
+    """What goes before and behind the bodies of a transaction whose `record_length` is known."""
+    rows = [_BODY_ROW.pack(len(body), crc32(body)) for body in bodies]
+    octets = 0
+    for at, envelope in enumerate(envelopes):
+        size = len(envelope)
+        octets += size
+        rows.append(_MESSAGE_ROW.pack(recipients[at], size))
+    rows += envelopes
     tables = b"".join(rows)
-    length = RECORD_HEADER + len(tables) + size + _TRAILER.size
-    head = _header(nonce, offset, length, slots, len(bodies), len(envelopes), len(text), crc32(tables))
-    return head + tables, _TRAILER.pack(_CRC.unpack_from(head, _RECORD.size)[0], _END_MARK)
+    head, end = _ends(nonce, offset, length, slots, len(bodies), len(envelopes), octets, crc32(tables))
+    return head + tables, end
 
 
 def record_length(envelopes: int, messages: int, bodies: int, size: int) -> int:
@@ -257,7 +256,7 @@ def trailer(header: RecordHeader) -> bytes:
 
 def relocate(header: RecordHeader, nonce: bytes, offset: int, slots: int) -> tuple[bytes, bytes]:
     """Header and end of the same record in another place; what is between stays as it is."""
-    head = _header(
+    return _ends(
         nonce,
         offset,
         header.length,
@@ -267,7 +266,6 @@ def relocate(header: RecordHeader, nonce: bytes, offset: int, slots: int) -> tup
         header.envelopes,
         header.tables_crc,
     )
-    return head, _TRAILER.pack(_CRC.unpack_from(head, _RECORD.size)[0], _END_MARK)
 
 
 # -- journal ---------------------------------------------------------------------------------------

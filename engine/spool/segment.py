@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
 from zlib import crc32
 
 from .format import DATA_START, JOURNAL_START, Mark, cell_size, pack_cell
@@ -114,7 +113,7 @@ class Segment:
             and not self.leaving
         )
 
-    def add(self, offset: int, length: int, slot: int, recipients: Sequence[int]) -> list[Handle]:
+    def add(self, offset: int, length: int, slot: int, recipients: list[int]) -> list[Handle]:
         """Take in the messages of a record that has just been written."""
         handles = []
         ordinal = len(self.handles)
@@ -149,16 +148,14 @@ class Segment:
         self.lengths.append(length)
         self.slots.append(slot)
         if count > 32:
-            self.wide[len(self.slots) - 1] = cell_size(count)
+            self.wide[len(self.handles)] = cell_size(count)
 
     def note(self, handle: Handle) -> tuple[int, bytes]:
         """The journal octets that say what the handle says, and where they go."""
         ordinal = handle.ordinal
-        handle.seq += 1
+        handle.seq = seq = handle.seq + 1
         size = self.wide.get(ordinal, _NARROW) if self.wide else _NARROW
-        return pack_cell(
-            self.seed, self.slots[ordinal], size, handle.seq, handle.attempts, handle.due, handle.left
-        )
+        return pack_cell(self.seed, self.slots[ordinal], size, seq, handle.attempts, handle.due, handle.left)
 
     def drop(self, handle: Handle) -> None:
         """The message of this handle is finished."""

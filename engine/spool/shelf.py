@@ -113,7 +113,6 @@ class Shelf:
         self._sweeping = threading.Lock()
         self.wake_sync: Callable[[], object] = _nobody
         self.wake_upkeep: Callable[[], None] = _nobody
-        self._pwrite = files.pwrite
 
     async def in_thread(
         self, limiter: trio.CapacityLimiter, function: Callable[[Unpack[_Args]], _T], *args: *_Args
@@ -150,7 +149,7 @@ class Shelf:
         try:
             fd = self.descriptors.get(segment.journal_path).fd
             try:
-                count = self._pwrite(fd, cell, position)
+                count = self.files.pwrite(fd, cell, position)
             except (InterruptedError, BlockingIOError):
                 count = 0
             if count != len(cell):

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from engine.model import Message
-from engine.spool import DurableSpool, Files, Handle, open_spool
+from engine.spool import DurableSpool, Files, Handle, directory, open_spool
 from tests.contract.spool import found, message
 from tests.spool.helpers import PowerDisk
 
@@ -254,9 +254,12 @@ async def test_the_directories_themselves_are_on_the_disk_before_the_first_messa
 ) -> None:
     """D9: a new directory is lost with its contents unless the one above it is synced."""
     synced: list[str] = []
-    real = Files.fsync_directory
-    monkeypatch.setattr(
-        Files, "fsync_directory", lambda self, path: (synced.append(path), real(self, path))[1]
-    )
-    async with open_spool(tmp_path / "spool"):
+
+    class Watched(Files):
+        def fsync_directory(self, path: str) -> None:
+            synced.append(path)
+            super().fsync_directory(path)
+
+    monkeypatch.setattr(directory, "Files", Watched)
+    async with open_spool(tmp_path / "spool", files=Watched()):
         assert {str(tmp_path), str(tmp_path / "spool")} <= set(synced)

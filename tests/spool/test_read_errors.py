@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from engine.errors import MessageUnreadable, SpoolError
-from engine.spool import Files, durable, open_spool, upkeep
+from engine.spool import Files, directory, durable, open_spool, upkeep
 from tests.contract.spool import found, message
 from tests.spool.helpers import BadDisk, Plan, failing
 from tests.spool.test_restart import everything, killed, only
@@ -149,11 +149,12 @@ async def test_a_format_that_cannot_be_read_is_not_written_again(
 ) -> None:
     copy, kept = await killed(tmp_path)
 
-    def broken(self: Files, fd: int, size: int, offset: int) -> bytes:
-        raise OSError(errno.EIO, "broken")
+    class Broken(Files):
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            raise OSError(errno.EIO, "broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "pread", broken)
+        patch.setattr(directory, "Files", Broken)
         with pytest.raises(SpoolError, match=r"broken .*/format"):
             async with open_spool(copy):
                 pass
