@@ -115,7 +115,7 @@ class Answers:
         if answer is None or not event.esmtp:
             session.accept()
         else:
-            session.accept(extensions=[str(extension) for extension in answer])
+            session.accept(None, [str(extension) for extension in answer])
 
     def mail(self, event: Mail) -> Coroutine[Any, Any, None] | None:
         service = self._service
@@ -305,11 +305,11 @@ class Answers:
         logger.error("%s", error, exc_info=error.__cause__ if traceback else None)
         return private(f"hook-error: {error}")
 
-    def report(self) -> None:
-        """Write a Rejection record for each command refused since the last time."""
+    def report(self) -> bool:
+        """Write a Rejection record for each command refused since the last time; whether there was one."""
         refusals = self._session.take_refusals()
         if not refusals:
-            return
+            return False
         service = self._service
         for refusal in refusals:
             record = self._connection.record("Rejection")
@@ -322,3 +322,4 @@ class Answers:
             record.cause = refusal.cause
             service.log.write(record)
         service.counters.rejections += len(refusals)
+        return True

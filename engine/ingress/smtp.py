@@ -214,41 +214,46 @@ class InboundSession:
         session = self._session
         stream = self._stream
         answers = self._answers
-        next_event = session.next_event
         hooks = self._service.hooks
         memory = self._service.memory
+        log = self._service.log
         turns = 0
+        recorded = False
+        now = trio.current_time()
         while True:
-            while (event := next_event()) is not None:
+            while (event := session.next_event()) is not None:
                 waiting: Coroutine[Any, Any, None] | None
-                if type(event) is Mail:
+                kind = type(event)
+                if kind is Mail:
                     waiting = answers.mail(event)
-                elif type(event) is Rcpt:
+                elif kind is Rcpt:
                     waiting = answers.rcpt(event)
-                elif type(event) is BodyReceived:
+                elif kind is BodyReceived:
                     waiting = answers.body(event, self._still_there)
-                elif type(event) is Data:
+                elif kind is Data:
                     waiting = None
-                    self._data_begun = trio.current_time()
+                    self._data_begun = now
                     self._data_octets = session.pending  # what came in one piece with the command
                     session.accept()
-                    self._arm(self._data_begun)
-                elif type(event) is Hello:
+                    self._arm(now)
+                elif kind is Hello:
                     waiting = answers.hello(event)
-                elif type(event) is StartTls:
+                elif kind is StartTls:
                     waiting = self._start_tls()
-                elif type(event) is AuthLookup:
+                elif kind is AuthLookup:
                     waiting = answers.auth_lookup(event)
                 else:
-                    assert type(event) is Auth, f"the session gave an unknown event: {type(event)}"
+                    assert kind is Auth, f"the session gave an unknown event: {kind}"
                     waiting = answers.auth(event)
+                owed = self._owed
                 if waiting is not None:
-                    if self._owed is not None:
+                    if owed is not None:
                         await self._pay(waiting)
                     await waiting
                     now = trio.current_time()
-                    if type(event) is BodyReceived:
+                    if kind is BodyReceived:
                         self._owed = now
+                        recorded = True
                     self._arm(now)
                     if self._unread:
                         session.receive_data(self._unread)
@@ -257,11 +262,11 @@ class InboundSession:
                 if turns >= _FAIR or hooks.others_wait:
                     turns = 0
                     await hooks.let_others_run()
-                if self._owed is not None and trio.current_time() >= self._owed + _OWING:
+                if owed is not None and self._owed is owed and trio.current_time() >= owed + _OWING:
                     await self._pay()
             if self._draining and not session.closing and (self._stopped or not self._in_transaction):
                 session.close_with(STOPPING)
-            self._answers.report()
+            recorded |= answers.report()
             if session.closing:
                 return  # what is left to say is said at the end
             output = self._output()
@@ -271,8 +276,10 @@ class InboundSession:
                 self._stage = _WORKING
                 self._said = True
             self._owed = None
-            if self._service.log.full:
-                await self._wait_for_log()
+            if recorded:
+                recorded = False
+                if log.full:
+                    await self._wait_for_log()
             if turns >= _FAIR:
                 turns = 0
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -299,7 +306,7 @@ class InboundSession:
             session.receive_data(data)
             now = trio.current_time()
             late = now >= self._scope.deadline
-            self._arm(now, progress=self._said)
+            self._arm(now, self._said)
             self._said = False
             if late:
                 # The scope fired while these octets came in. They count: `_serve` opens a new one.
@@ -323,7 +330,7 @@ class InboundSession:
                 waiting.close()  # it will never be awaited
             raise
 
-    def _arm(self, now: float, *, progress: bool = True) -> None:
+    def _arm(self, now: float, progress: bool = True) -> None:
         """Something came, or was done, at `now`. The client has its full time again, but outside DATA
         only after `progress`: octets that make no command do not count (reliability S30)."""
         if self._session.in_data:

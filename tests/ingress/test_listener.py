@@ -373,17 +373,15 @@ async def test_after_its_time_a_session_in_a_hook_ends_and_a_commit_is_finished(
 async def test_a_session_that_breaks_hurts_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from engine.ingress.answers import Answers
-
     async with open_relay() as relay, relay.client() as good:
         for error in (RuntimeError("defect"), SystemExit(1), ExceptionGroup("x", [OSError()]), MemoryError()):
             with monkeypatch.context() as patch:
 
-                def broken(self: Answers, event: object, error: BaseException = error) -> None:
+                def broken(size: int, error: BaseException = error) -> bool:
                     raise error
 
                 async with relay.client() as bad:
-                    patch.setattr(Answers, "mail", broken)
+                    patch.setattr(relay.spool, "room_for", broken)
                     code, text = await bad.ask(b"MAIL FROM:<>\r\n")
                     assert (code, text[:6]) == (421, "4.3.0 ")
                     assert await bad.reply() == (0, "")
