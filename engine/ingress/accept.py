@@ -89,7 +89,6 @@ class Acceptor:
         sender: Address,
         recipients: list[Address],
         content: bytes,
-        *,
         header_end: int,
         eight_bit: bool,
         smtputf8: bool,

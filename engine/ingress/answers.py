@@ -204,10 +204,10 @@ class Answers:
                 sender,
                 session.forward_paths,
                 event.content,
-                header_end=event.header_end,
-                eight_bit=event.eight_bit,
-                smtputf8=session.smtputf8,
-                still_there=still_there,
+                event.header_end,
+                event.eight_bit,
+                session.smtputf8,
+                still_there,
             )
         except (Reject, HookError) as error:
             self._refuse(error)

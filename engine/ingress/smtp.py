@@ -223,27 +223,26 @@ class InboundSession:
         while True:
             while (event := session.next_event()) is not None:
                 waiting: Coroutine[Any, Any, None] | None
-                kind = type(event)
-                if kind is Mail:
+                if type(event) is Mail:
                     waiting = answers.mail(event)
-                elif kind is Rcpt:
+                elif type(event) is Rcpt:
                     waiting = answers.rcpt(event)
-                elif kind is BodyReceived:
+                elif type(event) is BodyReceived:
                     waiting = answers.body(event, self._still_there)
-                elif kind is Data:
+                elif type(event) is Data:
                     waiting = None
                     self._data_begun = now
                     self._data_octets = session.pending  # what came in one piece with the command
                     session.accept()
                     self._arm(now)
-                elif kind is Hello:
+                elif type(event) is Hello:
                     waiting = answers.hello(event)
-                elif kind is StartTls:
+                elif type(event) is StartTls:
                     waiting = self._start_tls()
-                elif kind is AuthLookup:
+                elif type(event) is AuthLookup:
                     waiting = answers.auth_lookup(event)
                 else:
-                    assert kind is Auth, f"the session gave an unknown event: {kind}"
+                    assert type(event) is Auth, f"the session gave an unknown event: {type(event)}"
                     waiting = answers.auth(event)
                 owed = self._owed
                 if waiting is not None:
@@ -251,7 +250,7 @@ class InboundSession:
                         await self._pay(waiting)
                     await waiting
                     now = trio.current_time()
-                    if kind is BodyReceived:
+                    if type(event) is BodyReceived:
                         self._owed = now
                         recorded = True
                     self._arm(now)
