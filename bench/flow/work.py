@@ -2,8 +2,8 @@
 
 The relay runs in Valgrind's cachegrind, which counts instructions in user mode and simulates first-level
 caches of 32 and 48 KiB and a last level of 1 MiB. Two runs of different length are compared, so start and
-end fall out. The counts hardly depend on the machine or on who else is busy there: they tell a change of a
-percent where rates drift by tens. They leave out the kernel, and the relay is some 40 times slower, so
+end fall out. The counts scatter less than rates do; take them on a quiet machine all the same, because on a
+busy one a wake-up finds less to do at once. They leave out the kernel, and the relay is some 40 times slower, so
 its sessions and its peer are always ready first.
 """
 
