@@ -3,8 +3,8 @@
 The relay runs in Valgrind's cachegrind, which counts instructions in user mode and simulates first-level
 caches of 32 and 48 KiB and a last level of 1 MiB. Two runs of different length are compared, so start and
 end fall out. The counts scatter less than rates do; take them on a quiet machine all the same, because on a
-busy one a wake-up finds less to do at once. They leave out the kernel, and the relay is some 40 times slower, so
-its sessions and its peer are always ready first.
+busy one a wake-up finds less to do at once. They leave out the kernel, and the relay is some 40 times slower,
+so its sessions and its peer are always ready first.
 """
 
 from __future__ import annotations
