@@ -53,6 +53,10 @@ _BACK_OFF_LAST = 300.0
 """Seconds between sessions to a site where they come to nothing (reliability C17)."""
 
 
+_MOST = 1 << 62
+"""No limit counts further: these numbers are C's, and a policy's may be of any length."""
+
+
 def wanted_sessions(queued: int, limit: int) -> int:
     """How many sessions `queued` messages deserve, at most `limit`.
 
@@ -116,8 +120,8 @@ class ReadyQueue:
         self.source = source
         self.site = site
         self.path = path
-        self._connection_limit = path.connection_limit
-        self._max_ready = path.max_ready
+        self._connection_limit = min(path.connection_limit, _MOST)
+        self._max_ready = min(path.max_ready, _MOST)
         self.name = f"{source.name}->{site.name}@smtp_client"
         where = f"{source.name}->{site.name}"
         self.lease = lease = limits.lease(f"connections:{where}")

@@ -48,6 +48,12 @@ def test_first_in_first_out_and_full_is_full() -> None:
     assert [ready.take(), ready.take(), ready.take()] == [one, two, None]
 
 
+@pytest.mark.parametrize("limit", [2**63, 10**30])
+def test_a_limit_may_be_a_number_of_any_length(limit: int) -> None:
+    ready = ready_queue(max_ready=limit, connection_limit=limit)
+    assert ready.room() > 2**60
+
+
 def test_what_is_put_back_is_never_refused() -> None:
     ready = ready_queue(max_ready=1)
     ready.put(entry())
