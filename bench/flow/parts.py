@@ -303,6 +303,8 @@ smtp_tls_secure_cert_match = hostname
 smtp_tls_CAfile = {where}/../ca.pem
 smtp_tls_connection_reuse = yes
 smtp_tls_loglevel = 0
+# "localhost" is found in the hosts file, whatever the machine's name servers say.
+smtp_host_lookup = native
 smtp_sasl_auth_enable = yes
 smtp_sasl_security_options = noanonymous
 smtp_sasl_password_maps = inline:{{ {{ [127.0.0.1]:{sink} = {login} }} }}
@@ -343,6 +345,9 @@ def postfix(where: Path, port: int, sink: int, *, tls: bool) -> Iterator[int]:
             continue
         words[4] = "n"  # no chroot: that would need files copied into the queue directory
         services.append(" ".join(words))
+    if tls:
+        # Commented out in the shipped file; smtp_tls_connection_reuse works through it.
+        services.append("tlsproxy unix - - n - 0 tlsproxy")
     (config / "master.cf").write_text("\n".join(services) + "\n")
     command = [program("postfix"), "-c", str(config)]
     done = subprocess.run([*command, "start"], capture_output=True, text=True, check=False)
