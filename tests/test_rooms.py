@@ -63,6 +63,8 @@ FAST_ROOMS = {
     "engine.app",  # logs which twin is active
     "engine.cli",  # the sink has a loop of its own
     "engine.net",
+    "engine.spool",  # groups are written behind the loop's back
+    "engine.model",  # message ids
 }
 
 IMPURE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "threading", "time", "trio"}

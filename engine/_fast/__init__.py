@@ -1,5 +1,5 @@
-"""Bytes only: command lines, replies, mail data, dots, line ends, header sections, many patterns at once, and
-what a socket has or takes without waiting.
+"""Bytes only: command lines, replies, mail data, dots, line ends, header sections, many patterns at once;
+what a socket has or takes without waiting; and groups of records written and synced behind the loop's back.
 
 The work is done in C (one ``.pyx`` per idea); ``_reference.py`` is the same in plain Python and is
 the meaning. `ACTIVE` says which of the two is in use. The compiled one is used unless
@@ -38,7 +38,9 @@ if TYPE_CHECKING or not PURE:
             parse_path,
         )
         from engine._fast.data import DataReader
+        from engine._fast.groups import GroupWriter
         from engine._fast.headers import header_end, header_index
+        from engine._fast.kernel import note_now, random_now
         from engine._fast.patterns import PatternSet
         from engine._fast.replies import ReplyReader
         from engine._fast.sockets import receive_now, send_now, send_parts_now
@@ -61,13 +63,16 @@ else:
         NUL,
         CommandReader,
         DataReader,
+        GroupWriter,
         PatternSet,
         ReplyReader,
         clean_lines,
         header_end,
         header_index,
+        note_now,
         parse_command,
         parse_path,
+        random_now,
         receive_now,
         scan,
         send_now,
@@ -88,13 +93,16 @@ __all__ = [
     "NUL",
     "CommandReader",
     "DataReader",
+    "GroupWriter",
     "PatternSet",
     "ReplyReader",
     "clean_lines",
     "header_end",
     "header_index",
+    "note_now",
     "parse_command",
     "parse_path",
+    "random_now",
     "receive_now",
     "scan",
     "send_now",

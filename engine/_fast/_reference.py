@@ -1,15 +1,17 @@
 """The meaning of this room, in plain Python.
 
 Where the compiled modules and this file differ, the compiled ones are wrong. Docstrings are in the
-``.pyi`` files beside the compiled modules; here are the rules. Everything is linear in the bytes
+``.pyi`` files beside the compiled modules; here are the rules (``_reference_kernel.py`` has those of what
+asks the kernel). Everything is linear in the bytes
 fed, whatever the split, so this file also serves as the fall-back (``POSTHORN_PURE=1``).
 """
 
 from __future__ import annotations
 
-import os
 import re
 from typing import NoReturn
+
+from ._reference_kernel import GroupWriter, note_now, random_now, receive_now, send_now, send_parts_now
 
 __all__ = [
     "BARE_CR",
@@ -23,13 +25,16 @@ __all__ = [
     "NUL",
     "CommandReader",
     "DataReader",
+    "GroupWriter",
     "PatternSet",
     "ReplyReader",
     "clean_lines",
     "header_end",
     "header_index",
+    "note_now",
     "parse_command",
     "parse_path",
+    "random_now",
     "receive_now",
     "scan",
     "send_now",
@@ -479,36 +484,3 @@ def _stands_alone(data: bytes, start: int, end: int) -> bool:
     if start == 0 or data[start - 1] not in _IN_WORD:
         return True
     return any(start >= size and _ESCAPE_END.fullmatch(data, start - size, start) for size in (2, 3, 4, 6))
-
-
-def receive_now(fd: int, limit: int) -> bytes | None:
-    if limit < 1:
-        raise ValueError("limit must be at least 1")
-    try:
-        return os.read(fd, min(limit, 65536))
-    except BlockingIOError:
-        return None
-
-
-def send_now(fd: int, data: bytes | bytearray | memoryview) -> int:
-    try:
-        return os.write(fd, data)
-    except BlockingIOError:
-        return 0
-
-
-def send_parts_now(fd: int, parts: list[bytes], index: int, offset: int) -> tuple[int, int]:
-    group: list[bytes | memoryview] = list(parts[index : index + 512])
-    if not 0 <= index <= len(parts) or offset < 0 or (offset and offset > len(group[0] if group else b"")):
-        raise ValueError("there is no such place in the parts")
-    if offset and group:
-        group[0] = memoryview(group[0])[offset:]
-    try:
-        sent = os.writev(fd, group) if group else 0
-    except BlockingIOError:
-        return index, offset
-    for at, part in enumerate(group):
-        if sent < len(part):
-            return index + at, (0 if at else offset) + sent
-        sent -= len(part)
-    return index + len(group), 0

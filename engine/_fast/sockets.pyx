@@ -1,4 +1,4 @@
-# What each function promises is in the .pyi; the meaning is in _reference.py.
+# What each function promises is in the .pyi; the meaning is in _reference_kernel.py.
 #
 # No call here waits (MSG_DONTWAIT), so the interpreter's lock is kept: letting go of it and taking it again
 # costs as much as a small send, and whoever takes it meanwhile may keep it for milliseconds.

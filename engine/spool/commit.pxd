@@ -32,8 +32,14 @@ cdef class _Group:
     cdef public Shelf shelf
     cdef public Py_ssize_t slots_end
     cdef public object spare
+    cdef public object unsynced
+    cdef public object unwritten
 
+    cdef bint hand_over(self, writer) except -1
     cdef _write(self)
+    cdef _give_up_writing(self, error)
+    cdef _give_up_syncing(self, error)
+    cdef bint _cut_back(self) except -1
 
 
 cdef class Committer:
@@ -41,8 +47,8 @@ cdef class Committer:
     cdef public object _line
     cdef public double _since
     cdef public _Group _group
-    cdef public object _work
-    cdef public int _done
+    cdef public object _writer
+    cdef public bint _direct
     cdef public object _limiter
     cdef public object _create_limiter
     cdef public object _settled
@@ -56,6 +62,7 @@ cdef class Committer:
     cdef _unlearn(self, _Waiting waiting)
     cdef _launch(self)
     cdef double _patience(self) except? -1.0
+    cdef _finished(self)
     cdef _land(self, _Group group)
     cdef _let_go(self, _Group group)
     cdef _landed(self, _Group group, Segment segment)

@@ -12,8 +12,11 @@ could join is running; at the latest `_GATHER` after its first member came. Trio
 about to sleep (`Instrument.before_io_wait`).
 
 The thread is one for the life of the spool and reports through an eventfd: half the cost of a
-`to_thread` call per group (bench/results). A caller costs one parked task and no event: it is
-rescheduled directly.
+`to_thread` call per group (bench/results). An ordinary group is written without the interpreter's
+lock (`GroupWriter`), because a thread that wants the lock makes each system call of the loop dear; a
+group that needs more than a write and a sync, or failed at them, is called for in Python, and so is
+all that a test's `Files` should see. A caller costs one parked task and no event: it is rescheduled
+directly.
 
 When a write or a sync fails the whole group fails, and the segment is cut back and written no
 more: after a failed sync the kernel may have dropped the pages and report success next time
@@ -29,17 +32,17 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
-from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import msgspec
 import outcome
 import trio
 
+from engine._fast import GroupWriter
 from engine.errors import SpoolError
 from engine.model import Message
 
-from .files import OpenFile, as_spool_error, is_full, sync_file, write_parts
+from .files import Files, OpenFile, as_spool_error, is_full, sync_file, write_parts
 from .format import DATA_START, MAX_RECORD, pack_record, record_length, slot_size
 from .protocol import Handle
 from .segment import Segment
@@ -129,6 +132,8 @@ class _Group:
         "shelf",
         "slots_end",
         "spare",
+        "unsynced",
+        "unwritten",
     )
 
     def __init__(self, shelf: Shelf, members: list[_Waiting], segment: Segment, spare: str | None) -> None:
@@ -146,10 +151,39 @@ class _Group:
         """The segment was written to and its content is uncertain from its old end on."""
         self.crash: BaseException | None = None
         """Not the disk: our own fault."""
+        self.unwritten: OSError | None = None
+        self.unsynced: OSError | None = None
+        """What the `GroupWriter` failed at."""
+
+    def hand_over(self, writer: GroupWriter) -> bool:
+        """Let the writer do it all, if a write and a sync are all. Raises: OSError when memory is short."""
+        segment = self.segment
+        offset, slot = segment.end, segment.slots_end
+        for waiting in self.members:
+            waiting.offset = offset
+            waiting.slot = slot
+            offset += waiting.length
+            slot += waiting.room
+        if self.new or slot > segment.reserved:
+            return False
+        try:
+            for waiting in self.members:
+                writer.add(
+                    waiting.envelopes, waiting.recipients, waiting.bodies, waiting.length, waiting.room
+                )
+            writer.start(self.fd, segment.nonce, segment.end, segment.slots_end)
+        except MemoryError:
+            raise OSError(errno.ENOMEM, "out of memory") from None
+        self.end, self.slots_end = offset, slot
+        return True
 
     def run_blocking(self) -> None:
-        """Write and sync. In the thread. Raises nothing."""
+        """Write and sync, or see to what the writer failed at. In the thread. Raises nothing."""
         try:
+            if self.unwritten is not None:
+                self._give_up_writing(self.unwritten)
+            if self.unsynced is not None:
+                self._give_up_syncing(self.unsynced)
             if self.new:
                 self.fd, self.journal = self.shelf.create_blocking(self.segment, self.spare)
             self._write()
@@ -182,20 +216,26 @@ class _Group:
         try:
             write_parts(shelf.files, fd, parts, begin)
         except OSError as error:
-            # Nothing was synced, so cutting the file leaves it as it was: if the disk only was full.
-            self.condemn = not is_full(error) or not self._cut_back(begin)
-            raise
+            self._give_up_writing(error)
         try:
             sync_file(shelf.files, fd)
-        except OSError:
-            self.condemn = True
-            self._cut_back(begin)
-            raise
+        except OSError as error:
+            self._give_up_syncing(error)
         self.end, self.slots_end = offset, slot
 
-    def _cut_back(self, end: int) -> bool:
+    def _give_up_writing(self, error: OSError) -> NoReturn:
+        # Nothing was synced, so cutting the file leaves it as it was: if the disk only was full.
+        self.condemn = not is_full(error) or not self._cut_back()
+        raise error
+
+    def _give_up_syncing(self, error: OSError) -> NoReturn:
+        self.condemn = True
+        self._cut_back()
+        raise error
+
+    def _cut_back(self) -> bool:
         try:
-            self.shelf.files.truncate(self.fd, end)
+            self.shelf.files.truncate(self.fd, self.segment.end)
             sync_file(self.shelf.files, self.fd)
         except OSError:
             return False
@@ -212,8 +252,9 @@ class Committer:
         """When the first in the line came."""
         self._group: _Group | None = None
         """What the thread is working on."""
-        self._work: SimpleQueue[_Group | None] = SimpleQueue()
-        self._done = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._writer = GroupWriter()
+        self._direct = type(shelf.files) is Files
+        """Whether the writer may go past `Files`, which then is nothing but the operating system."""
         self._limiter = trio.CapacityLimiter(1)
         self._create_limiter = trio.CapacityLimiter(1)
         self._settled = trio.lowlevel.ParkingLot()
@@ -280,6 +321,8 @@ class Committer:
             ids.append(message.id)
         total = 0
         for body in bodies:
+            if not isinstance(body, bytes):
+                raise SpoolError(f"a body must be bytes, not {type(body).__name__}")
             total += len(body)
         length = record_length(size, len(envelopes), len(bodies), total)
         if not envelopes or length > MAX_RECORD:
@@ -344,7 +387,13 @@ class Committer:
             group.fd, group.journal = (opened.fd for opened in group.files)
         self._group = group
         self._alarm.deadline = self._patience()
-        self._work.put(group)
+        try:
+            if not self._direct or not group.hand_over(self._writer):
+                self._writer.call()
+        except OSError as error:
+            self._group = None
+            self._let_go(group)
+            self._failed(group, error)
 
     def _next_segment(self) -> Segment:
         """Seal the active segment; the one that follows, not made yet."""
@@ -387,7 +436,7 @@ class Committer:
                     while not self._closing or self._group is not None:
                         await self._turn()
                 finally:
-                    self._work.put(None)
+                    self._writer.end()
         finally:
             trio.lowlevel.remove_instrument(instrument)
             self._closing = True
@@ -400,7 +449,7 @@ class Committer:
             if not self._shelf.abandoned:
                 self._group = None  # no thread works on it
                 self._settled.unpark_all()
-                os.close(self._done)
+                self._writer.close()
 
     def _patience(self) -> float:
         """When the first that waits in the group or behind it has waited long enough."""
@@ -427,10 +476,8 @@ class Committer:
         else:
             until = self._since + 2 * _GATHER if self._line else math.inf
         with trio.CancelScope(deadline=until) as self._alarm:
-            await trio.lowlevel.wait_readable(self._done)
-            os.eventfd_read(self._done)
-            assert self._group is not None
-            self._land(self._group)
+            await trio.lowlevel.wait_readable(self._writer.fileno())
+            self._finished()
             return
         if self._group is not None:
             self._expire()
@@ -438,9 +485,27 @@ class Committer:
             self._launch()
 
     def _thread_blocking(self) -> None:
-        while (group := self._work.get()) is not None:
-            group.run_blocking()
-            os.eventfd_write(self._done, 1)
+        while self._writer.run():
+            assert self._group is not None
+            self._group.run_blocking()
+            self._writer.report()
+
+    def _finished(self) -> None:
+        """The thread says that it is done."""
+        group = self._group
+        assert group is not None
+        errors = self._writer.result()
+        if errors is None:
+            return
+        unwritten, unsynced = errors
+        if unwritten:
+            group.unwritten = OSError(unwritten, os.strerror(unwritten))
+        elif unsynced:
+            group.unsynced = OSError(unsynced, os.strerror(unsynced))
+        else:
+            self._land(group)
+            return
+        self._writer.call()
 
     def _land(self, group: _Group) -> None:
         shelf, segment = self._shelf, group.segment

@@ -13,9 +13,20 @@ from types import ModuleType
 import pytest
 
 from engine import _fast
-from engine._fast import _reference, bodies, commands, data, headers, patterns, replies, sockets
+from engine._fast import (
+    _reference,
+    bodies,
+    commands,
+    data,
+    groups,
+    headers,
+    kernel,
+    patterns,
+    replies,
+    sockets,
+)
 
-MODULES = [bodies, commands, data, headers, patterns, replies, sockets]
+MODULES = [bodies, commands, data, groups, headers, kernel, patterns, replies, sockets]
 FOLDER = Path(_fast.__file__).parent
 
 

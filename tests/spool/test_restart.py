@@ -296,8 +296,9 @@ async def test_a_segment_somebody_puts_back_meanwhile_is_neither_used_nor_remove
 ) -> None:
     """D14, D16. It has the number that comes next: that number is passed over, and the file is safe."""
     async with open_spool(tmp_path, segment_size=8 << 10, spare_segments=spares) as spool:
-        for _ in range(4):  # so that there is something to be used again
-            (handle,) = await spool.commit([b"x" * 6000], [message()])
+        # So that there is something to be used again; finished at the end, because what is emptied early is
+        # used again by the next one.
+        for (handle,) in [await spool.commit([b"x" * 6000], [message()]) for _ in range(4)]:
             spool.finish(handle, 1)
         with trio.fail_after(10):
             while spool.statistics().spares < spares or spool.statistics().segments > 1:
