@@ -317,11 +317,13 @@ async def test_a_crowd_of_expensive_logins_does_not_hold_the_loop() -> None:
             async with relay.client() as client:
                 await server_first(client, "scott")
 
-        async with watched_loop() as loop:
-            async with trio.open_nursery() as crowd:
+        held = []
+        for _ in range(3):  # who holds the loop holds it each time; a machine that is full, once in a while
+            async with watched_loop() as loop, trio.open_nursery() as crowd:
                 for _ in range(3):
                     crowd.start_soon(one)
-        assert loop.longest < one_login / 2
+            held.append(loop.longest)
+        assert min(held) < one_login / 2
 
 
 def test_keys_are_read_as_they_are_written() -> None:
