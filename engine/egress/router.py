@@ -560,6 +560,7 @@ async def open_router(circuits: CircuitFile | None = None, **parts: object) -> A
     async with trio.open_nursery() as nursery:
         router = Router(nursery, **parts)  # type: ignore[arg-type]
         nursery.start_soon(router.run)
+        nursery.start_soon(router.services.alarms.run)
         if circuits is not None:
             circuits.restore(router.services.dialer.circuits)
             nursery.start_soon(circuits.keep, router.services.dialer.circuits)

@@ -28,6 +28,7 @@ from engine.queues.ready import ReadyQueue
 from engine.smtp import QuitDone
 
 from . import outcome
+from .alarms import Alarm
 from .connection import Connection
 from .dial import NoHostReached
 from .transactions import Transactions
@@ -49,6 +50,13 @@ _SESSION_LIMIT = 3600.0
 broken off, unless the answer to a final dot is awaited."""
 
 
+_FAREWELL = 1024
+"""Octets that are taken of what a peer says to an idle session; they are not looked at."""
+
+_QUIET = 0.3
+"""Seconds a session waits for its next message before it also listens to what its peer says meanwhile: under
+load the next message comes first, and to wait for either costs several times what it costs to wait for one."""
+
 _TURN = 32
 """Messages, and ..."""
 _TURN_SECONDS = 1.0
@@ -59,10 +67,12 @@ class Session:
     """See the module. `run` is the task; the router owns it."""
 
     __slots__ = (
+        "_alarm",
         "_connection",
         "_ended",
         "_giving_way",
         "_hand",
+        "_parked",
         "_prepaid",
         "_ready",
         "_scope",
@@ -70,6 +80,7 @@ class Session:
         "_stale",
         "_transactions",
         "_turn_ends",
+        "_woken",
         "id",
     )
 
@@ -90,11 +101,22 @@ class Session:
         self._turn_ends = float("inf")
         self._stale = float("inf")
         self._scope: trio.CancelScope | None = None
+        self._alarm = Alarm(services.alarms, self._overdue)
+        """When the peer's time is over, or the quiet time of a session that waits for a message."""
+        self._parked: trio.lowlevel.Task | None = None
+        """The session's task while it waits for a message and for nothing else."""
+        self._woken = False
 
     def abort(self) -> None:
         """End now, for the end of the drain; what is under way is settled as broken off."""
         self._ended = True
         if self._scope is not None:
+            self._scope.cancel()
+
+    def _overdue(self) -> None:
+        if self._parked is not None:
+            self._unpark()
+        elif self._scope is not None:
             self._scope.cancel()
 
     @property
@@ -225,12 +247,13 @@ class Session:
             ready,
             connection,
             self,
-            scope,
+            self._alarm,
             must_end=self._must_end,
             until=begun + _SESSION_LIMIT,
             prepaid=self._prepaid,
         )
         transactions.hand, self._hand = first, None
+        self._alarm.open()
         try:
             with scope:
                 if self._ended:
@@ -241,8 +264,8 @@ class Session:
                         await transactions.run(entry)
                         if self._must_end() or connection.client.unasked:
                             break
-                        entry = await self._idle(scope)
-                    scope.deadline = float("inf")
+                        entry = await self._idle(connection)
+                    self._alarm.off()
                     await self._quit(connection)
                 except (NetworkError, RemoteProtocolError) as caught:
                     error = caught
@@ -252,6 +275,7 @@ class Session:
             await transactions.fault()
             raise
         finally:
+            self._alarm.close()
             # Whichever way it ended: settle what was under way, give back what was not tried.
             stage = connection.client.stage
             lost = error or ConnectionLost("the session was ended", stage=stage)
@@ -316,27 +340,21 @@ class Session:
 
     # -- between messages, and the end -----------------------------------------------------------
 
-    async def _idle(self, scope: trio.CancelScope) -> Queued | None:
+    async def _idle(self, connection: Connection) -> Queued | None:
         """Wait for the next message, at most `idle_timeout`; None when the session should end."""
         ready = self._ready
         entry = ready.take()
         if entry is not None:
             return entry
-        connection = self._connection
-        assert connection is not None
-        scope.deadline = float("inf")
-        until = trio.current_time() + ready.path.idle_timeout
+        self._alarm.off()
+        now = trio.current_time()
+        until = now + ready.path.idle_timeout
+        quiet = now + _QUIET
         while True:
-            peer_spoke = False
-            with trio.CancelScope(deadline=until) as waiting:
-                wake = waiting.cancel
-                ready.add_waker(wake)
-                try:
-                    await connection.stream.wait_readable()
-                    peer_spoke = True
-                finally:
-                    ready.drop_waker(wake)
-            if peer_spoke:
+            if quiet >= until or not await self._park(quiet):
+                quiet = until
+                await self._watch(connection, until)
+            if self._peer_spoke(connection):
                 # The peer closed, or said something nobody asked for (often 421): either way the
                 # session is over, and no message had anything to do with it.
                 self._ended = True
@@ -348,6 +366,55 @@ class Session:
                 return entry
             if trio.current_time() >= until:
                 return None
+
+    async def _park(self, until: float) -> bool:
+        """Wait to be woken, and for nothing else: False when that did not happen until then."""
+        ready, wake = self._ready, self._wake
+        self._woken = False
+        ready.add_waker(wake)
+        self._alarm.move(until)
+        self._parked = trio.lowlevel.current_task()
+        try:
+            await trio.lowlevel.wait_task_rescheduled(self._stop_parking)
+        finally:
+            self._alarm.off()
+            ready.drop_waker(wake)
+        return self._woken
+
+    def _wake(self) -> None:
+        self._woken = True
+        self._alarm.off()  # not when the task runs: until then it would pass for the peer's time
+        if self._parked is not None:  # else the quiet time was over just now, and it is about to run
+            self._unpark()
+
+    def _unpark(self) -> None:
+        task, self._parked = self._parked, None
+        assert task is not None
+        trio.lowlevel.reschedule(task)
+
+    def _stop_parking(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        """Trio's: the task is cancelled while it is parked."""
+        self._parked = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    async def _watch(self, connection: Connection, until: float) -> None:
+        """Wait to be woken, until the peer speaks, or until then."""
+        ready = self._ready
+        with trio.CancelScope(deadline=until) as waiting:
+            wake = waiting.cancel
+            ready.add_waker(wake)
+            try:
+                await connection.stream.wait_readable()
+            finally:
+                ready.drop_waker(wake)
+
+    @staticmethod
+    def _peer_spoke(connection: Connection) -> bool:
+        """Whether the peer closed or said something since its last reply; records of TLS are no words."""
+        try:
+            return connection.stream.receive_nowait(_FAREWELL) is not None
+        except ConnectionLost:
+            return True
 
     async def _quit(self, connection: Connection) -> None:
         """Say goodbye. Whatever happens here changes nothing (C15). The connection counts until it is

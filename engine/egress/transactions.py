@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from engine.queues.ready import ReadyQueue
     from engine.smtp import Reply
 
+    from .alarms import Alarm
     from .connection import Connection
     from .settle import Carrier
 
@@ -53,11 +54,12 @@ _STUMBLED = frozenset((421, 500, 501, 502, 503, 554))
 
 
 class Transactions:
-    """See the module. `must_end`: whether nothing new may be begun on this connection; `until`: when
+    """See the module. `alarm`: breaks the conversation off; `must_end`: whether nothing new may be begun on this connection; `until`: when
     (monotonic) a conversation is broken off, except while the answer to a final dot is awaited."""
 
     __slots__ = (
         "_across",
+        "_alarm",
         "_connection",
         "_following",
         "_hand_counted",
@@ -66,7 +68,6 @@ class Transactions:
         "_prepaid",
         "_ready",
         "_resting",
-        "_scope",
         "_services",
         "_session",
         "_suspect",
@@ -84,7 +85,7 @@ class Transactions:
         ready: ReadyQueue,
         connection: Connection,
         session: Carrier,
-        scope: trio.CancelScope,
+        alarm: Alarm,
         *,
         must_end: Callable[[], bool],
         until: float,
@@ -94,7 +95,7 @@ class Transactions:
         self._ready = ready
         self._connection = connection
         self._session = session
-        self._scope = scope
+        self._alarm = alarm
         self._must_end = must_end
         self._until = until
         self._prepaid = prepaid
@@ -178,7 +179,7 @@ class Transactions:
         deadline = trio.current_time() + patience(self._ready.path, stage)
         if stage != "final dot" and deadline > self._until:
             deadline = self._until
-        self._scope.deadline = deadline
+        self._alarm.move(deadline)
 
     async def _begin(self) -> Work | None:
         """The next transaction, its commands ready to go: what rests first, then what is in hand, then
@@ -287,7 +288,7 @@ class Transactions:
                 ready.retry_at = trio.current_time() + wait
                 self.stopped = True
                 return False
-            self._scope.deadline = float("inf")
+            self._alarm.off()
             await trio.sleep(wait)
             wait = self._throttle()
         return True
@@ -300,7 +301,7 @@ class Transactions:
         Whatever the peer says before that part goes out cannot be the answer to the dot (C6): a
         refusal ends the transaction (C13), anything else the session.
         """
-        connection, scope = self._connection, self._scope
+        connection, alarm = self._connection, self._alarm
         stream = connection.stream
         limit = self._ready.path.data_timeout
         parts = connection.client.data_to_send()
@@ -311,7 +312,7 @@ class Transactions:
             for part in parts[:-1]:
                 view = memoryview(part)
                 for start in range(0, len(view), _SLICE):
-                    scope.deadline = min(trio.current_time() + limit, self._until)
+                    alarm.move(min(trio.current_time() + limit, self._until))
                     if self._refused_early(stream.receive_nowait(_READ)):
                         return
                     rest = view[start : start + _SLICE]
@@ -321,7 +322,7 @@ class Transactions:
             if self._refused_early(await stream.room_or_heard(_READ)):
                 return
             parts = parts[-1:]
-        scope.deadline = trio.current_time() + limit
+        alarm.move(trio.current_time() + limit)
         if self._refused_early(stream.receive_nowait(_READ)):
             return
         work.dot_sent = True

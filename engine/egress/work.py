@@ -14,6 +14,8 @@ from engine.queues.limits import Rate, take_all
 from engine.queues.queued import Queued
 from engine.smtp import Transaction
 
+from .alarms import Alarms
+
 if TYPE_CHECKING:
     from engine.keys import KeyRing
     from engine.model import Message
@@ -89,6 +91,7 @@ class Services:
     """What every session needs; one object for the engine."""
 
     __slots__ = (
+        "alarms",
         "dane",
         "dialer",
         "draining",
@@ -123,6 +126,7 @@ class Services:
         """What DANE says of a candidate, for mail whose next-hop domain is that."""
         self.hostname = hostname
         self.draining = False
+        self.alarms = Alarms()
         self.stumblers = Stumblers()
 
 
