@@ -1,9 +1,9 @@
 """Moments at which something is over: one task watches those of all sessions.
 
-A session gives its peer time for each reply, several times a message. As the deadline of a cancel scope each
-of these would be taken out of Trio's heap and put in again; as an `Alarm` it is a number that is written
-down, and the one task (`Alarms.run`) looks at all the numbers when the first of those it saw would be over. By
-then nearly all have been moved on: with limits of minutes it looks a few times a minute.
+A session gives its peer time for each reply, several times a message. As the deadline of a cancel scope
+each of these would be taken out of Trio's heap and put in again; as an `Alarm` it is a number that is
+written down, and the one task (`Alarms.run`) looks at all the numbers when the first of those it saw would
+be over. By then nearly all have been moved on: with limits of minutes it looks a few times a minute.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Alarms:
 
 
 class Alarm:
-    """A moment (`at`, monotonic) after which `ring` is called, once; at most `_GRAIN` seconds late. It can go off
-    between `open` and `close`. `ring` must neither wait nor fail, nor set this alarm."""
+    """A moment (`at`, monotonic) after which `ring` is called, once; at most `_GRAIN` seconds late. It can
+    go off between `open` and `close`. `ring` must neither wait nor fail, nor set this alarm."""
 
     __slots__ = ("_alarms", "at", "ring")
 

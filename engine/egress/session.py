@@ -54,8 +54,8 @@ _FAREWELL = 1024
 """Octets that are taken of what a peer says to an idle session; they are not looked at."""
 
 _QUIET = 0.3
-"""Seconds a session waits for its next message before it also listens to what its peer says meanwhile: under
-load the next message comes first, and to wait for either costs several times what it costs to wait for one."""
+"""Seconds a session waits for its next message before it also listens to what its peer says: under load the
+message comes first, and to wait for either costs several times what it costs to wait for the one."""
 
 _TURN = 32
 """Messages, and ..."""
@@ -262,7 +262,7 @@ class Session:
                     entry: Queued | None = first
                     while entry is not None:
                         await transactions.run(entry)
-                        if self._must_end() or connection.client.unasked:
+                        if self._must_end(trio.current_time()) or connection.client.unasked:
                             break
                         entry = await self._idle(connection)
                     self._alarm.off()
@@ -285,11 +285,10 @@ class Session:
             if ended_by_peer and not transactions.useful:
                 ready.setback(trio.current_time())
 
-    def _must_end(self) -> bool:
+    def _must_end(self, now: float) -> bool:
         connection, transactions = self._connection, self._transactions
         assert connection is not None and transactions is not None
         ready, services = self._ready, self._services
-        now = trio.current_time()
         return (
             self._ended
             or services.draining
@@ -300,7 +299,7 @@ class Session:
             or now >= self._stale
             or now < ready.suspended_until
             or services.spool.halted is not None
-            or self._gives_way()
+            or self._gives_way(now)
             or not self._credential_current(connection)
             or self._next_is_foreign(connection, transactions)
         )
@@ -313,7 +312,7 @@ class Session:
         following = transactions.hand or next(iter(self._ready.entries), None)
         return following is not None and following.queue.name.route != only_for
 
-    def _gives_way(self) -> bool:
+    def _gives_way(self, now: float) -> bool:
         # Not before a message was sent, or two queues would hand the connection to and fro for ever;
         # and while there is more to send not before a run of them, or all would be spent on connecting.
         ready, transactions = self._ready, self._transactions
@@ -322,7 +321,7 @@ class Session:
         if (
             ready.give_way
             and not self._giving_way
-            and (enough or (transactions.delivered and trio.current_time() >= self._turn_ends))
+            and (enough or (transactions.delivered and now >= self._turn_ends))
         ):
             self._ready.give_way -= 1
             self._giving_way = True
@@ -359,12 +358,13 @@ class Session:
                 # session is over, and no message had anything to do with it.
                 self._ended = True
                 return None
-            if self._must_end():
+            now = trio.current_time()
+            if self._must_end(now):
                 return None
             entry = ready.take()
             if entry is not None:
                 return entry
-            if trio.current_time() >= until:
+            if now >= until:
                 return None
 
     async def _park(self, until: float) -> bool:
@@ -408,8 +408,7 @@ class Session:
             finally:
                 ready.drop_waker(wake)
 
-    @staticmethod
-    def _peer_spoke(connection: Connection) -> bool:
+    def _peer_spoke(self, connection: Connection) -> bool:
         """Whether the peer closed or said something since its last reply; records of TLS are no words."""
         try:
             return connection.stream.receive_nowait(_FAREWELL) is not None

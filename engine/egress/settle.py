@@ -127,12 +127,11 @@ class Settler:
         results: Sequence[Outcome],
         ready: ReadyQueue | None,
         session: Carrier | None,
-        *,
-        begun: float = 0.0,
+        took: float = -1.0,
         last: bool = True,
         counted: bool = False,
     ) -> bool:
-        """Settle some recipients of a loaded message.
+        """Settle some recipients of a loaded message. `took`: seconds of the attempt, negative if not known.
 
         `last`: no other transaction of the same message follows at once, so recipients without a
         final result go back to the timer (or expire) now. `counted`: an earlier transaction of
@@ -176,7 +175,7 @@ class Settler:
                 result.command,
                 ready,
                 session,
-                begun,
+                took,
                 due if last else 0.0,
                 attempts,
             )
@@ -280,7 +279,7 @@ class Settler:
         self.counters.expired += len(members)
         age = max(0.0, time.time() - entry.created)
         reply = outcome.expired(f"given up after {age:.0f} s and {entry.attempts} attempts")
-        self._record("Expiration", entry, message, members, reply, "", ready, None, 0.0, 0.0, entry.attempts)
+        self._record("Expiration", entry, message, members, reply, "", ready, None, -1.0, 0.0, entry.attempts)
         self._gone(entry)
 
     def _record(
@@ -293,7 +292,7 @@ class Settler:
         command: str,
         ready: ReadyQueue | None,
         session: Carrier | None,
-        begun: float,
+        took: float,
         due: float | None,
         attempts: int,
     ) -> None:
@@ -359,8 +358,8 @@ class Settler:
                     record.smtp_auth_mechanism = connection.auth_mechanism
                     if connection.identity is not None:
                         record.smtp_auth_version = connection.identity.version
-        if begun:
-            record.attempt_ms = round((trio.current_time() - begun) * 1000.0, 3)
+        if took >= 0.0:
+            record.attempt_ms = round(took * 1000.0, 3)
         if due:
             record.next_due = now + due - trio.current_time()
         if self._capture.wanted:
@@ -518,7 +517,7 @@ class Settler:
         message = entry.message
         assert message is not None
         members = [i for i in range(len(message.recipients)) if not entry.done >> i & 1]
-        self._record(kind, entry, message, members, reply, "", ready, None, 0.0, due, entry.attempts)
+        self._record(kind, entry, message, members, reply, "", ready, None, -1.0, due, entry.attempts)
 
     def unreadable(self, entry: Queued, error: MessageUnreadable) -> None:
         """A damaged message was moved to quarantine by the spool; nothing else is touched by it."""

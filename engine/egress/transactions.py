@@ -54,8 +54,9 @@ _STUMBLED = frozenset((421, 500, 501, 502, 503, 554))
 
 
 class Transactions:
-    """See the module. `alarm`: breaks the conversation off; `must_end`: whether nothing new may be begun on this connection; `until`: when
-    (monotonic) a conversation is broken off, except while the answer to a final dot is awaited."""
+    """See the module. `alarm`: breaks the conversation off. `must_end`: whether nothing new may be begun on
+    this connection. `until`: when (monotonic) a conversation is broken off, except while the answer to a
+    final dot is awaited."""
 
     __slots__ = (
         "_across",
@@ -64,6 +65,7 @@ class Transactions:
         "_following",
         "_hand_counted",
         "_must_end",
+        "_now",
         "_open",
         "_prepaid",
         "_ready",
@@ -87,7 +89,7 @@ class Transactions:
         session: Carrier,
         alarm: Alarm,
         *,
-        must_end: Callable[[], bool],
+        must_end: Callable[[float], bool],
         until: float,
         prepaid: bool,
     ) -> None:
@@ -99,6 +101,8 @@ class Transactions:
         self._must_end = must_end
         self._until = until
         self._prepaid = prepaid
+        self._now = trio.current_time()
+        """When the latest wait was over (monotonic): for all that is done in one turn of this task."""
         self._work: Work | None = None
         self._following: Work | None = None
         self._resting: deque[Work] = deque()
@@ -137,6 +141,7 @@ class Transactions:
         client, stream = self._connection.client, self._connection.stream
         heard = -1
         self.hand = entry
+        self._now = trio.current_time()
         work: Work | None = None
         while True:
             if work is None:
@@ -150,13 +155,16 @@ class Transactions:
                     self._arm()
                     heard = client.answered
                     await stream.send_parts(parts)
+                # One deadline for one reply, in however many pieces it drips in (C3).
+                if client.answered != heard:
+                    heard = client.answered
+                    self._arm()
+                # Not before waiting: a peer that has just been told something has not answered yet.
+                await stream.wait_readable()
                 data = stream.receive_nowait(_READ)
                 if data is None:
-                    # One deadline for one reply, in however many pieces it drips in (C3).
-                    if client.answered != heard:
-                        heard = client.answered
-                        self._arm()
                     data = await stream.receive_some(_READ)
+                self._now = trio.current_time()
                 if not data:
                     raise ConnectionLost("the peer closed the connection", stage=client.stage)
                 client.receive_data(data)
@@ -164,6 +172,7 @@ class Transactions:
                 self._following = following = await self._look_ahead(work)
                 client.body(work.tx, work.parts, following.tx if following is not None else None)
                 await self._send_body(work)
+                self._now = trio.current_time()
                 heard = -1
             elif type(event) is Finished:
                 self._finish(work)
@@ -176,7 +185,7 @@ class Transactions:
     def _arm(self) -> None:
         """The peer has its time for the next reply."""
         stage = self._connection.client.stage
-        deadline = trio.current_time() + patience(self._ready.path, stage)
+        deadline = self._now + patience(self._ready.path, stage)
         if stage != "final dot" and deadline > self._until:
             deadline = self._until
         self._alarm.move(deadline)
@@ -193,7 +202,7 @@ class Transactions:
                 result = outcome.Outcome("transient", outcome.internal(451, "4.5.0", text))
                 tried, self.hand = self.hand, None
                 await self._services.settler.all_recipients(tried, result, ready)
-            if client.unasked or self._must_end():
+            if client.unasked or self._must_end(self._now):
                 self._give_back()
                 return None
             if self._resting:
@@ -211,17 +220,12 @@ class Transactions:
 
     async def _look_ahead(self, work: Work) -> Work | None:
         """The message whose commands may travel with this one's body."""
-        if not self._across or work.more or self._resting or self._must_end():
+        if not self._across or work.more or self._resting or self._must_end(self._now):
             return None
         if self._ready.message_rates:
             return None
         entry = self._ready.take()
-        if entry is None:
-            return None
-        following = await self._prepare(entry, ahead=True)
-        if following is not None:
-            following.ahead = True
-        return following
+        return await self._prepare(entry, ahead=True) if entry is not None else None
 
     async def _prepare(
         self, entry: Queued, before: Work | None = None, *, ahead: bool = False
@@ -229,26 +233,37 @@ class Transactions:
         """The next transaction for `entry`; None when there is nothing to send for it (settled, or
         given back). `before`: the one that left recipients over. `ahead`: its commands stand behind a
         final dot, which closes the transaction before it."""
-        settler, ready = self._services.settler, self._ready
         self.hand = entry
         self._hand_counted = before is not None and before.counted
         wait = self._throttle()
         if wait > 0.0 and not await self._wait_for_rate(wait):
             self._give_back()
             return None
-        message, body = entry.message, entry.body
-        if message is None or body is None:
-            try:
-                message, body = await self._services.spool.read(entry.handle)
-            except MessageUnreadable as error:
-                self.hand = None
-                settler.unreadable(entry, error)
-                return None
-            except SpoolError as error:
-                self.hand = None
-                settler.unreachable(entry, error)
-                return None
-            settler.keep(entry, message, body)
+        if (entry.message is None or entry.body is None) and not await self._load(entry):
+            return None
+        return self._make(entry, before, ahead)
+
+    async def _load(self, entry: Queued) -> bool:
+        """Bring it into memory; False when that cannot be done, which is settled then."""
+        settler = self._services.settler
+        try:
+            message, body = await self._services.spool.read(entry.handle)
+        except MessageUnreadable as error:
+            self.hand = None
+            settler.unreadable(entry, error)
+            return False
+        except SpoolError as error:
+            self.hand = None
+            settler.unreachable(entry, error)
+            return False
+        self._now = trio.current_time()
+        settler.keep(entry, message, body)
+        return True
+
+    def _make(self, entry: Queued, before: Work | None, ahead: bool) -> Work | None:
+        """See `_prepare`; the message is in memory and may go."""
+        message, body, ready = entry.message, entry.body, self._ready
+        assert message is not None and body is not None
         if before is not None:
             indices = before.more
         else:
@@ -259,7 +274,8 @@ class Transactions:
         if len(indices) > limit:
             indices, more = indices[:limit], indices[limit:]
         rset = self.delivered > 0 and (ready.path.enable_rset or (self._open and not ahead))
-        work = make_work(entry, message, body, indices, more, rset=rset)
+        work = make_work(entry, message, body, indices, more, rset, self._now)
+        work.ahead = ahead
         if before is not None:
             work.again, work.counted = True, before.counted
         obstacle = self._connection.client.obstacle(work.tx, check_8bit=not ready.path.ignore_8bit_checks)
@@ -268,6 +284,7 @@ class Transactions:
             result = outcome.Outcome("permanent", obstacle)
             everyone = indices + more
             results = [result] * len(everyone)
+            settler = self._services.settler
             settler.settle(entry, everyone, results, ready, self._session, counted=work.counted)
             return None
         self.delivered += 1
@@ -278,18 +295,19 @@ class Transactions:
         if self._prepaid:
             self._prepaid = False
             return 0.0
-        return message_rate(self._services.limits, self._ready, trio.current_time())
+        return message_rate(self._services.limits, self._ready, self._now)
 
     async def _wait_for_rate(self, wait: float) -> bool:
         """Wait in place for a short time; False for a long one, when the session should end."""
         ready = self._ready
         while wait > 0.0:
             if wait >= ready.path.idle_timeout or self._services.draining:
-                ready.retry_at = trio.current_time() + wait
+                ready.retry_at = self._now + wait
                 self.stopped = True
                 return False
             self._alarm.off()
             await trio.sleep(wait)
+            self._now = trio.current_time()
             wait = self._throttle()
         return True
 
@@ -305,24 +323,23 @@ class Transactions:
         stream = connection.stream
         limit = self._ready.path.data_timeout
         parts = connection.client.data_to_send()
-        total = 0
-        for part in parts:
-            total += len(part)
-        if total > _SLICE:
+        if _octets(parts) > _SLICE:
             for part in parts[:-1]:
                 view = memoryview(part)
                 for start in range(0, len(view), _SLICE):
-                    alarm.move(min(trio.current_time() + limit, self._until))
+                    alarm.move(min(self._now + limit, self._until))
                     if self._refused_early(stream.receive_nowait(_READ)):
                         return
                     rest = view[start : start + _SLICE]
                     if self._refused_early(await stream.send_unless_heard(rest, _READ)):
                         return
+                    self._now = trio.current_time()
             # Where the dot cannot go out the peer may refuse what it has, too.
             if self._refused_early(await stream.room_or_heard(_READ)):
                 return
+            self._now = trio.current_time()
             parts = parts[-1:]
-        alarm.move(trio.current_time() + limit)
+        alarm.move(self._now + limit)
         if self._refused_early(stream.receive_nowait(_READ)):
             return
         work.dot_sent = True
@@ -366,7 +383,7 @@ class Transactions:
             results,
             ready,
             self._session,
-            begun=work.begun,
+            took=self._now - work.begun,
             last=not work.more,
             counted=work.counted,
         )
@@ -379,7 +396,7 @@ class Transactions:
                 identity.worked()
             if not ready.warm:
                 ready.progressed()
-        ready.finished_one(trio.current_time() - work.begun)
+        ready.finished_one(self._now - work.begun)
 
     def _stumbled_over(self, work: Work) -> bool:
         """Whether its commands, sent behind the previous message's dot, were not understood: then the
@@ -438,11 +455,11 @@ class Transactions:
             ready.put_back(following.entry)
         try:
             if work is not None:
-                self._settle_broken(work, error, ended=ended, sent_ahead=following is not None)
+                self._settle_broken(work, error, ended, following is not None)
         finally:
             self._give_back()
 
-    def _settle_broken(self, work: Work, error: Exception, *, ended: bool, sent_ahead: bool) -> None:
+    def _settle_broken(self, work: Work, error: Exception, ended: bool, sent_ahead: bool) -> None:
         tx, ready = work.tx, self._ready
         stumbled = self._stumbled_over(work)
         if not ended and (stumbled or sent_ahead):
@@ -460,8 +477,9 @@ class Transactions:
             results = outcome.out_of_step(tx, lost, dot_sent=work.dot_sent)
         else:
             results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
+        took = trio.current_time() - work.begun
         self._services.settler.settle(
-            work.entry, work.indices, results, ready, self._session, begun=work.begun, counted=work.counted
+            work.entry, work.indices, results, ready, self._session, took=took, counted=work.counted
         )
 
     async def fault(self) -> None:
@@ -483,3 +501,10 @@ class Transactions:
             # The defect meets us here, too, perhaps in reading the message: at least it is not lost.
             logger.exception("message %s cannot be settled", entry.id.hex())
             settler.unreachable(entry, error)
+
+
+def _octets(parts: list[bytes]) -> int:
+    total = 0
+    for part in parts:
+        total += len(part)
+    return total

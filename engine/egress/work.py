@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 import trio
 
 from engine import _fast
@@ -130,7 +129,7 @@ class Services:
         self.stumblers = Stumblers()
 
 
-class Work(msgspec.Struct, gc=False):
+class Work:
     """One transaction under way: a message, some of its recipients, and the bytes to send.
 
     `more`: recipients of the same message that follow in another transaction; `again`: this is such
@@ -139,22 +138,50 @@ class Work(msgspec.Struct, gc=False):
     `dot_sent`: the final dot was handed to the kernel, or is about to be.
     """
 
-    entry: Queued
-    indices: list[int]
-    parts: list[bytes]
-    tx: Transaction
-    begun: float
-    more: list[int]
-    again: bool = False
-    counted: bool = False
-    ahead: bool = False
-    dot_sent: bool = False
+    __slots__ = (
+        "again",
+        "ahead",
+        "begun",
+        "counted",
+        "dot_sent",
+        "entry",
+        "indices",
+        "more",
+        "parts",
+        "tx",
+    )
+
+    def __init__(
+        self,
+        entry: Queued,
+        indices: list[int],
+        parts: list[bytes],
+        tx: Transaction,
+        begun: float,
+        more: list[int],
+    ) -> None:
+        self.entry = entry
+        self.indices = indices
+        self.parts = parts
+        self.tx = tx
+        self.begun = begun
+        self.more = more
+        self.again = False
+        self.counted = False
+        self.ahead = False
+        self.dot_sent = False
 
 
 def make_work(
-    entry: Queued, message: Message, body: bytes, indices: list[int], more: list[int], *, rset: bool
+    entry: Queued,
+    message: Message,
+    body: bytes,
+    indices: list[int],
+    more: list[int],
+    rset: bool,
+    now: float,
 ) -> Work:
-    """The transaction that sends `message` to the recipients `indices`, ready to go out.
+    """The transaction that sends `message` to the recipients `indices`, ready to go out, begun `now`.
 
     Whatever came in, what leaves has only CR LF line ends, no NUL, and its dots stuffed
     (reliability C31). The body is copied only where something has to be changed.
@@ -178,7 +205,7 @@ def make_work(
         message.size,
         rset,
     )
-    return Work(entry, indices, parts, tx, trio.current_time(), more)
+    return Work(entry, indices, parts, tx, now, more)
 
 
 def patience(path: EgressPath, stage: str) -> float:

@@ -19,8 +19,8 @@ QUIET = session_module._QUIET
 
 
 def says_after_its_message(farewell: str, pause: float = 0.0) -> Callable[[Wire], Awaitable[None]]:
-    """The first connection takes a message, says so and, after a pause, `farewell`, and is closed unless that is
-    a 250. The others go by the table."""
+    """The first connection takes a message, says so and, after a pause, `farewell`, and is closed unless that
+    is a 250. The others go by the table."""
 
     async def script(wire: Wire) -> None:
         if wire.number > 1:
