@@ -141,18 +141,14 @@ class Settler:
         assert message is not None
         mask = 0
         before = counted
-        groups: dict[int, tuple[Outcome, list[int]]] = {}
-        for index, result in zip(indices, results, strict=True):
+        groups = _grouped(indices, results)
+        for result, members in groups:
             verdict = result.verdict
-            if verdict in ("delivered", "permanent"):
-                mask |= 1 << index
-            elif verdict in ("transient", "uncertain"):
+            if verdict == "delivered" or verdict == "permanent":
+                for index in members:
+                    mask |= 1 << index
+            elif verdict == "transient" or verdict == "uncertain":
                 counted = True
-            found = groups.get(id(result))
-            if found is None:
-                groups[id(result)] = (result, [index])
-            else:
-                found[1].append(index)
         if counted and not before:
             entry.attempts += 1
         if mask:
@@ -164,7 +160,7 @@ class Settler:
         if pending and last:
             due = self._next_due(entry, counted, ready)
         attempts = entry.attempts
-        for result, members in groups.values():
+        for result, members in groups:
             self._count(result, len(members))
             self._record(
                 _KIND.get(result.verdict, "TransientFailure"),
@@ -188,7 +184,7 @@ class Settler:
                 self._postpone(entry, due)
         if self.failed is not None and ready is not None:
             # Last: whatever becomes of it, the message is settled.
-            for result, _ in groups.values():
+            for result, _ in groups:
                 if result.verdict != "delivered":
                     self._tell(entry, result, ready)
         return counted
@@ -359,7 +355,7 @@ class Settler:
                     if connection.identity is not None:
                         record.smtp_auth_version = connection.identity.version
         if took >= 0.0:
-            record.attempt_ms = round(took * 1000.0, 3)
+            record.attempt_ms = int(took * 1e6 + 0.5) / 1000.0
         if due:
             record.next_due = now + due - trio.current_time()
         if self._capture.wanted:
@@ -530,3 +526,19 @@ class Settler:
         logger.error("message %s cannot be read now: %s", entry.id.hex(), error)
         entry.due = trio.current_time() + _SPOOL_PATIENCE
         self._later(entry)
+
+
+def _grouped(indices: Sequence[int], results: Sequence[Outcome]) -> list[tuple[Outcome, list[int]]]:
+    """Which recipients have the very same result; each group gets one record."""
+    if len(indices) != len(results):
+        raise ValueError(f"{len(results)} results for {len(indices)} recipients")
+    if len(indices) == 1:
+        return [(results[0], [indices[0]])]
+    groups: dict[int, tuple[Outcome, list[int]]] = {}
+    for index, result in zip(indices, results, strict=True):
+        found = groups.get(id(result))
+        if found is None:
+            groups[id(result)] = (result, [index])
+        else:
+            found[1].append(index)
+    return list(groups.values())

@@ -145,9 +145,10 @@ class Transactions:
         work: Work | None = None
         while True:
             if work is None:
-                work = await self._begin()
-                if work is None:
+                if not await self._begin():
                     return
+                work = self._work
+                assert work is not None
             event = client.next_event()
             if event is None:
                 parts = client.data_to_send()
@@ -169,7 +170,8 @@ class Transactions:
                     raise ConnectionLost("the peer closed the connection", stage=client.stage)
                 client.receive_data(data)
             elif type(event) is GoAhead:
-                self._following = following = await self._look_ahead(work)
+                self._following = await self._look_ahead(work)
+                following = self._following
                 client.body(work.tx, work.parts, following.tx if following is not None else None)
                 await self._send_body(work)
                 self._now = trio.current_time()
@@ -190,9 +192,9 @@ class Transactions:
             deadline = self._until
         self._alarm.move(deadline)
 
-    async def _begin(self) -> Work | None:
-        """The next transaction, its commands ready to go: what rests first, then what is in hand, then
-        the queue's next. None: there is nothing, or nothing may be begun."""
+    async def _begin(self) -> bool:
+        """Begin the next transaction, its commands ready to go: what rests first, then what is in hand, then
+        the queue's next. False: there is nothing, or nothing may be begun."""
         client, ready = self._connection.client, self._ready
         while True:
             if client.unasked and not self.delivered and self.hand is not None:
@@ -204,19 +206,19 @@ class Transactions:
                 await self._services.settler.all_recipients(tried, result, ready)
             if client.unasked or self._must_end(self._now):
                 self._give_back()
-                return None
+                return False
             if self._resting:
                 rest = self._resting.popleft()
                 work = await self._prepare(rest.entry, rest)
             else:
                 entry = self.hand or ready.take()
                 if entry is None:
-                    return None
+                    return False
                 work = await self._prepare(entry)
             if work is not None:
                 self._work = work
                 client.mail(work.tx)
-                return work
+                return True
 
     async def _look_ahead(self, work: Work) -> Work | None:
         """The message whose commands may travel with this one's body."""
@@ -285,7 +287,7 @@ class Transactions:
             everyone = indices + more
             results = [result] * len(everyone)
             settler = self._services.settler
-            settler.settle(entry, everyone, results, ready, self._session, counted=work.counted)
+            settler.settle(entry, everyone, results, ready, self._session, -1.0, True, work.counted)
             return None
         self.delivered += 1
         self._open = True
@@ -383,9 +385,9 @@ class Transactions:
             results,
             ready,
             self._session,
-            took=self._now - work.begun,
-            last=not work.more,
-            counted=work.counted,
+            self._now - work.begun,
+            not work.more,
+            work.counted,
         )
         if work.more:
             self._resting.append(work)
@@ -479,7 +481,7 @@ class Transactions:
             results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
         took = trio.current_time() - work.begun
         self._services.settler.settle(
-            work.entry, work.indices, results, ready, self._session, took=took, counted=work.counted
+            work.entry, work.indices, results, ready, self._session, took, True, work.counted
         )
 
     async def fault(self) -> None:

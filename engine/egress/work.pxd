@@ -1,4 +1,5 @@
 from engine.egress.alarms cimport Alarms as AlarmsOf
+from engine.egress.settle cimport Settler as SettlerOf
 from engine.queues.queued cimport Queued as QueuedMessage
 from engine.queues.ready cimport ReadyQueue as Ready
 from engine.smtp.transaction cimport Transaction as TransactionOf
@@ -20,7 +21,7 @@ cdef class Services:
     cdef public object keys
     cdef public object limits
     cdef public object plan
-    cdef public object settler
+    cdef public SettlerOf settler
     cdef public object spool
     cdef public Stumblers stumblers
 

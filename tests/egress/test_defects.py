@@ -71,8 +71,8 @@ async def test_in_settling_a_refusal(bench: Any, clock: MockClock) -> None:
     """Nothing was noted of it, so it is tried again."""
     replies: dict[str, Any] = {"RCPT": lambda line: "451 4.2.1 later" if "bad" in line else "250 ok"}
     async with open_peer(replies=replies) as peer, bench(to(peer, connection_limit=1)) as b:
-        first = once()
-        b.router.settler._next_due = broken(b.router.settler._next_due, first)
+        dice = b.router.settler._dice
+        dice.random = broken(dice.random, once())
         for name in ("one", "bad", "two"):
             await b.submit(f"{name}@example.com")
         await b.records("Delivery", 2)
@@ -108,11 +108,8 @@ async def test_in_settling_a_whole_queue(bench: Any, clock: MockClock) -> None:
     """One message of a queue that gets one outcome together: the others get it all the same."""
     path = {"connection_limit": 1, "consecutive_connection_failures_before_delay": 1}
     async with open_peer(replies={"connect": "421 4.3.2 busy"}) as peer, bench(to(peer, **path)) as b:
-        settle = b.router.settler.settle
         bad = True
-        b.router.settler.settle = broken(
-            settle, lambda entry, *_: bad and entry.message.recipients == ["bad@example.com"]
-        )
+        b.log.write = broken(b.log.write, lambda record: bad and record.recipient == "bad@example.com")
         for name in ("one", "bad", "two"):
             await b.submit(f"{name}@example.com")
         await b.records("TransientFailure", 2)
