@@ -19,6 +19,7 @@ changes another's outcome.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -33,6 +34,7 @@ __all__ = [
     "broken",
     "expired",
     "finished",
+    "grouped",
     "internal",
     "out_of_step",
     "refused_at",
@@ -81,7 +83,24 @@ def refused_at(command: str, reply: Reply) -> Outcome:
     return Outcome("transient", reply, command)
 
 
-def finished(tx: Transaction, lost: Reply, *, dot_sent: bool) -> list[Outcome]:
+def grouped(indices: Sequence[int], results: Sequence[Outcome]) -> list[tuple[Outcome, list[int]]]:
+    """Which recipients have the very same outcome, in the order of the first of each.
+
+    Raises: ValueError: there are not as many results as recipients.
+    """
+    if len(indices) == 1 and len(results) == 1:
+        return [(results[0], [indices[0]])]
+    groups: dict[int, tuple[Outcome, list[int]]] = {}
+    for index, result in zip(indices, results, strict=True):
+        found = groups.get(id(result))
+        if found is None:
+            groups[id(result)] = (result, [index])
+        else:
+            found[1].append(index)
+    return list(groups.values())
+
+
+def finished(tx: Transaction, lost: Reply, dot_sent: bool) -> list[Outcome]:
     """The outcome of each recipient of one transaction, complete or broken off.
 
     `lost`: the internal reply that says how the conversation broke off; used where the peer's

@@ -21,7 +21,8 @@ cdef class Settler:
     cpdef drop(self, QueuedMessage entry)
     @cython.locals(groups=list, members=list, before=bint, attempts=Py_ssize_t)
     cpdef bint settle(
-        self, QueuedMessage entry, indices, results, Ready ready, session, double took=*, bint last=*, bint counted=*
+        self, QueuedMessage entry, indices, results, Ready ready, session,
+        double took=*, bint last=*, bint counted=*
     ) except -1
     cdef _tell(self, QueuedMessage entry, result, Ready ready)
     cpdef put_off(self, QueuedMessage entry, Ready ready)
@@ -37,7 +38,3 @@ cdef class Settler:
         self, str kind, QueuedMessage entry, message, list members, reply, str command, Ready ready, session,
         double took, due, Py_ssize_t attempts
     )
-
-
-@cython.locals(groups=dict)
-cdef list _grouped(indices, results)

@@ -141,7 +141,7 @@ class Settler:
         assert message is not None
         mask = 0
         before = counted
-        groups = _grouped(indices, results)
+        groups = outcome.grouped(indices, results)
         for result, members in groups:
             verdict = result.verdict
             if verdict == "delivered" or verdict == "permanent":
@@ -526,19 +526,3 @@ class Settler:
         logger.error("message %s cannot be read now: %s", entry.id.hex(), error)
         entry.due = trio.current_time() + _SPOOL_PATIENCE
         self._later(entry)
-
-
-def _grouped(indices: Sequence[int], results: Sequence[Outcome]) -> list[tuple[Outcome, list[int]]]:
-    """Which recipients have the very same result; each group gets one record."""
-    if len(indices) != len(results):
-        raise ValueError(f"{len(results)} results for {len(indices)} recipients")
-    if len(indices) == 1:
-        return [(results[0], [indices[0]])]
-    groups: dict[int, tuple[Outcome, list[int]]] = {}
-    for index, result in zip(indices, results, strict=True):
-        found = groups.get(id(result))
-        if found is None:
-            groups[id(result)] = (result, [index])
-        else:
-            found[1].append(index)
-    return list(groups.values())

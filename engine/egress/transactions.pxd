@@ -3,6 +3,7 @@ cimport cython
 from engine.egress.alarms cimport Alarm as AlarmOf
 from engine.egress.connection cimport Connection as ConnectionOf
 from engine.egress.work cimport Services as ServicesOf, Work as WorkOf
+from engine.egress.work cimport make_work, message_rate, octets, patience
 from engine.queues.queued cimport Queued as QueuedMessage
 from engine.queues.ready cimport ReadyQueue as Ready
 from engine.smtp.client cimport ClientSession as Client
@@ -33,6 +34,7 @@ cdef class Transactions:
 
     @cython.locals(deadline=double, stage=str)
     cdef _arm(self)
+    cdef QueuedMessage _look_ahead(self, WorkOf work)
     @cython.locals(work=WorkOf, indices=list, more=list, rset=bint)
     cdef WorkOf _make(self, QueuedMessage entry, WorkOf before, bint ahead)
     cdef double _throttle(self) except? -1.0
@@ -44,7 +46,3 @@ cdef class Transactions:
     cdef _give_back(self)
     @cython.locals(tx=TransactionOf, ready=Ready)
     cdef _settle_broken(self, WorkOf work, error, bint ended, bint sent_ahead)
-
-
-@cython.locals(total=Py_ssize_t, part=bytes)
-cdef Py_ssize_t _octets(list parts) except -1

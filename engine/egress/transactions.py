@@ -29,7 +29,7 @@ from engine.errors import (
 from engine.smtp import Finished, GoAhead, Unsolicited
 
 from . import outcome
-from .work import Services, Work, make_work, message_rate, patience
+from .work import Services, Work, make_work, message_rate, octets, patience
 
 if TYPE_CHECKING:
     from engine.queues.queued import Queued
@@ -48,6 +48,8 @@ _READ = 8192
 
 _SLICE = 256 * 1024
 """Octets of a large body written between two looks at what the peer says (reliability C13)."""
+
+_ENDED = outcome.internal(421, "4.4.2", "the peer ended the session")
 
 _STUMBLED = frozenset((421, 500, 501, 502, 503, 554))
 """Replies to a MAIL that was sent ahead which may speak about the pipelining, not the mail."""
@@ -170,7 +172,9 @@ class Transactions:
                     raise ConnectionLost("the peer closed the connection", stage=client.stage)
                 client.receive_data(data)
             elif type(event) is GoAhead:
-                self._following = await self._look_ahead(work)
+                behind = self._look_ahead(work)
+                if behind is not None:
+                    self._following = await self._prepare(behind, ahead=True)
                 following = self._following
                 client.body(work.tx, work.parts, following.tx if following is not None else None)
                 await self._send_body(work)
@@ -220,14 +224,13 @@ class Transactions:
                 client.mail(work.tx)
                 return True
 
-    async def _look_ahead(self, work: Work) -> Work | None:
+    def _look_ahead(self, work: Work) -> Queued | None:
         """The message whose commands may travel with this one's body."""
         if not self._across or work.more or self._resting or self._must_end(self._now):
             return None
         if self._ready.message_rates:
             return None
-        entry = self._ready.take()
-        return await self._prepare(entry, ahead=True) if entry is not None else None
+        return self._ready.take()
 
     async def _prepare(
         self, entry: Queued, before: Work | None = None, *, ahead: bool = False
@@ -325,7 +328,7 @@ class Transactions:
         stream = connection.stream
         limit = self._ready.path.data_timeout
         parts = connection.client.data_to_send()
-        if _octets(parts) > _SLICE:
+        if octets(parts) > _SLICE:
             for part in parts[:-1]:
                 view = memoryview(part)
                 for start in range(0, len(view), _SLICE):
@@ -370,8 +373,7 @@ class Transactions:
             return
         if work.entry is self._suspect:
             self._judge(tx.mail_reply)
-        lost = outcome.internal(421, "4.4.2", "the peer ended the session")
-        results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
+        results = outcome.finished(tx, _ENDED, work.dot_sent)
         indices = work.indices
         if tx.surplus:
             # "Too many recipients": those go in another transaction at once, uncounted (C12).
@@ -414,21 +416,14 @@ class Transactions:
             self._across = True  # the sender it is, not the pipelining
         else:
             self._services.stumblers.add(address)
-            self._warn("a MAIL that was refused behind a final dot is accepted alone")
+            what = "a MAIL that was refused behind a final dot is accepted alone"
+            self._services.stumblers.warn(self._connection, what)
 
     def _stumbled(self, what: str) -> None:
         """The connection was lost with commands behind a final dot under way: perhaps because of them."""
         self._across = False
         if self._services.stumblers.suspect(self._connection.address):
-            self._warn(what)
-
-    def _warn(self, what: str) -> None:
-        logger.warning(
-            "%s[%s] stumbles over pipelining across messages (%s); it is spoken to plainly for a day",
-            self._connection.mx_name,
-            self._connection.address,
-            what,
-        )
+            self._services.stumblers.warn(self._connection, what)
 
     def _give_back(self) -> None:
         """Return what was not begun: to the queue's front, or to its schedule where an attempt counts."""
@@ -478,7 +473,7 @@ class Transactions:
         if timeout or isinstance(error, RemoteProtocolError):
             results = outcome.out_of_step(tx, lost, dot_sent=work.dot_sent)
         else:
-            results = outcome.finished(tx, lost, dot_sent=work.dot_sent)
+            results = outcome.finished(tx, lost, work.dot_sent)
         took = trio.current_time() - work.begun
         self._services.settler.settle(
             work.entry, work.indices, results, ready, self._session, took, True, work.counted
@@ -503,10 +498,3 @@ class Transactions:
             # The defect meets us here, too, perhaps in reading the message: at least it is not lost.
             logger.exception("message %s cannot be settled", entry.id.hex())
             settler.unreachable(entry, error)
-
-
-def _octets(parts: list[bytes]) -> int:
-    total = 0
-    for part in parts:
-        total += len(part)
-    return total

@@ -1,3 +1,5 @@
+cimport cython
+
 from engine.egress.alarms cimport Alarms as AlarmsOf
 from engine.egress.settle cimport Settler as SettlerOf
 from engine.queues.queued cimport Queued as QueuedMessage
@@ -44,3 +46,5 @@ cpdef Work make_work(
 )
 cpdef patience(path, str stage)
 cpdef message_rate(limits, Ready ready, double now)
+@cython.locals(total=Py_ssize_t, part=bytes)
+cpdef Py_ssize_t octets(list parts) except -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from policy.egress import EgressPath
     from policy.units import Throttle
 
+    from .connection import Connection
     from .dial import Dialer
     from .resolve import Candidate, Plan
     from .settle import Settler
@@ -38,9 +40,12 @@ __all__ = [
     "make_work",
     "message_not_sent",
     "message_rate",
+    "octets",
     "patience",
     "selection_rate",
 ]
+
+logger = logging.getLogger("posthorn.egress")
 
 _STUMBLE_MEMORY = 24 * 3600.0
 _STUMBLERS = 10_000
@@ -76,6 +81,15 @@ class Stumblers:
             self._suspected.clear()
         self._suspected[address] = now
         return False
+
+    def warn(self, connection: Connection, what: str) -> None:
+        """Say to people that it counts as a stumbler now, and why."""
+        logger.warning(
+            "%s[%s] stumbles over pipelining across messages (%s); it is spoken to plainly for a day",
+            connection.mx_name,
+            connection.address,
+            what,
+        )
 
     def add(self, address: str) -> None:
         """It just did."""
@@ -206,6 +220,14 @@ def make_work(
         rset,
     )
     return Work(entry, indices, parts, tx, now, more)
+
+
+def octets(parts: list[bytes]) -> int:
+    """How many there are in all parts."""
+    total = 0
+    for part in parts:
+        total += len(part)
+    return total
 
 
 def patience(path: EgressPath, stage: str) -> float:

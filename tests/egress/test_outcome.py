@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from engine.egress.outcome import INTERNAL, broken, expired, finished, internal, out_of_step, refused_at
+from engine.egress.outcome import (
+    INTERNAL,
+    Outcome,
+    broken,
+    expired,
+    finished,
+    grouped,
+    internal,
+    out_of_step,
+    refused_at,
+)
 from engine.smtp import Reply, Transaction
 
 OK = Reply(250, "2.1.0", "OK")
@@ -121,3 +131,13 @@ def test_out_of_step_uncertain_names_the_dot_and_the_rest_names_no_command() -> 
     tx = Transaction("s@e.example", ["a@example.com"], mail_reply=OK, rcpt_replies=[OK], data_reply=GO)
     assert out_of_step(tx, LOST, dot_sent=True)[0].command == "."
     assert out_of_step(tx, LOST, dot_sent=False)[0].command == ""
+
+
+def test_recipients_with_the_very_same_outcome_stand_together() -> None:
+    one, two = Outcome("transient", OK), Outcome("transient", OK)
+    assert one == two  # but they answer different commands
+    assert grouped([0, 2, 3, 7], [one, two, one, two]) == [(one, [0, 3]), (two, [2, 7])]
+    assert grouped([5], [two]) == [(two, [5])] and grouped([], []) == []
+    for indices, results in (([1], []), ([1], [one, two]), ([1, 2], [one])):
+        with pytest.raises(ValueError):
+            grouped(indices, results)
