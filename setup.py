@@ -17,7 +17,7 @@ from Cython.Build import cythonize
 from Cython.Compiler.Options import get_directive_defaults
 from setuptools import Extension, setup
 
-IDEAS = ("commands", "replies", "data", "bodies", "headers", "patterns", "sockets", "kernel", "groups")
+IDEAS = ("commands", "replies", "data", "bodies", "headers", "patterns", "sockets", "groups")
 
 CFLAGS = shlex.split(environ.get("POSTHORN_CFLAGS", ""))
 LDFLAGS = shlex.split(environ.get("POSTHORN_LDFLAGS", ""))

@@ -7,12 +7,11 @@ headers a policy prepended), so a body is written once however many recipients i
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any, NewType
 
 import msgspec
-
-from engine._fast import random_now
 
 __all__ = ["Message", "MessageId", "QueueName", "new_message_id"]
 
@@ -27,7 +26,7 @@ def new_message_id() -> MessageId:
     and backward clock steps do not repeat one (reliability D16). Random octets are asked for each
     time: a stock of them would be cloned with a running machine.
     """
-    return MessageId(int(time.time() * 1000).to_bytes(6, "big") + random_now(10))
+    return MessageId(int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10))
 
 
 class QueueName(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -64,7 +64,6 @@ FAST_ROOMS = {
     "engine.cli",  # the sink has a loop of its own
     "engine.net",
     "engine.spool",  # groups are written behind the loop's back
-    "engine.model",  # message ids
 }
 
 IMPURE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "threading", "time", "trio"}

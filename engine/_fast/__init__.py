@@ -40,7 +40,6 @@ if TYPE_CHECKING or not PURE:
         from engine._fast.data import DataReader
         from engine._fast.groups import GroupWriter
         from engine._fast.headers import header_end, header_index
-        from engine._fast.kernel import note_now, random_now
         from engine._fast.patterns import PatternSet
         from engine._fast.replies import ReplyReader
         from engine._fast.sockets import receive_now, send_now, send_parts_now
@@ -69,10 +68,8 @@ else:
         clean_lines,
         header_end,
         header_index,
-        note_now,
         parse_command,
         parse_path,
-        random_now,
         receive_now,
         scan,
         send_now,
@@ -99,10 +96,8 @@ __all__ = [
     "clean_lines",
     "header_end",
     "header_index",
-    "note_now",
     "parse_command",
     "parse_path",
-    "random_now",
     "receive_now",
     "scan",
     "send_now",

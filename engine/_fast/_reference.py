@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from ._reference_kernel import GroupWriter, note_now, random_now, receive_now, send_now, send_parts_now
+from ._reference_kernel import GroupWriter, receive_now, send_now, send_parts_now
 
 __all__ = [
     "BARE_CR",
@@ -31,10 +31,8 @@ __all__ = [
     "clean_lines",
     "header_end",
     "header_index",
-    "note_now",
     "parse_command",
     "parse_path",
-    "random_now",
     "receive_now",
     "scan",
     "send_now",

@@ -1,4 +1,4 @@
-"""What asks the kernel, in plain Python: the meaning of ``sockets``, ``kernel`` and ``groups``.
+"""What asks the kernel, in plain Python: the meaning of ``sockets`` and ``groups``.
 
 See ``_reference.py``.
 """
@@ -9,14 +9,17 @@ import errno
 import os
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import TypeVarTuple, Unpack
 from zlib import crc32
 
-__all__ = ["GroupWriter", "note_now", "random_now", "receive_now", "send_now", "send_parts_now"]
+__all__ = ["GroupWriter", "receive_now", "send_now", "send_parts_now"]
 
 _VECTORS = 1024
 _PATIENCE = 100
+
+_Args = TypeVarTuple("_Args")
 
 
 def receive_now(fd: int, limit: int) -> bytes | None:
@@ -52,24 +55,18 @@ def send_parts_now(fd: int, parts: list[bytes], index: int, offset: int) -> tupl
     return index + len(group), 0
 
 
-def note_now(fd: int, data: bytes, offset: int) -> int:
-    return os.pwrite(fd, data, offset)
-
-
-def random_now(size: int) -> bytes:
-    if not 0 < size <= 256:
-        raise ValueError("size must be 1 to 256")
-    return os.urandom(size)
-
-
 class GroupWriter:
     def __init__(self) -> None:
+        self._posted = self._finished = -1
         self._posted = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
-        self._finished = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._finished = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self.close()
+            raise
         self._records: list[tuple[list[bytes], list[int], list[bytes], int, int]] = []
         self._job: tuple[int, bytes, int, int] | bool | None = None
         self._busy = False
-        self._errors = (0, 0)
 
     def __del__(self) -> None:
         self.close()
@@ -90,11 +87,12 @@ class GroupWriter:
         earlier, self._records = self._records, []
         if len(recipients) != len(envelopes):
             raise ValueError("recipients has not one number for each envelope")
-        if not all(isinstance(piece, bytes) for piece in [*envelopes, *bodies]):
+        bodies = list(bodies)
+        if not all(type(piece) is bytes for piece in [*envelopes, *bodies]):
             raise TypeError("envelopes and bodies must be bytes")
         for number in recipients:
             number.to_bytes(4)
-        earlier.append((list(envelopes), list(recipients), list(bodies), length, room))
+        earlier.append((list(envelopes), list(recipients), bodies, length, room))
         self._records = earlier
 
     def start(self, fd: int, nonce: bytes, offset: int, slot: int) -> None:
@@ -108,32 +106,32 @@ class GroupWriter:
         self._post(True)
 
     def end(self) -> None:
-        os.eventfd_write(self._posted, 1)
+        _repeat(os.eventfd_write, self._posted, 1)
 
-    def result(self) -> tuple[int, int] | None:
+    def result(self) -> bool:
         try:
-            os.eventfd_read(self._finished)
+            _repeat(os.eventfd_read, self._finished)
         except BlockingIOError:
-            return None
+            return False
         self._records = []
         self._busy = False
-        return self._errors
+        return True
 
-    def run(self) -> bool:
+    def run(self) -> tuple[int, int] | None:
         while True:
-            os.eventfd_read(self._posted)
+            _repeat(os.eventfd_read, self._posted)
             job, self._job = self._job, None
             if not isinstance(job, tuple):
-                return bool(job)
+                return (0, 0) if job else None
             fd, nonce, offset, slot = job
-            parts = self._pack(nonce, offset, slot)
-            self._errors = _write(fd, parts, offset), 0
-            if self._errors == (0, 0):
-                self._errors = 0, _sync(fd)
+            unwritten = _write(fd, self._pack(nonce, offset, slot), offset)
+            unsynced = 0 if unwritten else _sync(fd)
+            if unwritten or unsynced:
+                return unwritten, unsynced
             self.report()
 
     def report(self) -> None:
-        os.eventfd_write(self._finished, 1)
+        _repeat(os.eventfd_write, self._finished, 1)
 
     def _check_idle(self) -> None:
         if self._busy:
@@ -142,8 +140,11 @@ class GroupWriter:
     def _post(self, job: tuple[int, bytes, int, int] | bool) -> None:
         self._job = job
         self._busy = True
-        self._errors = (0, 0)
-        os.eventfd_write(self._posted, 1)
+        try:
+            _repeat(os.eventfd_write, self._posted, 1)
+        except BaseException:
+            self._job, self._busy, self._records = None, False, []
+            raise
 
     def _pack(self, nonce: bytes, offset: int, slot: int) -> list[bytes]:
         parts = []
@@ -162,6 +163,18 @@ class GroupWriter:
             offset += length
             slot += room
         return parts
+
+
+def _repeat(call: Callable[[int, Unpack[_Args]], object], fd: int, *args: *_Args) -> None:
+    """An eventfd's calls are the ones that Python does not begin again after a signal."""
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    while True:
+        try:
+            call(fd, *args)
+            return
+        except InterruptedError:
+            continue
 
 
 def _write(fd: int, parts: list[bytes], offset: int) -> int:

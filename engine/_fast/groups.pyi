@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 class GroupWriter:
     """The loop adds records and starts a group; one thread, in `run`, writes and syncs it. One group at a
-    time. Raises: OSError when the system has no descriptor left."""
+    time; what went wrong with it is for the thread to see to. Raises: OSError when the system has no
+    descriptor left."""
 
     def __init__(self) -> None: ...
     def fileno(self) -> int:
@@ -32,25 +33,28 @@ class GroupWriter:
         """Let the thread write the records that were added to `fd`, back to back from `offset`, and sync.
 
         `slot`: where in the journal the first message's slot is. Raises: RuntimeError while a group is under
-        way; MemoryError, and nothing is added any more.
+        way; MemoryError, and OSError when the thread cannot be told: nothing is added any more then.
         """
 
     def call(self) -> None:
-        """Let `run` return True. Raises: RuntimeError while a group is under way."""
+        """Let `run` return. Raises: RuntimeError while a group is under way; OSError."""
 
     def end(self) -> None:
-        """Let `run` return False, once what was started or called before is done."""
+        """Let `run` return None, once what was started or called before is done. Raises: OSError."""
 
-    def result(self) -> tuple[int, int] | None:
-        """None while it is not done; else the kernel's errno of the write and of the sync, 0 for what did not
-        fail. After a failed write nothing was synced. Nothing is added any more; a next group may start."""
+    def result(self) -> bool:
+        """Whether it is done; True is told once. Nothing is added any more then; a next group may start."""
 
-    def run(self) -> bool:
-        """Work until called (True; see `report`) or at the end (False). Raises: OSError when the kernel fails
-        to signal."""
+    def run(self) -> tuple[int, int] | None:
+        """Work until called, until a group fails, or until the end.
+
+        Returns: None at the end; else the kernel's errno of the write and of the sync of the group that
+        failed, 0 for what did not fail (after a failed write nothing was synced), and both 0 when called.
+        Then see to it, `report`, and `run` again. Raises: OSError when the kernel fails to signal.
+        """
 
     def report(self) -> None:
-        """What was called for is done."""
+        """What `run` returned for is done."""
 
     def close(self) -> None:
         """Give the descriptors back; not while a thread is in `run`. Idempotent."""

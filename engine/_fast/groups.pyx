@@ -138,7 +138,7 @@ cdef void *grown(void *old, Py_ssize_t *have, Py_ssize_t want, size_t size) exce
 cdef class GroupWriter:
     cdef int _posted, _finished
     cdef int _job
-    cdef bint _ending, _busy
+    cdef bint _busy
     cdef list _kept
     cdef Record *_records
     cdef Piece *_pieces
@@ -199,7 +199,9 @@ cdef class GroupWriter:
             raise
 
     cdef _add(self, list envelopes, list recipients, bodies, uint64_t length, uint64_t room):
-        cdef Py_ssize_t messages = len(envelopes), count = len(bodies), at
+        # Kept, and pointed into: what the caller does to its lists must not free what the thread reads.
+        cdef tuple kept = (*envelopes, *bodies)
+        cdef Py_ssize_t messages = len(envelopes), count = len(kept) - messages, at
         cdef Record *record
         cdef Piece *piece
         cdef bytes data
@@ -216,16 +218,15 @@ cdef class GroupWriter:
         record.envelopes = 0
         piece = &self._pieces[self._piece_count]
         for at in range(messages + count):
-            data = envelopes[at] if at < messages else bodies[at - messages]
-            if data is None:
+            if type(kept[at]) is not bytes:
                 raise TypeError("envelopes and bodies must be bytes")
+            data = kept[at]
             piece.data, piece.size = <const uint8_t *> PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
             if at < messages:
                 piece.recipients = recipients[at]
                 record.envelopes += piece.size
             piece += 1
-        # Copies of the lists: what the caller does to its own must not free what the thread reads.
-        self._kept.append((tuple(envelopes), tuple(bodies)))
+        self._kept.append(kept)
         self._piece_count += messages + count
         self._record_count += 1
 
@@ -259,25 +260,33 @@ cdef class GroupWriter:
         self._job = job
         self._busy = True
         self._write_error = self._sync_error = 0
-        self._signal(self._posted)
+        try:
+            self._signal(self._posted)
+        except BaseException:
+            # The thread was not told, and must not find it when it is told something else.
+            self._job = NOTHING
+            self._busy = False
+            self._clear()
+            raise
 
     def end(self):
-        self._ending = True
         self._signal(self._posted)
 
     def result(self):
         cdef uint64_t count
-        if c_read(self._finished, &count, 8) != 8:
+        while c_read(self._finished, &count, 8) != 8:
             if errno == EAGAIN:
-                return None
-            PyErr_SetFromErrno(OSError)
+                return False
+            if errno != EINTR:
+                PyErr_SetFromErrno(OSError)
         self._clear()
         self._busy = False
-        return self._write_error, self._sync_error
+        return True
 
     cdef void _clear(self) noexcept:
-        self._kept = []
+        # First what needs no memory: half of a group must not come before the next one.
         self._record_count = self._piece_count = 0
+        self._kept.clear()
         PyMem_RawFree(self._space)
         PyMem_RawFree(self._vectors)
         self._space = NULL
@@ -289,8 +298,9 @@ cdef class GroupWriter:
 
     cdef _signal(self, int fd):
         cdef uint64_t one = 1
-        if c_write(fd, &one, 8) != 8:
-            PyErr_SetFromErrno(OSError)
+        while c_write(fd, &one, 8) != 8:
+            if errno != EINTR:
+                PyErr_SetFromErrno(OSError)
 
     # -- for the thread ------------------------------------------------------------------------------
 
@@ -300,13 +310,13 @@ cdef class GroupWriter:
             found = self._work()
         if found < 0:
             PyErr_SetFromErrno(OSError)
-        return found == 1
+        return (self._write_error, self._sync_error) if found else None
 
     def report(self):
         self._signal(self._finished)
 
     cdef int _work(self) noexcept nogil:
-        """1: it is called, 0: this is the end, -1: the kernel gives no signals (errno)."""
+        """1: it is called, or a group failed; 0: this is the end; -1: the kernel gives no signals (errno)."""
         cdef uint64_t count, one = 1
         cdef int job
         while True:
@@ -323,8 +333,11 @@ cdef class GroupWriter:
             self._write_error = self._write()
             if not self._write_error:
                 self._sync_error = self._sync()
-            if c_write(self._finished, &one, 8) != 8:
-                return -1
+            if self._write_error or self._sync_error:
+                return 1
+            while c_write(self._finished, &one, 8) != 8:
+                if errno != EINTR:
+                    return -1
 
     cdef void _pack(self) noexcept nogil:
         """Headers, tables, envelopes and ends into the working space; the bodies stay where they are."""

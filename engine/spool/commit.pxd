@@ -32,8 +32,6 @@ cdef class _Group:
     cdef public Shelf shelf
     cdef public Py_ssize_t slots_end
     cdef public object spare
-    cdef public object unsynced
-    cdef public object unwritten
 
     cdef bint hand_over(self, writer) except -1
     cdef _write(self)

@@ -132,8 +132,6 @@ class _Group:
         "shelf",
         "slots_end",
         "spare",
-        "unsynced",
-        "unwritten",
     )
 
     def __init__(self, shelf: Shelf, members: list[_Waiting], segment: Segment, spare: str | None) -> None:
@@ -151,9 +149,6 @@ class _Group:
         """The segment was written to and its content is uncertain from its old end on."""
         self.crash: BaseException | None = None
         """Not the disk: our own fault."""
-        self.unwritten: OSError | None = None
-        self.unsynced: OSError | None = None
-        """What the `GroupWriter` failed at."""
 
     def hand_over(self, writer: GroupWriter) -> bool:
         """Let the writer do it all, if a write and a sync are all. Raises: OSError when memory is short."""
@@ -177,13 +172,16 @@ class _Group:
         self.end, self.slots_end = offset, slot
         return True
 
-    def run_blocking(self) -> None:
-        """Write and sync, or see to what the writer failed at. In the thread. Raises nothing."""
+    def run_blocking(self, unwritten: int, unsynced: int) -> None:
+        """Write and sync, or see to what the writer failed at (the kernel's errno). In the thread. Raises
+        nothing."""
         try:
-            if self.unwritten is not None:
-                self._give_up_writing(self.unwritten)
-            if self.unsynced is not None:
-                self._give_up_syncing(self.unsynced)
+            if unwritten:
+                self._give_up_writing(OSError(unwritten, os.strerror(unwritten)))
+            if unsynced:
+                self._give_up_syncing(OSError(unsynced, os.strerror(unsynced)))
+            if self.crash is not None:
+                return
             if self.new:
                 self.fd, self.journal = self.shelf.create_blocking(self.segment, self.spare)
             self._write()
@@ -320,8 +318,9 @@ class Committer:
             room += slot_size(count)
             ids.append(message.id)
         total = 0
+        bodies = tuple(bodies)
         for body in bodies:
-            if not isinstance(body, bytes):
+            if type(body) is not bytes:
                 raise SpoolError(f"a body must be bytes, not {type(body).__name__}")
             total += len(body)
         length = record_length(size, len(envelopes), len(bodies), total)
@@ -394,6 +393,10 @@ class Committer:
             self._group = None
             self._let_go(group)
             self._failed(group, error)
+        except BaseException as error:
+            # Who asked us to launch may be Trio's instruments, and cannot tell anybody. The task can.
+            group.crash = error
+            self._writer.call()
 
     def _next_segment(self) -> Segment:
         """Seal the active segment; the one that follows, not made yet."""
@@ -485,27 +488,17 @@ class Committer:
             self._launch()
 
     def _thread_blocking(self) -> None:
-        while self._writer.run():
+        while (errors := self._writer.run()) is not None:
+            # What failed is seen to here: the loop may have given up waiting for this thread.
             assert self._group is not None
-            self._group.run_blocking()
+            self._group.run_blocking(*errors)
             self._writer.report()
 
     def _finished(self) -> None:
         """The thread says that it is done."""
-        group = self._group
-        assert group is not None
-        errors = self._writer.result()
-        if errors is None:
-            return
-        unwritten, unsynced = errors
-        if unwritten:
-            group.unwritten = OSError(unwritten, os.strerror(unwritten))
-        elif unsynced:
-            group.unsynced = OSError(unsynced, os.strerror(unsynced))
-        else:
-            self._land(group)
-            return
-        self._writer.call()
+        if self._writer.result():
+            assert self._group is not None
+            self._land(self._group)
 
     def _land(self, group: _Group) -> None:
         shelf, segment = self._shelf, group.segment

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from engine._fast import note_now
 from engine.errors import SpoolError, SpoolFull
 
 __all__ = [
@@ -36,8 +35,6 @@ READ_WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _IOV_MAX = 1024
 """Buffers per pwritev; the kernel's UIO_MAXIOV."""
-_NOTE = 256
-"""Octets that the kernel takes faster than the interpreter's lock is given up and taken back."""
 _PATIENCE = 100
 """Interrupted calls in a row before we call it a failure; a guess."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -66,7 +63,7 @@ class Files:
         return bytes(buffer) if count == size else None
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
-        return note_now(fd, data, offset) if len(data) <= _NOTE else os.pwrite(fd, data, offset)
+        return os.pwrite(fd, data, offset)
 
     def pwritev(self, fd: int, parts: Sequence[bytes | memoryview], offset: int) -> int:
         return os.pwritev(fd, parts, offset)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from engine._fast import _reference as reference
-from engine._fast import bodies, commands, data, groups, headers, kernel, patterns, replies, sockets
+from engine._fast import bodies, commands, data, groups, headers, patterns, replies, sockets
 
 __all__ = ["MANY", "PIECES", "Compiled", "cut", "cuts", "outcome", "reference", "two_way", "wire"]
 
@@ -29,8 +29,6 @@ class Compiled:
     GroupWriter = groups.GroupWriter
     PatternSet = patterns.PatternSet
     stuff = staticmethod(bodies.stuff)
-    note_now = staticmethod(kernel.note_now)
-    random_now = staticmethod(kernel.random_now)
     receive_now = staticmethod(sockets.receive_now)
     send_now = staticmethod(sockets.send_now)
     send_parts_now = staticmethod(sockets.send_parts_now)

@@ -20,13 +20,12 @@ from engine._fast import (
     data,
     groups,
     headers,
-    kernel,
     patterns,
     replies,
     sockets,
 )
 
-MODULES = [bodies, commands, data, groups, headers, kernel, patterns, replies, sockets]
+MODULES = [bodies, commands, data, groups, headers, patterns, replies, sockets]
 FOLDER = Path(_fast.__file__).parent
 
 

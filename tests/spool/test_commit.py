@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import pytest
 import trio
 import trio.testing
 
-from engine._fast import GroupWriter
 from engine.errors import SpoolError, SpoolFull
 from engine.model import Message
 from engine.signals import LAST_RESORT
-from engine.spool import DurableSpool, Handle, durable, open_spool, upkeep
+from engine.spool import DurableSpool, durable, open_spool, upkeep
 from engine.spool.durable import CLOSE_TIMEOUT
 from tests.contract.spool import found, message
 from tests.spool.helpers import BadDisk, SlowDisk, failing, until
@@ -165,77 +163,15 @@ async def test_a_failure_fails_the_whole_group_and_is_repaired(
         assert again[kept[0].id].attempts == 2
 
 
-async def refused_by_all(spool: DurableSpool, sessions: int) -> list[type[SpoolError]]:
-    """What each of some sessions is told, whose transactions share a group."""
-    told: list[type[SpoolError]] = []
-
-    async def session() -> None:
-        try:
-            await spool.commit([b"bad" * 1000], [message()])
-        except SpoolError as error:
-            told.append(type(error))
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(sessions):
-            nursery.start_soon(session)
-    return told
-
-
-async def test_the_kernel_takes_only_half_a_group(tmp_path: Path) -> None:
-    """The operating system's own refusal, behind the back of `Files`: as above."""
-    kept = [message(), message()]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    async with open_spool(tmp_path) as spool:
-        (handle,) = await spool.commit([b"good"], kept[:1])
-        end = handle.place.end
-        resource.setrlimit(resource.RLIMIT_FSIZE, (end + 5000, before[1]))
-        try:
-            assert await refused_by_all(spool, 3) == [SpoolFull] * 3
-            assert os.path.getsize(handle.place.path) == end, "nothing of it is left"
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        spool.statistics()
-        await until(lambda: spool.trouble is None)
-        await spool.commit([b"good"], kept[1:])
-    async with open_spool(tmp_path) as spool:
-        assert set(await found(spool)) == {each.id for each in kept}
-
-
-async def test_a_sync_fails_behind_the_back_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing in that file is believed any more, and it is not synced again (D20)."""
-
-    synced = b""
-
-    class Failing(GroupWriter):
-        def result(self) -> tuple[int, int] | None:
-            nonlocal synced
-            told = super().result()
-            if told == (0, 0) and handle is not None and not synced:
-                synced = Path(handle.place.path).read_bytes()
-                return 0, errno.EIO
-            return told
-
-    handle: Handle | None = None
-    monkeypatch.setattr("engine.spool.commit.GroupWriter", Failing)
-    kept = [message(), message()]
-    async with open_spool(tmp_path) as spool:
-        (handle,) = await spool.commit([b"good"], kept[:1])
-        bad = handle.place.path
-        assert await refused_by_all(spool, 3) == [SpoolError] * 3
-        await until(lambda: spool.trouble is None)
-        assert b"bad" * 1000 in synced, "it was written"
-        assert handle.place.path != bad, "its message has moved to a fresh file"
-        await spool.commit([b"good"], kept[1:])
-        assert not Path(bad).exists()
-    async with open_spool(tmp_path) as spool:
-        assert set(await found(spool)) == {each.id for each in kept}
-
-
 async def test_a_body_that_is_none_hurts_nobody_else(tmp_path: Path) -> None:
-    strange: Any = bytearray(b"x")
+    class Octets(bytes):
+        pass
+
     async with open_spool(tmp_path) as spool:
-        with pytest.raises(SpoolError, match="bytes, not bytearray"):
-            await spool.commit([strange], [message()])
+        strange: Any
+        for strange in (bytearray(b"x"), Octets(b"x"), None):
+            with pytest.raises(SpoolError, match=f"bytes, not {type(strange).__name__}"):
+                await spool.commit([strange], [message()])
         await spool.commit([b"good"], [message()])
 
 
