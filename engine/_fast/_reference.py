@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 from typing import NoReturn
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PatternSet",
     "ReplyReader",
     "clean_lines",
+    "events_now",
     "header_end",
     "header_index",
     "parse_command",
@@ -512,3 +514,7 @@ def send_parts_now(fd: int, parts: list[bytes], index: int, offset: int) -> tupl
             return index + at, (0 if at else offset) + sent
         sent -= len(part)
     return index + len(group), 0
+
+
+def events_now(epoll: select.epoll) -> list[tuple[int, int]]:
+    return epoll.poll(0, 256)
