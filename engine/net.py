@@ -1,11 +1,9 @@
 """Sockets: the only place that receives and sends.
 
-Every call tries the system call first and waits (``trio.lowlevel.wait_readable`` and
-``wait_writable``) only when the kernel says EAGAIN. On this project's machine that costs 48 us of
-CPU per received message where ``trio.SocketStream`` costs 74 us (design notes, performance). The
-same class carries plain text and TLS: TLS is a non-blocking ``ssl.SSLSocket`` over the same
-descriptor, driven by the same two waits; plain text goes by `engine._fast`, because an exception for
-each EAGAIN and the socket object's own work cost more than the system call.
+Every call tries the system call first and waits (`engine.poller`) only when the kernel says EAGAIN. The same
+class carries plain text and TLS: TLS is a non-blocking ``ssl.SSLSocket`` over the same descriptor, driven by
+the same two waits; plain text goes by `engine._fast`, because an exception for each EAGAIN and the socket
+object's own work cost more than the system call.
 
 Cancellation: a cancelled send has sent an unknown part; the stream must then be closed. Timeouts
 are cancel scopes at the call site; nothing here takes a ``timeout``.
@@ -20,7 +18,7 @@ import hashlib
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -31,6 +29,7 @@ from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writab
 from ._fast import receive_now, send_now, send_parts_now
 from .certificates import key_info, read
 from .errors import ConnectError, ConnectionLost, TlsError
+from .poller import Watch
 from .smtp import Binding
 
 __all__ = ["Connect", "Listener", "Stream", "TlsFacts", "connect", "end_point_binding", "open_listener"]
@@ -81,7 +80,7 @@ class Stream:
     One task may receive while another sends; two tasks must not do the same thing at once.
     """
 
-    __slots__ = ("_closed", "_fd", "_sock", "_turns", "local", "peer", "tls")
+    __slots__ = ("_closed", "_fd", "_obstructed", "_sock", "_turns", "_watch", "local", "peer", "tls")
 
     def __init__(self, sock: socket.socket, peer: Address, local: Address) -> None:
         sock.setblocking(False)
@@ -89,6 +88,10 @@ class Stream:
         self._fd = sock.fileno()
         """The socket's descriptor while it carries plain text; -1 for TLS, and once it is closed: the number
         may then be another's."""
+        self._watch = Watch(self._fd)
+        self._obstructed = False
+        """TLS cannot read on before it has sent something itself, for which there is no room: what the peer
+        sent is there, and waiting for that would be no waiting."""
         self._turns = 0
         self._closed = False
         self.peer = peer
@@ -106,13 +109,15 @@ class Stream:
             except ssl.SSLWantReadError:
                 data = None
             except ssl.SSLWantWriteError:
-                await self._wait_writable()
+                self._watch.writable = False
+                await self._watch.until_writable()
                 continue
             except OSError as error:
                 raise ConnectionLost(_reason(error)) from None
             if data is None:
                 self._turns = 0
-                await self._wait_readable()
+                self._watch.readable = False
+                await self._watch.until_readable()
                 continue
             self._turns += 1
             if self._turns >= _FAIR_TURNS:
@@ -123,18 +128,32 @@ class Stream:
     def receive_nowait(self, limit: int = 65536) -> bytes | None:
         """Like `receive_some`, but None when nothing is there now. Never waits."""
         try:
-            return receive_now(self._fd, limit) if self._fd >= 0 else self._sock.recv(limit)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            data = receive_now(self._fd, limit) if self._fd >= 0 else self._sock.recv(limit)
+        except ssl.SSLWantReadError:
+            data = None
+        except ssl.SSLWantWriteError:
+            self._watch.writable = False
+            self._obstructed = True
             return None
         except OSError as error:
             raise ConnectionLost(_reason(error)) from None
+        if data is None:
+            self._watch.readable = False
+        self._obstructed = False
+        return data
 
     async def wait_readable(self) -> None:
         """Wait until the peer sent something or closed. TLS: the record may be no application data."""
         sock = self._sock
         if isinstance(sock, ssl.SSLSocket) and not self._closed and sock.pending():
             return
-        await self._wait_readable()
+        if self._obstructed:
+            self._obstructed = False
+            await self._watch.until_writable()
+            return
+        if self._watch.readable:
+            self._watch.look()
+        await self._watch.until_readable()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`. Raises ConnectionLost."""
@@ -144,9 +163,9 @@ class Stream:
         view = memoryview(data)[sent or 0 :]
         while view:
             if sent is None:
-                await self._wait_readable()
+                await self._watch.until_readable()
             elif not sent:
-                await self._wait_writable()
+                await self._watch.until_writable()
             sent = self._send(view)
             view = view[sent or 0 :]
 
@@ -154,13 +173,17 @@ class Stream:
         """How much of `data` went out now; 0: there is no room; None: TLS must hear something first.
         Raises ConnectionLost."""
         try:
-            return send_now(self._fd, data) if self._fd >= 0 else self._sock.send(data)
+            sent = send_now(self._fd, data) if self._fd >= 0 else self._sock.send(data)
         except ssl.SSLWantWriteError:
-            return 0
+            sent = 0
         except ssl.SSLWantReadError:
+            self._watch.readable = False
             return None
         except OSError as error:
             raise ConnectionLost(_reason(error)) from None
+        if not sent and len(data):
+            self._watch.writable = False
+        return sent
 
     async def send_unless_heard(self, data: bytes | memoryview, limit: int = 65536) -> bytes | None:
         """Send all of `data`, and listen while it does not go out.
@@ -180,7 +203,7 @@ class Stream:
                         return last_words
                 raise
             if sent is None:
-                await self._wait_readable()
+                await self._watch.until_readable()
             elif sent:
                 view = view[sent:]
             elif (heard := await self.room_or_heard(limit)) is not None:
@@ -196,7 +219,12 @@ class Stream:
             heard = self.receive_nowait(limit)
             if heard is not None:
                 return heard
-            if await self._wait_either():
+            if self._obstructed:
+                self._obstructed = False
+                await self._watch.until_writable()
+                return None
+            self._watch.look()
+            if await self._watch.until_either():
                 return None
 
     async def send_parts(self, parts: list[bytes]) -> None:
@@ -214,7 +242,8 @@ class Stream:
             except OSError as error:
                 raise ConnectionLost(_reason(error)) from None
             if there == (index, offset):
-                await self._wait_writable()
+                self._watch.writable = False
+                await self._watch.until_writable()
             index, offset = there
 
     async def _send_parts_tls(self, parts: list[bytes]) -> None:
@@ -265,9 +294,11 @@ class Stream:
                 sock.do_handshake()
                 break
             except ssl.SSLWantReadError:
-                await self._wait_readable()
+                self._watch.readable = False
+                await self._watch.until_readable()
             except ssl.SSLWantWriteError:
-                await self._wait_writable()
+                self._watch.writable = False
+                await self._watch.until_writable()
             except ssl.SSLCertVerificationError as error:
                 text = f"certificate not trusted: {error.verify_message or error.reason}"
                 raise TlsError(text, stage=stage) from None
@@ -334,37 +365,8 @@ class Stream:
         if not self._closed:
             self._closed = True
             self._fd = -1
-            if self._sock.fileno() >= 0:
-                notify_closing(self._sock)
+            self._watch.close()
             self._sock.close()
-
-    async def _wait_readable(self) -> None:
-        try:
-            await wait_readable(self._sock)
-        except (trio.ClosedResourceError, ValueError, OSError) as error:
-            raise ConnectionLost(f"connection closed: {error}") from None
-
-    async def _wait_either(self) -> bool:
-        """Wait until something can be read or sent; whether it can be sent."""
-        ready: list[object] = []
-
-        async def wait(one: Callable[[socket.socket], Awaitable[None]]) -> None:
-            # A socket that was closed meanwhile is met by whoever uses it next.
-            with contextlib.suppress(trio.ClosedResourceError, ValueError, OSError):
-                await one(self._sock)
-            ready.append(one)
-            nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait, wait_readable)
-            nursery.start_soon(wait, wait_writable)
-        return wait_writable in ready
-
-    async def _wait_writable(self) -> None:
-        try:
-            await wait_writable(self._sock)
-        except (trio.ClosedResourceError, ValueError, OSError) as error:
-            raise ConnectionLost(f"connection closed: {error}") from None
 
 
 class Listener:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -133,6 +134,48 @@ async def test_the_end_of_tls_waits_for_nobody() -> None:
             with trio.move_on_after(0.2):
                 await stream.send_all(MUCH)
             stream.end_tls()
+
+
+class Obstructed:
+    """A TLS socket that must answer a KeyUpdate before it reads on, and whose peer does not read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.calls = 0
+
+    def recv(self, limit: int) -> bytes:
+        self.calls += 1
+        if not select.select([], [self._sock], [], 0)[1]:
+            raise ssl.SSLWantWriteError
+        return self._sock.recv(limit)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+@pytest.mark.parametrize("wait", ["wait_readable", "room_or_heard", "receive_some"])
+async def test_tls_that_must_send_before_it_reads_does_not_spin(wait: str) -> None:
+    async with pair() as (stream, peer), trio.open_nursery() as nursery:
+        with trio.move_on_after(0.1):
+            await stream.send_all(MUCH)
+        peer.sendall(b"NOOP\r\n")
+        await trio.sleep(0.01)
+        stream._sock = sock = Obstructed(stream._sock)  # type: ignore[assignment]
+        stream._fd = -1
+        done: list[object] = []
+
+        async def heard() -> None:
+            if wait == "wait_readable":
+                assert stream.receive_nowait() is None
+            done.append(await getattr(stream, wait)())
+
+        nursery.start_soon(heard)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not done and sock.calls == 1
+        while not done:
+            await trio.to_thread.run_sync(peer.recv, 1 << 20)
+        assert sock.calls <= 2
+        assert done == [b"NOOP\r\n"] if wait == "receive_some" else stream.receive_nowait() == b"NOOP\r\n"
 
 
 async def test_a_stream_that_is_closed_meanwhile_wakes_who_waits() -> None:

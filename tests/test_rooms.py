@@ -44,6 +44,7 @@ ROWS = {
     "engine.statedir": 3,
     "engine.model": 3,
     "engine.net": 3,
+    "engine.poller": 2,
     "engine.mail": 3,
     "engine.smtp": 2,
     "engine._fast": 1,
@@ -64,6 +65,7 @@ FAST_ROOMS = {
     "engine.cli",  # the sink has a loop of its own
     "engine.net",
     "engine.spool",  # groups are written behind the loop's back
+    "engine.poller",
 }
 
 IMPURE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "threading", "time", "trio"}
@@ -75,7 +77,7 @@ PURE = {
     "policy.load": {"os"},  # reads the policy file
     "policy.tlskinds": {"ssl"},  # asks it which ciphers there are
     "engine.smtp": set[str](),
-    "engine._fast": {"os"},  # what a descriptor has now
+    "engine._fast": {"os", "select"},  # what a descriptor has now
     "engine.mail": set[str](),
     "engine.model": {"os", "time"},  # message ids
     "engine.errors": set[str](),

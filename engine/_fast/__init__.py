@@ -42,7 +42,7 @@ if TYPE_CHECKING or not PURE:
         from engine._fast.headers import header_end, header_index
         from engine._fast.patterns import PatternSet
         from engine._fast.replies import ReplyReader
-        from engine._fast.sockets import receive_now, send_now, send_parts_now
+        from engine._fast.sockets import events_now, receive_now, send_now, send_parts_now
     except ImportError as error:
         raise ImportError(
             "the compiled modules of engine._fast are missing or were built for another Python: "
@@ -66,6 +66,7 @@ else:
         PatternSet,
         ReplyReader,
         clean_lines,
+        events_now,
         header_end,
         header_index,
         parse_command,
@@ -94,6 +95,7 @@ __all__ = [
     "PatternSet",
     "ReplyReader",
     "clean_lines",
+    "events_now",
     "header_end",
     "header_index",
     "parse_command",

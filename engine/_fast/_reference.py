@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from ._reference_kernel import GroupWriter, receive_now, send_now, send_parts_now
+from ._reference_kernel import GroupWriter, events_now, receive_now, send_now, send_parts_now
 
 __all__ = [
     "BARE_CR",
@@ -29,6 +29,7 @@ __all__ = [
     "PatternSet",
     "ReplyReader",
     "clean_lines",
+    "events_now",
     "header_end",
     "header_index",
     "parse_command",

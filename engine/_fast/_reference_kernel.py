@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from itertools import islice
 from typing import TypeVarTuple, Unpack
 from zlib import crc32
 
-__all__ = ["GroupWriter", "receive_now", "send_now", "send_parts_now"]
+__all__ = ["GroupWriter", "events_now", "receive_now", "send_now", "send_parts_now"]
 
 _VECTORS = 1024
 _PATIENCE = 100
@@ -53,6 +54,10 @@ def send_parts_now(fd: int, parts: list[bytes], index: int, offset: int) -> tupl
             return index + at, (0 if at else offset) + sent
         sent -= len(part)
     return index + len(group), 0
+
+
+def events_now(epoll: select.epoll) -> list[tuple[int, int]]:
+    return epoll.poll(0, 256)
 
 
 class GroupWriter:

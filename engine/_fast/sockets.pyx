@@ -21,11 +21,20 @@ cdef extern from "<sys/socket.h>" nogil:
     Py_ssize_t c_send "send"(int fd, const void *buffer, size_t size, int flags)
     Py_ssize_t c_sendmsg "sendmsg"(int fd, const msghdr *message, int flags)
 
+cdef extern from "<sys/epoll.h>" nogil:
+    union epoll_data_t:
+        int fd
+    struct epoll_event:
+        unsigned int events
+        epoll_data_t data
+    int epoll_wait(int fd, epoll_event *events, int most, int timeout)
+
 cdef extern from "<string.h>" nogil:
     void *memset(void *where, int value, size_t size)
 
 DEF ROOM = 65536
 DEF VECTORS = 512  # the kernel's own limit (IOV_MAX) is 1024
+DEF EVENTS = 256
 
 # One for all: nothing else runs between the call and the copy, because the lock is kept.
 cdef char arrival[ROOM]
@@ -101,3 +110,14 @@ def send_parts_now(int fd, list parts not None, Py_ssize_t index, Py_ssize_t off
             return index + at, (offset if at == 0 else 0) + sent
         sent -= size
     return index + number, 0
+
+
+def events_now(epoll not None):
+    cdef epoll_event events[EVENTS]
+    cdef int fd = epoll.fileno(), number
+    while True:
+        number = epoll_wait(fd, events, EVENTS, 0)
+        if number >= 0:
+            return [(events[at].data.fd, events[at].events) for at in range(number)]
+        if errno != EINTR:
+            PyErr_SetFromErrno(OSError)

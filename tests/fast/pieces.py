@@ -29,6 +29,7 @@ class Compiled:
     GroupWriter = groups.GroupWriter
     PatternSet = patterns.PatternSet
     stuff = staticmethod(bodies.stuff)
+    events_now = staticmethod(sockets.events_now)
     receive_now = staticmethod(sockets.receive_now)
     send_now = staticmethod(sockets.send_now)
     send_parts_now = staticmethod(sockets.send_parts_now)

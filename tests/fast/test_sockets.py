@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -175,3 +176,35 @@ def test_parts_in_order(twin: Any, parts: list[bytes], start: int) -> None:
         assert (index, offset) == (len(parts), 0)
         found += everything(theirs)
     assert found == b"".join(parts)[start:]
+
+
+@twins
+def test_events(twin: Any, pair: Pair) -> None:
+    ours, theirs = pair
+    with select.epoll() as epoll:
+        assert twin.events_now(epoll) == []
+        epoll.register(ours.fileno(), select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        assert twin.events_now(epoll) == []
+        theirs.send(b"250 OK\r\n")
+        assert twin.events_now(epoll) == [(ours.fileno(), select.EPOLLIN)]
+        assert twin.events_now(epoll) == []
+        theirs.close()
+        gone = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP
+        assert twin.events_now(epoll) == [(ours.fileno(), gone)]
+    with pytest.raises(ValueError, match="closed"):
+        twin.events_now(epoll)
+
+
+@twins
+def test_events_at_most(twin: Any) -> None:
+    with select.epoll() as epoll, ExitStack() as stack:
+        ours, theirs = connected()
+        stack.enter_context(closing(ours))
+        stack.enter_context(closing(theirs))
+        theirs.send(b"x")
+        for _ in range(300):
+            same = stack.enter_context(closing(ours.dup()))
+            epoll.register(same.fileno(), select.EPOLLIN | select.EPOLLET)
+        first, second = twin.events_now(epoll), twin.events_now(epoll)
+        assert (len(first), len(second)) == (256, 44)
+        assert len({fd for fd, _ in first + second}) == 300

@@ -77,8 +77,9 @@ async def test_no_more_connections_than_the_hop_has_room_for() -> None:
         assert hop.turned_away == 0 and hop.most_open <= 3
     hop = LimitsConnections(most=3)
     async with relay(hop, hooks(connection_limit=20, max_deliveries_per_connection=1)) as running:
-        for number in range(100):
-            await running.submit(f"u{number}@example.com")
+        async with trio.open_nursery() as crowd:
+            for number in range(100):
+                crowd.start_soon(running.submit, f"u{number}@example.com")
         await running.wait_for("Delivery", 100)
         assert hop.turned_away > 0 and len(hop.arrived) == 100
 
