@@ -7,6 +7,7 @@ A delivery asks `KeyRing.fetch` and never waits longer than `wait`; the code tha
 |----------------------------|---------------------------------------------------------------------------|
 | up to `ttl`                | used                                                                      |
 | up to `ttl` + `stale_for`  | used, while it is read again in the background; an outage changes nothing |
+|                            | (a file, with a `ttl` of one second, is waited for if it can be read)     |
 | older                      | `SecretUnavailable`                                                       |
 
 Each reference may say its own (`policy.keyterms.Terms`). With `on_outage` "hold" nothing is used past its
@@ -142,7 +143,8 @@ class KeyRing:
         return self._usable(entry, now)
 
     async def fetch(self, ref: KeyRef, *, fresh: bool = False) -> Credential:
-        """The value; waits at most `wait` seconds, and only when none is at hand.
+        """The value; waits at most `wait` seconds, and only when none is at hand, or, for one second at most,
+        when a near source (a file) is being looked at again.
 
         `fresh`: read the source again first, as after a refused login. If it cannot be read now, the value
         at hand is returned; the caller sees that its `version` is the same.
@@ -152,14 +154,19 @@ class KeyRing:
         """
         await trio.lowlevel.checkpoint()
         entry = self._entry(ref)
+        wait = self._wait
         if not (fresh or entry.must_read):
             credential = self.cached(ref)
             if credential is not None:
-                return credential
+                # What is read in a moment, such as a file, is waited for: somebody may have repaired it just
+                # now, and what is at hand may be what was wrong.
+                if entry.flight is None or not self._near(ref):
+                    return credential
+                wait = min(wait, LEAST_INTERVAL)
         urgent = fresh or entry.must_read
         flight = self._start(ref, entry, trio.current_time(), urgent=urgent)
         if flight is not None:
-            with trio.move_on_after(self._wait):
+            with trio.move_on_after(wait):
                 await flight.wait()
         now = trio.current_time()
         credential = self._usable(entry, now)
@@ -169,6 +176,11 @@ class KeyRing:
         if entry.credential is not None:
             reason += f"; the last value is {now - entry.credential.fetched:.0f} s old and not used any more"
         raise SecretUnavailable(f"{ref.name}: {reason}") from None
+
+    def _near(self, ref: KeyRef) -> bool:
+        """Whether its source is looked at again within a second anyway."""
+        fresh_for = self._sources[type(ref)].fresh_for
+        return fresh_for is not None and fresh_for <= LEAST_INTERVAL
 
     def source(self, ref: KeyRef) -> str:
         """A fingerprint of what a reference names, whatever its terms, comparable as versions are; "" for a

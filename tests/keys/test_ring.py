@@ -88,6 +88,29 @@ async def test_past_its_ttl_a_value_is_used_and_refreshed_meanwhile(autojump_clo
         assert len(source.reads) == 2
 
 
+async def test_a_near_source_is_waited_for_a_moment(autojump_clock: MockClock) -> None:
+    """A file that was just repaired is used at once, and one that hangs holds nobody up."""
+    source = FakeSource()
+    source.fresh_for = 1.0
+    source.seconds = 0.25
+    async with ring(source) as keys:
+        await keys.fetch(ONE)
+        source.value = "new"
+        await trio.sleep(10)
+        start = trio.current_time()
+        assert await outcome(keys) == "new"
+        assert trio.current_time() == start + 0.25
+        assert await outcome(keys) == "new" and trio.current_time() == start + 0.25, "it is fresh"
+        await trio.sleep(10)
+        source.value, source.seconds = "newer", 100
+        start = trio.current_time()
+        assert await outcome(keys) == "new"
+        assert trio.current_time() == start + 1
+        await trio.sleep(10)
+        source.value, source.seconds = DOWN, 0
+        assert await outcome(keys) == "new", "what cannot be read changes nothing"
+
+
 async def test_cached_refreshes_too(autojump_clock: MockClock) -> None:
     source = FakeSource()
     async with ring(source) as keys:
