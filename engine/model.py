@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from typing import Any, NewType
 
 import msgspec
 
-__all__ = ["Message", "MessageId", "QueueName", "new_message_id"]
+__all__ = ["Message", "MessageId", "QueueName", "bits_of", "bits_up_to", "new_message_id"]
 
 MessageId = NewType("MessageId", bytes)
 """16 bytes; `.hex()` is the text form in records and replies."""
@@ -27,6 +28,23 @@ def new_message_id() -> MessageId:
     time: a stock of them would be cloned with a running machine.
     """
     return MessageId(int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10))
+
+
+def bits_up_to(count: int) -> int:
+    """A bit for each of so many recipients, all set.
+
+    Recipients are counted by bits, and there may be any number of them. A module that is compiled must not
+    shift by itself: there ``1 << count`` may be a shift of C, which ends at 32 bits without a word.
+    """
+    return (1 << count) - 1
+
+
+def bits_of(indices: Iterable[int]) -> int:
+    """The bits of these recipients. See `bits_up_to`."""
+    found = 0
+    for index in indices:
+        found |= 1 << index
+    return found
 
 
 class QueueName(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,19 @@ def test_all_of_them_are_importable_as_plain_python() -> None:
     code = f"from importlib import import_module as m; print(*(m(n).__file__ for n in {NAMES}), sep='\\n')"
     run = python(code, POSTHORN_PURE="1")
     assert run.stdout.split() == [str(path.with_suffix(".py")) for path in TYPED], run.stderr
+
+
+@pytest.mark.parametrize("source", [path.with_suffix(".py") for path in TYPED], ids=lambda path: path.stem)
+def test_none_of_them_shifts_by_what_it_does_not_know(source: Path) -> None:
+    """``1 << count`` may be a shift of C there, of 32 bits (see `engine.model.bits_up_to`)."""
+    shifts = [
+        f"{source.name}:{node.lineno}"
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.BinOp | ast.AugAssign)
+        and isinstance(node.op, ast.LShift)
+        and not isinstance(node.right if isinstance(node, ast.BinOp) else node.value, ast.Constant)
+    ]
+    assert shifts == []
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import trio
 
 from engine.errors import HeldError, MessageUnreadable, SpoolError
 from engine.log import Log, Record
+from engine.model import bits_of, bits_up_to
 from engine.queues.queued import Queued
 from engine.queues.ready import ReadyQueue
 from engine.queues.retry import next_attempt
@@ -145,8 +146,7 @@ class Settler:
         for result, members in groups:
             verdict = result.verdict
             if verdict == "delivered" or verdict == "permanent":
-                for index in members:
-                    mask |= 1 << index
+                mask |= bits_of(members)
             elif verdict == "transient" or verdict == "uncertain":
                 counted = True
         if counted and not before:
@@ -154,7 +154,7 @@ class Settler:
         if mask:
             entry.done |= mask
             self._finish(entry, mask)
-        everyone = (1 << len(message.recipients)) - 1
+        everyone = bits_up_to(len(message.recipients))
         due: float | None = 0.0
         pending = everyone & ~entry.done
         if pending and last:
@@ -202,7 +202,7 @@ class Settler:
         assert message is not None
         due = self._next_due(entry, True, ready)
         if due is None:
-            self._expire(entry, message, ((1 << len(message.recipients)) - 1) & ~entry.done, ready)
+            self._expire(entry, message, bits_up_to(len(message.recipients)) & ~entry.done, ready)
         else:
             self._postpone(entry, due)
 
@@ -470,7 +470,7 @@ class Settler:
                     assert message is not None
                     if old:
                         todo.popleft()
-                        pending = ((1 << len(message.recipients)) - 1) & ~waiting.done
+                        pending = bits_up_to(len(message.recipients)) & ~waiting.done
                         self._expire(waiting, message, pending, ready)
                         continue
                     if note is not None:
@@ -491,7 +491,7 @@ class Settler:
         """Give up a message that got too old where no session saw it."""
         message = await self._message_of(entry)
         if message is not None:
-            self._expire(entry, message, ((1 << len(message.recipients)) - 1) & ~entry.done, None)
+            self._expire(entry, message, bits_up_to(len(message.recipients)) & ~entry.done, None)
 
     async def suspend(self, ready: ReadyQueue) -> None:
         """A rule keeps a ready queue standing still: a record of each message says so."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 import trio
 
 from engine.errors import SpoolError
-from engine.model import Message
+from engine.model import Message, bits_up_to
 from policy.units import Floor
 
 from .commit import Committer
@@ -138,7 +138,7 @@ class DurableSpool:
                 continue
             counters.recovered += 1
             due = each.message.first_attempt if state is None else handle.due - self._behind
-            done = ((1 << each.recipients) - 1) & ~handle.left
+            done = bits_up_to(each.recipients) & ~handle.left
             batch.append(Recovered(each.message, handle, handle.attempts, due, done))
         return batch
 

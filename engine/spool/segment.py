@@ -11,6 +11,8 @@ from array import array
 from bisect import bisect_left
 from zlib import crc32
 
+from engine.model import bits_up_to
+
 from .format import DATA_START, JOURNAL_START, Mark, cell_size, pack_cell
 from .protocol import Handle
 
@@ -118,7 +120,7 @@ class Segment:
         handles = []
         ordinal = len(self.handles)
         for count in recipients:
-            handle = Handle(self, ordinal, (1 << count) - 1)
+            handle = Handle(self, ordinal, bits_up_to(count))
             handles.append(handle)
             self._place(offset, length, slot, count)
             self.handles.append(handle)
@@ -133,7 +135,7 @@ class Segment:
         """Take in one message found on disk; the handle, or None when it is finished."""
         handle: Handle | None = None
         if state is None:
-            handle = Handle(self, len(self.handles), (1 << count) - 1)
+            handle = Handle(self, len(self.handles), bits_up_to(count))
         elif state[3]:
             seq, attempts, due, left = state
             handle = Handle(self, len(self.handles), left, attempts, due, seq)

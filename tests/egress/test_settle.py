@@ -274,6 +274,54 @@ async def test_only_those_without_a_result_expire(clock: MockClock) -> None:
     assert desk.settler.counters.expired == 1 and desk.spool.statistics().messages == 0
 
 
+many = pytest.mark.parametrize("number", [31, 32, 33, 63, 64, 65, 96, 100])
+"""A bit for each recipient, and more of them than an integer of C has."""
+
+
+def whom(desk: Desk, kind: str) -> list[str]:
+    """The recipients of all records of a kind."""
+    found: list[str] = []
+    for record in desk.records:
+        if record.type == kind:
+            found += [record.recipient] if isinstance(record.recipient, str) else record.recipient
+    return found
+
+
+@many
+async def test_many_recipients_without_a_result_are_tried_again(number: int, clock: MockClock) -> None:
+    desk = Desk()
+    entry = await desk.entry(number)
+    desk.settler.settle(entry, range(number), [DELIVERED] + [BUSY] * (number - 1), ready_queue(), None)
+    assert desk.timed == [entry] and not desk.gone
+    assert entry.done == 1 and entry.handle.left == (1 << number) - 2
+    results = [BUSY] * (number - 2) + [NO_USER]
+    assert await desk.settler.loaded(entry)
+    desk.settler.settle(entry, range(1, number), results, ready_queue(), None)
+    assert desk.timed == [entry, entry] and entry.handle.left == (1 << number - 1) - 2
+    assert await desk.settler.loaded(entry)
+    desk.settler.settle(entry, range(1, number - 1), [DELIVERED] * (number - 2), ready_queue(), None)
+    assert desk.gone == [entry] and not entry.handle.left
+    assert len(whom(desk, "Delivery")) == number - 1
+
+
+@many
+async def test_many_recipients_expire(number: int, clock: MockClock) -> None:
+    """Whoever gives them up: an attempt, a transaction that did not reach them, nobody, a hold."""
+    desk, ready = Desk(), ready_queue()
+    tried, put_off, unseen, waiting = [await desk.entry(number, age=2000) for _ in range(4)]
+    for entry in (tried, put_off, unseen, waiting):
+        entry.done = 0b10
+    desk.settler.settle(tried, [0], [BUSY], ready, None)
+    desk.settler.put_off(put_off, ready)
+    await desk.settler.expire(unseen)
+    probe = await desk.entry()
+    ready.put(waiting)
+    await desk.settler.hold(ready, probe, TROUBLE)
+    assert desk.gone == [tried, put_off, unseen, waiting]
+    assert whom(desk, "Expiration") == [f"r{i}@example.com" for i in range(number) if i != 1] * 4
+    assert all(not entry.handle.left & ~0b10 for entry in desk.gone)
+
+
 @pytest.mark.parametrize(("expires", "due"), [(50, 50), (5000, 100)])
 async def test_a_messages_own_end_replaces_the_queues(expires: float, due: float, clock: MockClock) -> None:
     desk = Desk()
