@@ -5,9 +5,8 @@ syncs, and the callers are woken; while the disk works the next group gathers. A
 only by a sync that began after all its octets were with the kernel, because a group is closed
 before its write begins.
 
-When is a group closed? Each costs about 150 us of processor time (a sync, two thread switches)
-however many share it, so on a busy loop a group of one would be dear and on an idle one waiting
-for company would be slow. Hence: when the loop is about to go to sleep, because then nobody who
+When is a group closed? Each costs a sync and two wake-ups, however many share it, so on a busy loop
+a group of one would be dear and on an idle one waiting for company would be slow. Hence: when the loop is about to go to sleep, because then nobody who
 could join is running; at the latest `_GATHER` after its first member came. Trio tells us when it is
 about to sleep (`Instrument.before_io_wait`).
 
@@ -142,8 +141,15 @@ class _Group:
         self.new = False
         self.files: list[OpenFile] = []
         self.fd = self.journal = -1
-        self.end = segment.end
-        self.slots_end = segment.slots_end
+        end, slots_end = segment.end, segment.slots_end
+        for waiting in members:
+            waiting.offset = end
+            waiting.slot = slots_end
+            end += waiting.length
+            slots_end += waiting.room
+        self.end = end
+        self.slots_end = slots_end
+        """Where the segment and its slots end once this is written."""
         self.error: OSError | None = None
         self.condemn = False
         """The segment was written to and its content is uncertain from its old end on."""
@@ -153,13 +159,7 @@ class _Group:
     def hand_over(self, writer: GroupWriter) -> bool:
         """Let the writer do it all, if a write and a sync are all. Raises: OSError when memory is short."""
         segment = self.segment
-        offset, slot = segment.end, segment.slots_end
-        for waiting in self.members:
-            waiting.offset = offset
-            waiting.slot = slot
-            offset += waiting.length
-            slot += waiting.room
-        if self.new or slot > segment.reserved:
+        if self.new or self.slots_end > segment.reserved:
             return False
         try:
             for waiting in self.members:
@@ -169,7 +169,6 @@ class _Group:
             writer.start(self.fd, segment.nonce, segment.end, segment.slots_end)
         except MemoryError:
             raise OSError(errno.ENOMEM, "out of memory") from None
-        self.end, self.slots_end = offset, slot
         return True
 
     def run_blocking(self, unwritten: int, unsynced: int) -> None:
@@ -194,32 +193,30 @@ class _Group:
 
     def _write(self) -> None:
         shelf, segment, fd = self.shelf, self.segment, self.fd
-        nonce = segment.nonce
-        begin = offset = segment.end
-        slot = segment.slots_end
         parts: list[bytes | memoryview] = []
         for waiting in self.members:
             head, tail = pack_record(
-                nonce, offset, slot, waiting.envelopes, waiting.recipients, waiting.bodies, waiting.length
+                segment.nonce,
+                waiting.offset,
+                waiting.slot,
+                waiting.envelopes,
+                waiting.recipients,
+                waiting.bodies,
+                waiting.length,
             )
             parts.append(head)
             parts.extend(waiting.bodies)
             parts.append(tail)
-            waiting.offset = offset
-            waiting.slot = slot
-            offset += waiting.length
-            slot += waiting.room
-        if slot > segment.reserved:
-            shelf.reserve_blocking(segment, self.journal, slot)
+        if self.slots_end > segment.reserved:
+            shelf.reserve_blocking(segment, self.journal, self.slots_end)
         try:
-            write_parts(shelf.files, fd, parts, begin)
+            write_parts(shelf.files, fd, parts, segment.end)
         except OSError as error:
             self._give_up_writing(error)
         try:
             sync_file(shelf.files, fd)
         except OSError as error:
             self._give_up_syncing(error)
-        self.end, self.slots_end = offset, slot
 
     def _give_up_writing(self, error: OSError) -> NoReturn:
         # Nothing was synced, so cutting the file leaves it as it was: if the disk only was full.
