@@ -6,9 +6,9 @@ only by a sync that began after all its octets were with the kernel, because a g
 before its write begins.
 
 When is a group closed? Each costs a sync and two wake-ups, however many share it, so on a busy loop
-a group of one would be dear and on an idle one waiting for company would be slow. Hence: when the loop is about to go to sleep, because then nobody who
-could join is running; at the latest `_GATHER` after its first member came. Trio tells us when it is
-about to sleep (`Instrument.before_io_wait`).
+a group of one would be dear and on an idle one waiting for company would be slow. Hence: when the
+loop is about to go to sleep, because then nobody who could join is running; at the latest `_GATHER`
+after its first member came. Trio tells us when it is about to sleep (`Instrument.before_io_wait`).
 
 The thread is one for the life of the spool and reports through an eventfd: half the cost of a
 `to_thread` call per group (bench/results). An ordinary group is written without the interpreter's
